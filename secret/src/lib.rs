@@ -1,1 +1,11 @@
-//! Skeleton.
+//! Secret memory and the few system calls that need unsafe code.
+//!
+//! The lowest layer of latchkey: [`Secret`] and [`SecretBytes`] hold key material on pages of their own that are
+//! locked, left out of core dumps, never move and are wiped when they go; [`process`] hardens the process that
+//! holds them. This is the only crate with unsafe code.
+#![allow(unsafe_code)]
+
+mod memory;
+pub mod process;
+
+pub use memory::{Secret, SecretBytes, SecretError};
