@@ -112,6 +112,16 @@ impl SecretBytes {
         })
     }
 
+    /// `length` zero bytes, to be filled in place.
+    ///
+    /// # Errors
+    /// `Memory` if the kernel gives no pages.
+    pub fn zeroed(length: usize) -> Result<Self, SecretError> {
+        let mut secret = Self::with_capacity(length)?;
+        secret.length = length;
+        Ok(secret)
+    }
+
     /// Reads `source` to its end.
     ///
     /// # Errors
@@ -164,6 +174,12 @@ impl SecretBytes {
     /// The bytes, for the one use they are for.
     pub fn expose_secret(&self) -> &[u8] {
         &self.pages.bytes()[..self.length]
+    }
+
+    /// The bytes, to be written in place.
+    pub fn expose_secret_mut(&mut self) -> &mut [u8] {
+        let length = self.length;
+        &mut self.pages.bytes_mut()[..length]
     }
 
     /// Number of bytes.

@@ -1,0 +1,304 @@
+//! The JSON types of the HTTP interface, version 1, with their limits.
+//!
+//! Unknown and duplicate fields are refused on both sides: a peer that says something that we do not understand
+//! is not one that we may guess at. The `version` field of each body tells which rules hold.
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::encoding::Bytes;
+use crate::ids::{Generation, RequestId, VolumeId};
+use crate::release::SealedShare;
+
+/// The version of every body in this module.
+pub const VERSION: u32 = 1;
+/// Most bytes of a request's or an answer's body.
+pub const BODY_LIMIT: usize = 64 * 1024;
+/// Most volumes in one request.
+pub const VOLUMES_LIMIT: usize = 64;
+/// Most bytes of any free text in a body.
+pub const TEXT_LIMIT: usize = 4096;
+
+/// `/v1/join`: no client certificate.
+pub const JOIN: &str = "/v1/join";
+/// `/v1/volumes`: host key. `DELETE /v1/volumes/ID` retires one.
+pub const VOLUMES: &str = "/v1/volumes";
+/// `/v1/release`: boot key.
+pub const RELEASE: &str = "/v1/release";
+/// `/v1/proof`: host key.
+pub const PROOF: &str = "/v1/proof";
+/// `/v1/report`: host key.
+pub const REPORT: &str = "/v1/report";
+/// `/v1/status`: host key.
+pub const STATUS: &str = "/v1/status";
+
+/// The field `version`: anything but [`VERSION`] fails to parse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Version(u32);
+
+impl Default for Version {
+    fn default() -> Self {
+        Self(VERSION)
+    }
+}
+
+impl<'de> Deserialize<'de> for Version {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match u32::deserialize(deserializer)? {
+            VERSION => Ok(Self(VERSION)),
+            other => Err(serde::de::Error::custom(format_args!(
+                "version {other} is not spoken here, only {VERSION}"
+            ))),
+        }
+    }
+}
+
+/// Text of at most [`TEXT_LIMIT`] bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Text(String);
+
+impl Text {
+    /// `text`, cut to the limit at a character boundary.
+    pub fn cut(text: &str) -> Self {
+        let mut end = text.len().min(TEXT_LIMIT);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        Self(text[..end].to_owned())
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.len() > TEXT_LIMIT {
+            return Err(serde::de::Error::custom(format_args!(
+                "a text of more than {TEXT_LIMIT} bytes"
+            )));
+        }
+        Ok(Self(text))
+    }
+}
+
+/// Trades the secret of a join token for certificates.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinRequest {
+    /// 1.
+    pub version: Version,
+    /// The join token's one-time secret.
+    pub secret: Bytes<32>,
+    /// PKCS#10 request in PEM for the boot key; only its key counts.
+    pub boot_csr: Text,
+    /// PKCS#10 request in PEM for the host key; only its key counts.
+    pub host_csr: Text,
+}
+
+/// The answer to a [`JoinRequest`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinAnswer {
+    /// 1.
+    pub version: Version,
+    /// Certificate of the boot key, PEM.
+    pub boot_certificate: Text,
+    /// Certificate of the host key, PEM.
+    pub host_certificate: Text,
+}
+
+/// Registers a volume under an id that the client chose. Idempotent for the same client and id.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeRequest {
+    /// 1.
+    pub version: Version,
+    /// Binds the answer's sealed share.
+    pub request: RequestId,
+    /// X25519 public key that the share is sealed to.
+    pub ephemeral_key: Bytes<32>,
+    /// The id.
+    pub volume: VolumeId,
+    /// What people call it: the mapping's name and the UUID in its header.
+    pub label: Text,
+}
+
+/// The answer to a [`VolumeRequest`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeAnswer {
+    /// 1.
+    pub version: Version,
+    /// The current generation.
+    pub generation: Generation,
+    /// Its share.
+    pub sealed: SealedShare,
+    /// The policy in force, in one sentence.
+    pub policy: Text,
+}
+
+/// The answer to `DELETE /v1/volumes/ID`, and to a [`BootReport`].
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Done {
+    /// 1.
+    pub version: Version,
+}
+
+/// Asks for the shares of all volumes of one boot session (`/v1/release`, boot key), or for a proof of them
+/// (`/v1/proof`, host key).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseRequest {
+    /// 1.
+    pub version: Version,
+    /// The boot session.
+    pub request: RequestId,
+    /// X25519 public key of the boot session.
+    pub ephemeral_key: Bytes<32>,
+    /// The volumes, each once, at most [`VOLUMES_LIMIT`].
+    #[serde(deserialize_with = "distinct_volumes")]
+    pub volumes: Vec<WantedVolume>,
+    /// What the machine says of this boot; a tripwire, no evidence.
+    pub facts: BootFacts,
+}
+
+/// One volume of a [`ReleaseRequest`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WantedVolume {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The generation of the share that its envelope needs.
+    pub generation: Generation,
+}
+
+/// Facts of a boot, as the agent saw them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootFacts {
+    /// Kernel release, as uname(2) tells it.
+    pub kernel: Text,
+    /// SHA-256 of `/proc/cmdline`.
+    pub command_line: Bytes<32>,
+    /// When the initramfs was built, Unix seconds; 0 where there is none (a proof).
+    pub image_built: u64,
+}
+
+/// The answer to a [`ReleaseRequest`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseAnswer {
+    /// 1.
+    pub version: Version,
+    /// One verdict for each volume asked for, in the same order.
+    pub verdicts: Vec<VolumeVerdict>,
+}
+
+/// The verdict on one volume.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeVerdict {
+    /// The volume.
+    pub volume: VolumeId,
+    /// What was decided.
+    pub verdict: Verdict,
+}
+
+/// What a key server decided on one volume.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Verdict {
+    /// The share, sealed to the boot session.
+    Released {
+        /// Its generation.
+        generation: Generation,
+        /// The sealed share.
+        sealed: SealedShare,
+    },
+    /// Waiting for a person, who needs this code from the machine's console.
+    Pending {
+        /// The request's short number, as `latchkeyd approve ID CODE` takes it.
+        id: Text,
+        /// The code.
+        code: Text,
+        /// Seconds until the agent should ask again.
+        retry_after: u32,
+    },
+    /// Refused.
+    Denied {
+        /// Why, for the console.
+        reason: Text,
+        /// Seconds until the agent should ask again.
+        retry_after: u32,
+    },
+    /// The share is gone for good.
+    Destroyed,
+}
+
+/// What happened at boot, sent by the running system (`/v1/report`).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootReport {
+    /// 1.
+    pub version: Version,
+    /// The boot session, if one was begun.
+    pub request: Option<RequestId>,
+    /// The outcome and every step with its time, as the console showed it.
+    pub lines: Vec<Text>,
+}
+
+/// The answer of `GET /v1/status`: what the server holds of the client that asks.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StatusAnswer {
+    /// 1.
+    pub version: Version,
+    /// The client's volumes.
+    pub volumes: Vec<VolumeStatus>,
+}
+
+/// One volume in a [`StatusAnswer`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeStatus {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its current generation.
+    pub generation: Generation,
+    /// The policy in force, in one sentence.
+    pub policy: Text,
+    /// Whether its share was destroyed.
+    pub destroyed: bool,
+}
+
+/// The body of every refusal and failure that is not a verdict.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ErrorAnswer {
+    /// 1.
+    pub version: Version,
+    /// What went wrong, for the operator; the same text for every stranger.
+    pub error: Text,
+}
+
+fn distinct_volumes<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<WantedVolume>, D::Error> {
+    let volumes = Vec::<WantedVolume>::deserialize(deserializer)?;
+    let mut seen = std::collections::BTreeSet::new();
+    if volumes.is_empty()
+        || volumes.len() > VOLUMES_LIMIT
+        || !volumes.iter().all(|v| seen.insert(v.volume))
+    {
+        return Err(serde::de::Error::custom(format_args!(
+            "volumes must be 1 to {VOLUMES_LIMIT} and each named once"
+        )));
+    }
+    Ok(volumes)
+}
