@@ -1,1 +1,14 @@
-//! Skeleton.
+//! The key server: keeps one half of what opens a volume and releases it as the policy says.
+//!
+//! [`store`] keeps sealed [`records`]; [`policy`] decides; [`service`] is everything that agents and the
+//! administrator can ask for, without network; [`audit`] is the chain that every change and release stands in.
+#![forbid(unsafe_code)]
+
+pub mod audit;
+pub mod clock;
+pub mod master_key;
+pub mod policy;
+pub mod records;
+pub mod sealed;
+pub mod service;
+pub mod store;

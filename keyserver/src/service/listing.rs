@@ -1,0 +1,127 @@
+//! What the administrator is shown, as serde types and as lines of text.
+
+use std::net::IpAddr;
+
+use latchkey_protocol::encoding::Bytes;
+use latchkey_protocol::ids::{ClientName, Generation, RequestId, VolumeId};
+use serde::{Deserialize, Serialize};
+
+use crate::clock::UnixMillis;
+use crate::policy::Policy;
+use crate::records::SessionState;
+
+/// A client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ClientListing {
+    /// Its name.
+    pub name: ClientName,
+    /// How it stands.
+    pub state: ClientState,
+    /// When it was invited first.
+    pub created: UnixMillis,
+    /// When it joined.
+    pub joined: Option<UnixMillis>,
+    /// From where it joined.
+    pub joined_from: Option<IpAddr>,
+    /// Its boot key.
+    pub boot_key: Option<Bytes<32>>,
+    /// Its host key.
+    pub host_key: Option<Bytes<32>>,
+    /// When it was revoked.
+    pub revoked: Option<UnixMillis>,
+    /// How many volumes it has.
+    pub volumes: usize,
+}
+
+/// How a client stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClientState {
+    /// Invited, and has not joined.
+    Invited,
+    /// Was invited, has not joined, and the invitation has ended.
+    Expired,
+    /// Joined.
+    Joined,
+    /// Revoked.
+    Revoked,
+}
+
+/// A volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct VolumeListing {
+    /// Its id.
+    pub id: VolumeId,
+    /// Whose it is.
+    pub client: ClientName,
+    /// What people call it.
+    pub label: String,
+    /// The current share's generation.
+    pub generation: Generation,
+    /// Its policy.
+    pub policy: Policy,
+    /// Its policy in one sentence.
+    pub policy_text: String,
+    /// When it was registered.
+    pub created: UnixMillis,
+    /// When the client gave it up.
+    pub retired: Option<UnixMillis>,
+    /// When its share was destroyed.
+    pub destroyed: Option<UnixMillis>,
+}
+
+/// An open boot session. Its code is not here: that is what the machine's console is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RequestListing {
+    /// What `approve` and `deny` take.
+    pub id: String,
+    /// The agent's own id of the session.
+    pub request: RequestId,
+    /// The client.
+    pub client: ClientName,
+    /// The volumes.
+    pub volumes: Vec<RequestedVolume>,
+    /// Where it came from.
+    pub peer: IpAddr,
+    /// How it stands.
+    pub state: SessionState,
+    /// When it began.
+    pub created: UnixMillis,
+    /// When it ends.
+    pub expires: UnixMillis,
+    /// Wrong codes that are still allowed.
+    pub attempts_left: u32,
+    /// Whether the same client has another open session: one of them may be a copy of the machine.
+    pub conflict: bool,
+}
+
+/// One volume of a boot session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RequestedVolume {
+    /// Its id.
+    pub id: VolumeId,
+    /// What people call it.
+    pub label: String,
+}
+
+/// What destroying a share reached, and what it did not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Destruction {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Whose it was.
+    pub client: ClientName,
+    /// What people call it.
+    pub label: String,
+    /// When.
+    pub destroyed: UnixMillis,
+    /// What was done.
+    pub done: Vec<String>,
+    /// Copies that may exist and were not reached.
+    pub not_reached: Vec<String>,
+}
