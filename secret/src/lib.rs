@@ -7,5 +7,7 @@
 
 mod memory;
 pub mod process;
+pub mod udev;
+pub mod wiping_free;
 
 pub use memory::{Secret, SecretBytes, SecretError};
