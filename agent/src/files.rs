@@ -1,0 +1,513 @@
+//! Where latchkey's files lie on a client, and with which modes: the one place that knows.
+//!
+//! Every path is below a root, `/` unless a test says otherwise. Private keys are read onto locked pages only.
+//! All that latchkey writes is 0600 in folders of 0700: names of volumes and key servers are nobody's business.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use latchkey_protocol::token::{ADDRESSES_LIMIT, Address};
+use latchkey_protocol::{ClientName, ServerId};
+use latchkey_secret::{SecretBytes, SecretError};
+use serde::{Deserialize, Serialize};
+
+/// Most bytes of any file that we read as a whole.
+const FILE_LIMIT: u64 = 256 * 1024;
+/// Most bytes of a private key file.
+const KEY_LIMIT: usize = 4096;
+/// Mode of every file we write.
+const FILE_MODE: u32 = 0o600;
+/// Mode of every folder we make.
+const DIR_MODE: u32 = 0o700;
+
+/// All paths of a client, below one root.
+#[derive(Debug, Clone)]
+pub struct Files {
+    root: PathBuf,
+}
+
+/// The folder of one joined key server, with its settings.
+#[derive(Debug, Clone)]
+pub struct ServerFiles {
+    /// `/etc/latchkey/servers/<first 16 digits of its id>`.
+    pub dir: PathBuf,
+    /// `server.toml`.
+    pub settings: ServerSettings,
+}
+
+/// `server.toml`: who a key server is, where it listens, and who we are to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ServerSettings {
+    /// The fingerprint of its CA.
+    pub id: ServerId,
+    /// Our name there.
+    pub client: ClientName,
+    /// `HOST:PORT` each, asked in this order; 1 to 8.
+    pub addresses: Vec<Address>,
+    /// When this machine joined, Unix seconds: server certificates that ended before are refused.
+    pub joined: u64,
+}
+
+/// Which of the two identities.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// `boot.key`: lies in the initramfs, may only ask for releases.
+    Boot,
+    /// `host.key`: stays on the encrypted disk, for everything else.
+    Host,
+}
+
+/// A file of ours could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum FilesError {
+    /// Reading failed.
+    #[error("failed to read '{}'", .path.display())]
+    Read {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Reading a private key failed.
+    #[error("failed to read '{}'", .path.display())]
+    ReadKey {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: SecretError,
+    },
+    /// Writing failed; what was there before is still there.
+    #[error("failed to write '{}'", .path.display())]
+    Write {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Not the TOML or JSON it should be.
+    #[error("'{}' is not understood: {reason}\ncorrect the file, or restore it from a backup", .path.display())]
+    Format {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Files {
+    /// The files of the running system.
+    pub fn system() -> Self {
+        Self::under("/")
+    }
+
+    /// The files below `root`.
+    pub fn under(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// `absolute` below the root.
+    pub fn path(&self, absolute: &str) -> PathBuf {
+        self.root.join(absolute.trim_start_matches('/'))
+    }
+
+    /// `/etc/crypttab`.
+    pub fn crypttab(&self) -> PathBuf {
+        self.path("/etc/crypttab")
+    }
+
+    /// `/etc/latchkey/network.json`: the recorded network.
+    pub fn network(&self) -> PathBuf {
+        self.path("/etc/latchkey/network.json")
+    }
+
+    /// `/var/lib/latchkey`: header backups and the journals of `bind`.
+    pub fn state(&self) -> PathBuf {
+        self.path("/var/lib/latchkey")
+    }
+
+    /// `/run/latchkey`: what the boot left; no secrets.
+    pub fn runtime(&self) -> PathBuf {
+        self.path("/run/latchkey")
+    }
+
+    /// `/etc/latchkey/servers`.
+    pub fn servers_dir(&self) -> PathBuf {
+        self.path("/etc/latchkey/servers")
+    }
+
+    /// The folder of the key server `id`, whether it exists or not.
+    pub fn server_dir(&self, id: &ServerId) -> PathBuf {
+        self.servers_dir().join(id.short())
+    }
+
+    /// Every key server that this machine has joined, in the order of their ids; one that cannot be read does
+    /// not hide the others. Empty if the machine never joined.
+    ///
+    /// # Errors
+    /// `Read` if the folder exists but cannot be listed.
+    pub fn servers(&self) -> Result<Vec<Result<ServerFiles, FilesError>>, FilesError> {
+        let path = self.servers_dir();
+        let read_error = |source| FilesError::Read {
+            path: path.clone(),
+            source,
+        };
+        let entries = match fs::read_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(read_error)?,
+        };
+        let mut dirs = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(read_error)?;
+            // Others are unfinished joins and what editors leave behind.
+            if is_short_id(&entry.file_name().to_string_lossy()) {
+                dirs.push(entry.path());
+            }
+        }
+        dirs.sort();
+        Ok(dirs.into_iter().map(ServerFiles::read).collect())
+    }
+
+    /// As [`Files::servers`], but one that cannot be read is an error.
+    ///
+    /// # Errors
+    /// `Read`, `Format`.
+    pub fn all_servers(&self) -> Result<Vec<ServerFiles>, FilesError> {
+        self.servers()?.into_iter().collect()
+    }
+}
+
+impl ServerFiles {
+    /// Reads `dir/server.toml`.
+    ///
+    /// # Errors
+    /// `Read`, `Format`.
+    pub fn read(dir: PathBuf) -> Result<Self, FilesError> {
+        let path = dir.join("server.toml");
+        let text = read_text(&path)?;
+        let format = |reason: String| FilesError::Format {
+            path: path.clone(),
+            reason,
+        };
+        let settings: ServerSettings =
+            toml::from_str(&text).map_err(|error| format(error.message().to_owned()))?;
+        if !(1..=ADDRESSES_LIMIT).contains(&settings.addresses.len()) {
+            return Err(format(format!(
+                "'addresses' must hold 1 to {ADDRESSES_LIMIT} addresses"
+            )));
+        }
+        if dir
+            .file_name()
+            .is_none_or(|name| name.to_string_lossy() != settings.id.short())
+        {
+            return Err(format(format!(
+                "'id' belongs into the folder '{}'",
+                settings.id.short()
+            )));
+        }
+        Ok(Self { dir, settings })
+    }
+
+    /// `ca.pem`.
+    ///
+    /// # Errors
+    /// `Read`.
+    pub fn ca(&self) -> Result<Vec<u8>, FilesError> {
+        read(&self.dir.join("ca.pem"))
+    }
+
+    /// The private key of `role`, in PEM.
+    ///
+    /// # Errors
+    /// `ReadKey`.
+    pub fn key(&self, role: Role) -> Result<SecretBytes, FilesError> {
+        read_key(&self.key_path(role))
+    }
+
+    /// Where the private key of `role` lies.
+    pub fn key_path(&self, role: Role) -> PathBuf {
+        self.dir.join(role.key_name())
+    }
+
+    /// The certificate of `role`, in PEM.
+    ///
+    /// # Errors
+    /// `Read`.
+    pub fn certificate(&self, role: Role) -> Result<Vec<u8>, FilesError> {
+        read(&self.dir.join(role.certificate_name()))
+    }
+}
+
+impl Role {
+    /// The name of the key's file.
+    pub fn key_name(self) -> &'static str {
+        match self {
+            Self::Boot => "boot.key",
+            Self::Host => "host.key",
+        }
+    }
+
+    /// The name of the certificate's file.
+    pub fn certificate_name(self) -> &'static str {
+        match self {
+            Self::Boot => "boot.pem",
+            Self::Host => "host.pem",
+        }
+    }
+}
+
+/// The content of a file of at most 256 KiB.
+///
+/// # Errors
+/// `Read`.
+pub fn read(path: &Path) -> Result<Vec<u8>, FilesError> {
+    let error = |source| FilesError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let mut content = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(FILE_LIMIT + 1).read_to_end(&mut content))
+        .map_err(error)?;
+    if content.len() as u64 > FILE_LIMIT {
+        return Err(error(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("the file is larger than {FILE_LIMIT} bytes"),
+        )));
+    }
+    Ok(content)
+}
+
+/// As [`read`], for UTF-8 text.
+///
+/// # Errors
+/// `Read`, `Format`.
+pub fn read_text(path: &Path) -> Result<String, FilesError> {
+    String::from_utf8(read(path)?).map_err(|_| FilesError::Format {
+        path: path.to_owned(),
+        reason: "it is not UTF-8 text".to_owned(),
+    })
+}
+
+/// A private key's file, read onto locked pages.
+///
+/// # Errors
+/// `ReadKey`.
+pub fn read_key(path: &Path) -> Result<SecretBytes, FilesError> {
+    let error = |source| FilesError::ReadKey {
+        path: path.to_owned(),
+        source,
+    };
+    let mut file = File::open(path).map_err(|source| error(SecretError::Read(source)))?;
+    SecretBytes::read_from(&mut file, KEY_LIMIT).map_err(error)
+}
+
+/// Makes the folder `path` and those above it, 0700 each where they did not exist.
+///
+/// # Errors
+/// `Write`.
+pub fn make_dir(path: &Path) -> Result<(), FilesError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(DIR_MODE)
+        .create(path)
+        .map_err(|source| FilesError::Write {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// Writes a file that must not exist yet, 0600, and syncs it.
+///
+/// # Errors
+/// `Write`.
+pub fn write_new(path: &Path, content: &[u8]) -> Result<(), FilesError> {
+    create(path, content).map_err(|source| FilesError::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Writes or replaces a file, 0600: after a power cut it holds the old or the new content, nothing between.
+///
+/// # Errors
+/// `Write`.
+pub fn replace(path: &Path, content: &[u8]) -> Result<(), FilesError> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let new = path.with_file_name(name);
+    let write = || {
+        // What an interrupted run left is worth nothing.
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        create(&new, content)?;
+        fs::rename(&new, path)?;
+        sync_dir_of(path)
+    };
+    write().map_err(|source| FilesError::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Renames a file or folder within one folder, durably.
+///
+/// # Errors
+/// `Write`.
+pub fn rename(from: &Path, to: &Path) -> Result<(), FilesError> {
+    fs::rename(from, to)
+        .and_then(|()| sync_dir_of(to))
+        .map_err(|source| FilesError::Write {
+            path: to.to_owned(),
+            source,
+        })
+}
+
+/// Removes a file, durably; it need not exist.
+///
+/// # Errors
+/// `Write`.
+pub fn remove(path: &Path) -> Result<(), FilesError> {
+    let remove = || match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => sync_dir_of(path),
+    };
+    remove().map_err(|source| FilesError::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn create(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(FILE_MODE)
+        .open(path)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    sync_dir_of(path)
+}
+
+fn sync_dir_of(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+fn is_short_id(name: &str) -> bool {
+    name.len() == 16
+        && name
+            .bytes()
+            .all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn settings() -> ServerSettings {
+        ServerSettings {
+            id: ServerId::from_bytes([7; 32]),
+            client: "web-1".parse().unwrap(),
+            addresses: vec!["keys.example.org".parse().unwrap()],
+            joined: 1_795_000_000,
+        }
+    }
+
+    fn server_with(text: &str) -> Result<ServerFiles, FilesError> {
+        let root = tempfile::tempdir().unwrap();
+        let files = Files::under(root.path());
+        let dir = files.server_dir(&settings().id);
+        make_dir(&dir).unwrap();
+        write_new(&dir.join("server.toml"), text.as_bytes()).unwrap();
+        files.servers().unwrap().remove(0)
+    }
+
+    #[test]
+    fn server_settings_read_back() {
+        let text = toml::to_string(&settings()).unwrap();
+        assert_eq!(server_with(&text).unwrap().settings, settings());
+    }
+
+    #[test]
+    fn unknown_and_wrong_settings_are_refused_and_named() {
+        let text = toml::to_string(&settings()).unwrap();
+        for (text, expected) in [
+            (format!("{text}proxy = \"x\"\n"), "unknown field `proxy`"),
+            (
+                text.replace("keys.example.org:7443", "a b"),
+                "not an address",
+            ),
+            (text.replace("[\"keys.example.org:7443\"]", "[]"), "1 to 8"),
+            (text.replace("0707", "0808"), "belongs into the folder"),
+            (text.replace("client", "name"), "unknown field `name`"),
+            (text[..text.len() / 2].to_owned(), "'"),
+            (String::new(), "missing field"),
+            ("\u{0}".to_owned(), "'"),
+        ] {
+            let error = server_with(&text).unwrap_err();
+            assert!(matches!(error, FilesError::Format { .. }), "{text}");
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_broken_server_does_not_hide_the_others() {
+        let root = tempfile::tempdir().unwrap();
+        let files = Files::under(root.path());
+        assert!(files.servers().unwrap().is_empty());
+        make_dir(&files.servers_dir().join("0000000000000000")).unwrap();
+        make_dir(&files.servers_dir().join("0707070707070707.joining")).unwrap();
+        let dir = files.server_dir(&settings().id);
+        make_dir(&dir).unwrap();
+        replace(
+            &dir.join("server.toml"),
+            toml::to_string(&settings()).unwrap().as_bytes(),
+        )
+        .unwrap();
+        let servers = files.servers().unwrap();
+        assert_eq!(servers.len(), 2);
+        assert!(servers[0].is_err());
+        assert_eq!(servers[1].as_ref().unwrap().settings, settings());
+        assert!(files.all_servers().is_err());
+    }
+
+    #[test]
+    fn what_we_write_is_for_root_alone_and_replaced_whole() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a/b");
+        make_dir(path.parent().unwrap()).unwrap();
+        replace(&path, b"one").unwrap();
+        write_new(&path.with_file_name("b.new"), b"left by a crash").unwrap();
+        replace(&path, b"two").unwrap();
+        assert_eq!(read(&path).unwrap(), b"two");
+        assert!(write_new(&path, b"three").is_err());
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(mode(path.parent().unwrap()), 0o700);
+        remove(&path).unwrap();
+        remove(&path).unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn oversized_files_and_keys_are_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a");
+        write_new(&path, &vec![b'x'; FILE_LIMIT as usize + 1]).unwrap();
+        assert!(read(&path).is_err());
+        assert!(read_key(&path).is_err());
+    }
+}
