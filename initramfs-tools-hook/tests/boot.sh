@@ -1,0 +1,255 @@
+#!/bin/sh
+#
+# shellcheck disable=SC2016 # scripts are written here, not run
+#
+# Runs the boot scripts in a fake initramfs, with an agent that is a script, under dash and, where there is one,
+# busybox. The absolute paths are replaced in copies of the scripts; nothing else of them is changed. That the real
+# agent boots a real machine with them is what the boot tests show.
+
+set -eu
+here="$(cd "${0%/*}/.." && pwd)"
+top="$(mktemp -d)"
+trap 'rm -rf "$top"' EXIT
+failures=0
+
+main()
+{
+	for shell in sh "busybox sh"; do
+		command -v "${shell%% *}" >/dev/null || continue
+		a_machine_that_has_not_joined_boots_as_before
+		latchkey_off_skips_the_agent
+		cryptopts_skips_the_agent
+		without_crypttab_there_is_nothing_to_do
+		the_native_prompt_follows_the_agent
+		an_agent_that_crashes_leaves_the_native_prompt
+		late_disks_are_waited_for_in_local_block
+		a_broken_wait_waits_for_the_agent
+		no_shell_before_the_credentials_are_gone
+		a_good_root_boots_on
+		a_foreign_root_stops_the_boot
+		a_hibernated_machine_resumes_without_credentials
+	done
+	[ "$failures" -eq 0 ] || { echo "$failures failed"; exit 1; }
+	echo "boot scripts: all passed"
+}
+
+a_machine_that_has_not_joined_boots_as_before()
+{
+	initramfs
+	rm -r "$root/etc/latchkey"
+	for stage in local-top local-block local-premount local-bottom panic; do
+		run "$stage"
+		expect "$status $output" "0 "
+	done
+	expect "$(calls)" ""
+}
+
+latchkey_off_skips_the_agent()
+{
+	initramfs
+	echo "root=/dev/x latchkey=off quiet" >"$root/cmdline"
+	run local-top
+	expect "$status" 0
+	run local-bottom
+	expect "$status" 0
+	expect "$(calls)" ""
+	expect_wiped
+}
+
+cryptopts_skips_the_agent()
+{
+	initramfs
+	echo "root=/dev/x cryptopts=" >"$root/cmdline"
+	run local-top
+	expect "$status $(calls)" "0 "
+	expect_wiped
+}
+
+without_crypttab_there_is_nothing_to_do()
+{
+	initramfs
+	true >"$root/cryptroot/crypttab"
+	run local-top
+	expect "$status $(calls)" "0 "
+	expect_wiped
+}
+
+the_native_prompt_follows_the_agent()
+{
+	initramfs
+	touch -d @1 "$root/cryptroot/crypttab"
+	run local-top
+	expect "$status" 0
+	expect "$(calls)" "unlock wait:--device-timeout:5 cleanup"
+	expect_wiped
+	[ "$root/cryptroot/crypttab" -nt "$root/old" ] || wrong "cryptroot-unlock would say: try again later"
+	expect "$(stat -c %a "$root/run/cryptsetup")" 700
+}
+
+an_agent_that_crashes_leaves_the_native_prompt()
+{
+	initramfs
+	agent unlock 'kill -ABRT $$'
+	agent cleanup 'kill -ABRT $$'
+	run local-top
+	expect "$status" 0
+	expect_wiped
+	run local-block
+	expect "$status" 0
+}
+
+late_disks_are_waited_for_in_local_block()
+{
+	initramfs
+	agent unlock 'while [ ! -e ended ]; do sleep 0.1; done'
+	agent wait '[ "$4" = 1 ] || exit 1; touch ended; until_gone "$2"'
+	run local-top
+	expect "$status" 0
+	lives || wrong "the agent was ended although its disks may still come"
+	[ -e "$key" ] || wrong "the boot key was wiped under a living agent"
+	run local-block
+	expect "$status" 0
+	! lives || wrong "local-block did not wait"
+	run local-block
+	expect "$(calls)" "unlock wait:--device-timeout:5 wait:--device-timeout:1 cleanup"
+	expect_wiped
+}
+
+a_broken_wait_waits_for_the_agent()
+{
+	initramfs
+	agent unlock 'sleep 0.5; echo done >>calls'
+	agent wait 'exit 101'
+	run local-top
+	expect "$status" 0
+	expect "$(calls)" "unlock wait:--device-timeout:5 done cleanup"
+}
+
+no_shell_before_the_credentials_are_gone()
+{
+	initramfs
+	agent unlock 'while [ ! -e ended ]; do sleep 0.1; done'
+	agent wait 'exit 1'
+	agent cleanup 'touch ended'
+	run local-top
+	run panic
+	expect "$status" 0
+	expect "$(calls)" "unlock wait:--device-timeout:5 cleanup"
+	expect_wiped
+}
+
+a_good_root_boots_on()
+{
+	initramfs
+	run local-top
+	run local-bottom
+	expect "$status $output" "0 "
+	expect "$(calls)" "unlock wait:--device-timeout:5 cleanup finish"
+}
+
+a_foreign_root_stops_the_boot()
+{
+	initramfs
+	agent finish 'exit 1'
+	run local-top
+	run local-bottom
+	case "$output" in *"panic: latchkey: root does not lie on"*) ;; *) wrong "no panic: $output" ;; esac
+}
+
+a_hibernated_machine_resumes_without_credentials()
+{
+	for kind in swap swsuspend; do
+		initramfs
+		agent unlock 'while [ ! -e ended ]; do sleep 0.1; done'
+		agent wait 'exit 1'
+		agent cleanup 'touch ended'
+		echo "$kind" >"$root/fstype"
+		run local-top
+		resume=/dev/x run local-premount
+		case "$kind" in
+		swap) expect "$(calls)" "unlock wait:--device-timeout:5" ;;
+		*) expect "$(calls)" "unlock wait:--device-timeout:5 cleanup" ;;
+		esac
+		touch "$root/agent/ended"
+	done
+}
+
+# An initramfs of a machine that has joined. The agent is a copy of the shell: `latchkey WORD` runs the script WORD.
+initramfs()
+{
+	rm -rf "$top/root"
+	root="$top/root"
+	key="$root/etc/latchkey/servers/0123456789abcdef/boot.key"
+	mkdir -p "$root/etc/latchkey/servers/0123456789abcdef" "$root/usr/bin" "$root/cryptroot" "$root/run" "$root/agent"
+	cp -r "$here/scripts" "$root/"
+	find "$root/scripts" -type f -exec sed -i \
+		-e "s|/scripts/|$root/scripts/|g; s|/usr/bin/latchkey|$root/usr/bin/latchkey|g; s|/run/|$root/run/|g" \
+		-e "s|=/run|=$root/run|; s|/etc/latchkey|$root/etc/latchkey|g; s|/cryptroot/|$root/cryptroot/|g" \
+		-e "s|/proc/cmdline|$root/cmdline|" {} +
+	cat >"$root/scripts/functions" <<-END
+		wait_for_udev() { :; }
+		panic() { echo "panic: \$*"; }
+		modprobe() { :; }
+		resolve_device() { echo "\$1"; }
+		get_fstype() { cat "$root/fstype"; }
+	END
+	cp "$(command -v dash)" "$root/usr/bin/latchkey"
+	echo "id" >"$root/etc/latchkey/servers/0123456789abcdef/server.toml"
+	echo "boot key" >"$key"
+	echo "root UUID=x none luks" >"$root/cryptroot/crypttab"
+	echo "root=/dev/mapper/root quiet" >"$root/cmdline"
+	touch -d @1000 "$root/old"
+	for word in unlock cleanup finish; do agent "$word" ''; done
+	agent wait 'until_gone "$2"'
+}
+
+# agent(word, what it does)
+agent()
+{
+	{
+		case "$1" in
+		wait)
+			# The agent starts beside it: a fixed order for the list of calls.
+			echo 'until grep -qs unlock calls; do sleep 0.1; done; echo "wait:$3:$4" >>calls'
+			echo 'until_gone() { while readlink "/proc/$1/exe" >/dev/null; do sleep 0.1; done; }'
+			;;
+		*) echo "echo $1 >>calls" ;;
+		esac
+		echo "$2"
+	} >"$root/agent/$1"
+}
+
+calls()
+{
+	[ ! -e "$root/agent/calls" ] || tr '\n' ' ' <"$root/agent/calls" | sed 's/ $//'
+}
+
+lives()
+{
+	"$root/scripts/latchkey-agent-lives"
+}
+
+run()
+{
+	status=0
+	output="$(cd "$root/agent" && resume="${resume-}" $shell "$root/scripts/$1/latchkey" 2>"$root/errors")" || status=$?
+}
+
+expect()
+{
+	[ "$1" = "$2" ] || wrong "$(printf "expected '%s'\n     found '%s'" "$2" "$1")"
+}
+
+expect_wiped()
+{
+	[ ! -e "$key" ] || wrong "the boot key is still there"
+}
+
+wrong()
+{
+	failures=$((failures + 1))
+	echo "FAILED ($shell): $1" >&2
+	[ ! -s "$root/errors" ] || sed 's/^/    /' "$root/errors" >&2
+}
+
+main

@@ -1,0 +1,300 @@
+#!/bin/sh
+#
+# Runs the hook against a fake machine and looks at the image tree that it leaves. No root, no initramfs-tools
+# needed: where that is not installed, a few lines stand in for its hook-functions. The paths of the machine are
+# replaced in copies of the scripts; nothing else of them is changed.
+#
+# Usage: hook.sh            the hook of this folder
+#        INITRAMFS_TOOLS=D  with the hook-functions in D instead of /usr/share/initramfs-tools
+
+set -eu
+here="$(cd "${0%/*}/.." && pwd)"
+tools="${INITRAMFS_TOOLS:-/usr/share/initramfs-tools}"
+top="$(mktemp -d)"
+trap 'rm -rf "$top"' EXIT
+failures=0
+
+# The base64 of an Ed25519 key in PKCS#8 has this shape; the key is not one.
+host_key_body=MC4CAQAwBQYDK2VwBCIEIHNvbWV0aGluZyB0aGF0IG11c3Qgbm90IGxlYXZl
+
+main()
+{
+	nothing_on_a_machine_that_has_not_joined
+	only_the_files_of_the_boot
+	the_image_says_when_it_was_built
+	modules_for_the_network
+	an_incomplete_server_is_left_out
+	a_missing_binary_is_no_reason_to_fail
+	host_key_by_its_name_is_refused
+	host_key_by_its_content_is_refused
+	a_late_hook_is_searched_too
+	an_open_boot_key_is_refused
+	an_open_image_is_refused
+	umask_only_when_joined
+	native_prompt_is_guarded
+	every_script_is_good_shell
+	latchkey_comes_before_the_native_prompt
+	[ "$failures" -eq 0 ] || { echo "$failures failed"; exit 1; }
+	echo "hook: all passed"
+}
+
+nothing_on_a_machine_that_has_not_joined()
+{
+	machine
+	rm -r "$root/etc/latchkey/servers"
+	run_hook
+	expect "$status" 0
+	expect "$(cd "$image" && find . -type f | sort)" "./scripts/local-top/cryptroot"
+	expect "$(cat "$image/scripts/local-top/cryptroot")" "$(cat "$root/cryptroot")"
+	expect "$modules" ""
+}
+
+only_the_files_of_the_boot()
+{
+	machine
+	run_hook
+	expect "$status" 0
+	expect "$(cd "$image" && find usr etc -type f -printf '%m %p\n' | sort -k 2)" "\
+600 etc/latchkey/config.toml
+600 etc/latchkey/image.toml
+600 etc/latchkey/network.json
+600 etc/latchkey/servers/0123456789abcdef/boot.key
+600 etc/latchkey/servers/0123456789abcdef/boot.pem
+600 etc/latchkey/servers/0123456789abcdef/ca.pem
+600 etc/latchkey/servers/0123456789abcdef/server.toml
+755 usr/bin/latchkey"
+	expect "$(find "$image/etc/latchkey" -type d -printf '%m\n' | sort -u)" 700
+	expect "$(cat "$image/etc/latchkey/servers/0123456789abcdef/boot.key")" "boot key"
+}
+
+the_image_says_when_it_was_built()
+{
+	machine
+	before="$(date +%s)"
+	run_hook
+	built="$(sed -n 's/^built = //p' "$image/etc/latchkey/image.toml")"
+	[ "$built" -ge "$before" ] && [ "$built" -le "$(date +%s)" ] || wrong "built = '$built'"
+	expect "$(sed -n 2p "$image/etc/latchkey/image.toml")" 'init = "/sbin/init"'
+}
+
+modules_for_the_network()
+{
+	machine
+	run_hook MODULES=most
+	expect "$modules" "af_packet dm_mod dm_crypt"
+	run_hook MODULES=dep
+	expect "${modules%% virtio_pci*}" "af_packet dm_mod dm_crypt"
+	case "$modules" in *"virtio_pci virtio_net"*) ;; *) wrong "no virtio for MODULES=dep: $modules" ;; esac
+}
+
+an_incomplete_server_is_left_out()
+{
+	machine
+	mkdir "$root/etc/latchkey/servers/fedcba9876543210"
+	echo x >"$root/etc/latchkey/servers/fedcba9876543210/boot.key"
+	run_hook
+	expect "$status" 0
+	expect "$(ls "$image/etc/latchkey/servers")" 0123456789abcdef
+	expect_output "incomplete and left out"
+}
+
+a_missing_binary_is_no_reason_to_fail()
+{
+	machine
+	rm "$root/usr/bin/latchkey"
+	run_hook
+	expect "$status" 0
+	[ ! -e "$image/etc/latchkey" ] || wrong "a boot key without an agent"
+	expect_output "is missing"
+}
+
+host_key_by_its_name_is_refused()
+{
+	machine
+	mkdir -p "$image/etc/latchkey/servers/0123456789abcdef"
+	cp "$root/etc/latchkey/servers/0123456789abcdef/host.key" "$image/etc/latchkey/servers/0123456789abcdef/"
+	run_hook
+	expect "$status" 1
+	expect_output "would get into the initramfs"
+	expect_output "in the image: /etc/latchkey/servers/0123456789abcdef/host.key"
+}
+
+host_key_by_its_content_is_refused()
+{
+	machine
+	mkdir -p "$image/some/where"
+	printf 'junk \0 %s\n' "$host_key_body" >"$image/some/where/else"
+	run_hook
+	expect "$status" 1
+	expect_output "in the image: /some/where/else"
+	case "$output" in *"$host_key_body"*) wrong "the message repeats the key" ;; esac
+}
+
+a_late_hook_is_searched_too()
+{
+	machine
+	run_hook
+	expect "$status" 0
+	cp "$root/etc/latchkey/servers/0123456789abcdef/host.key" "$image/copied"
+	run_hook_again check
+	expect "$status" 1
+	rm "$image/copied"
+	run_hook_again check
+	expect "$status" 0
+}
+
+an_open_boot_key_is_refused()
+{
+	machine
+	run_hook
+	chmod 0640 "$image/etc/latchkey/servers/0123456789abcdef/boot.key"
+	run_hook_again check
+	expect "$status" 1
+	expect_output "may be read by others"
+}
+
+an_open_image_is_refused()
+{
+	machine
+	mask=0022
+	run_hook
+	expect "$status" 1
+	expect_output "the umask is 0022"
+}
+
+umask_only_when_joined()
+{
+	machine
+	expect "$(UMASK=0022; . "$root/conf"; echo "$UMASK")" 0077
+	rm "$root/etc/latchkey/servers/0123456789abcdef/boot.key"
+	expect "$(UMASK=0022; . "$root/conf"; echo "$UMASK")" 0022
+}
+
+native_prompt_is_guarded()
+{
+	machine
+	run_hook
+	sed "s|/scripts/latchkey-agent-lives|$root/lives|" "$image/scripts/local-top/cryptroot" >"$root/native"
+	chmod +x "$root/native"
+	expect "$("$root/native")" "native prompt" # no such program: prompt
+	answer 1
+	expect "$("$root/native")" "native prompt"
+	answer 0
+	expect "$("$root/native")" ""
+	expect "$("$root/native" prereqs)" "native prompt"
+}
+
+# The agent lives (0) or not (1).
+answer()
+{
+	printf '#!/bin/sh\nexit %s\n' "$1" >"$root/lives"
+	chmod +x "$root/lives"
+}
+
+every_script_is_good_shell()
+{
+	for script in "$here"/hooks/* "$here"/etc-hooks/* "$here"/conf-hooks.d/* "$here"/scripts/latchkey-* \
+		"$here"/scripts/*/latchkey; do
+		sh -n "$script" || wrong "$script"
+		case "$script" in
+		*/conf-hooks.d/* | *-functions) ;;
+		*) [ -x "$script" ] || wrong "not executable: $script" ;;
+		esac
+	done
+}
+
+# initramfs-tools sorts by tsort: local-top/cryptroot asks to come after all others.
+latchkey_comes_before_the_native_prompt()
+{
+	mkdir -p "$top/local-top"
+	cp "$here/scripts/local-top/latchkey" "$top/local-top/"
+	for other in iscsi zfs cryptroot; do : >"$top/local-top/$other"; done
+	order="$({
+		for script in latchkey iscsi zfs cryptroot; do echo "$script $script"; done
+		for before in $("$top/local-top/latchkey" prereqs); do echo "$before latchkey"; done
+		for before in latchkey iscsi zfs; do echo "$before cryptroot"; done
+	} | tsort | tail -n 2 | tr '\n' ' ')"
+	expect "$order" "latchkey cryptroot "
+}
+
+# A machine that has joined one key server, and the image as mkinitramfs hands it to the hooks.
+machine()
+{
+	rm -rf "$top/root" "$top/image"
+	root="$top/root" image="$top/image" mask=0077
+	server="$root/etc/latchkey/servers/0123456789abcdef"
+	mkdir -p "$server" "$root/usr/bin" "$root/lib" "$image/etc" "$image/usr/bin" "$image/scripts/local-top"
+	echo network >"$root/etc/latchkey/network.json"
+	echo config >"$root/etc/latchkey/config.toml"
+	echo never >"$root/etc/latchkey/other-secret"
+	for file in server.toml ca.pem boot.pem host.pem; do echo "$file" >"$server/$file"; done
+	echo "boot key" >"$server/boot.key"
+	printf -- '-----BEGIN PRIVATE KEY-----\n%s\n-----END PRIVATE KEY-----\n' "$host_key_body" >"$server/host.key"
+	printf '#!/bin/sh\nexit 0\n' >"$root/usr/bin/latchkey"
+	chmod 0755 "$root/usr/bin/latchkey"
+	printf '#!/bin/sh\necho native prompt\n' >"$root/cryptroot"
+	cp "$root/cryptroot" "$image/scripts/local-top/cryptroot"
+	with_paths "$here/hooks/latchkey" >"$root/hook"
+	with_paths "$here/conf-hooks.d/latchkey" >"$root/conf"
+	hook_functions >"$root/hook-functions"
+}
+
+with_paths()
+{
+	sed -e "s|/usr/share/initramfs-tools/hook-functions|$root/hook-functions|" \
+		-e "s|^binary=.*|binary=$root/usr/bin/latchkey|" \
+		-e "s|copy_exec \"\$binary\" \"\$binary\"|copy_exec \"\$binary\" /usr/bin/latchkey|" \
+		-e "s|^config=.*|config=$root/etc/latchkey|" \
+		-e "s|^image=.*|image=\$DESTDIR/etc/latchkey|" \
+		-e "s| /etc/latchkey/servers| $root/etc/latchkey/servers|" "$1"
+}
+
+hook_functions()
+{
+	if [ -f "$tools/hook-functions" ]; then
+		echo ". '$tools/hook-functions'"
+	else
+		cat <<-'END'
+			copy_exec() { mkdir -p "$DESTDIR/${2%/*}" && cp -p "$1" "$DESTDIR/$2"; }
+			sys_walk_mod_add() { :; }
+		END
+	fi
+	echo "manual_add_modules() { echo \"\$*\" >>'$root/modules'; }"
+}
+
+# run_hook [NAME=VALUE…]: as mkinitramfs calls it.
+run_hook()
+{
+	rm -f "$root/modules"
+	run_hook_again "" "$@"
+}
+
+run_hook_again()
+{
+	argument="$1"
+	[ $# -eq 0 ] || shift
+	status=0
+	# shellcheck disable=SC2086 # an argument that may be missing
+	output="$(umask "$mask"; env DESTDIR="$image" verbose=n version=6.1 MODULES=most "$@" \
+		sh "$root/hook" $argument 2>&1)" || status=$?
+	modules=""
+	[ ! -e "$root/modules" ] || modules="$(tr '\n' ' ' <"$root/modules" | sed 's/ $//')"
+}
+
+expect()
+{
+	[ "$1" = "$2" ] || wrong "$(printf "expected '%s'\n     found '%s'" "$2" "$1")"
+}
+
+expect_output()
+{
+	case "$output" in *"$1"*) ;; *) wrong "no '$1' in: $output" ;; esac
+}
+
+wrong()
+{
+	failures=$((failures + 1))
+	echo "FAILED: $1" >&2
+}
+
+main
