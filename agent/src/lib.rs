@@ -1,8 +1,10 @@
 //! latchkey, the agent: opens encrypted volumes with shares that a key server releases.
 //!
-//! `files` knows where things lie, `server` speaks to key servers, `commands` is what a person types.
-#![deny(unsafe_code)]
+//! `files` knows where things lie, `server` speaks to key servers, `commands` is what a person types, `flow`
+//! decides what happens at boot and `unlock` does it.
+#![forbid(unsafe_code)]
 
 pub mod failure;
 pub mod files;
+pub mod flow;
 pub mod server;

@@ -252,7 +252,7 @@ fn secret_mapping(length: usize) -> Option<NonNull<u8>> {
     let descriptor = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) };
     let descriptor = i32::try_from(descriptor).ok().filter(|d| *d >= 0)?;
     // SAFETY: `descriptor` is open; the mapping is shared with nobody because the descriptor is closed at once.
-    let start = unsafe {
+    unsafe {
         let start = if libc::ftruncate(descriptor, size) == 0 {
             map(length, libc::MAP_SHARED, descriptor)
         } else {
@@ -260,8 +260,7 @@ fn secret_mapping(length: usize) -> Option<NonNull<u8>> {
         };
         libc::close(descriptor);
         start
-    };
-    start
+    }
 }
 
 /// Anonymous pages that are locked and left out of core dumps. A refused lock (RLIMIT_MEMLOCK) is no reason to

@@ -1,0 +1,682 @@
+//! The unlock flow: a state machine without I/O.
+//!
+//! Events come in (network up, device appeared, key server answered, passphrase typed, time passed, told to
+//! stop), actions go out (ask, prompt, open, wipe, finish). Every rule on races, retries, deadlines and several
+//! volumes is here, and nothing that waits: time is a number in each event, secrets stay with the shell, which
+//! carries the actions out (`unlock`). What must always hold:
+//!
+//! - the prompt stands whenever a bound volume is locked and no passphrase is being tried;
+//! - credentials are wiped before a mapping is made of a typed passphrase, and before the flow ends;
+//! - a mapping is made of one thing at a time, so the first success wins;
+//! - whatever a key server says, the prompt stays.
+
+mod asking;
+mod status;
+
+use std::time::Duration;
+
+use latchkey_protocol::{Generation, ServerId};
+
+use asking::Asking;
+
+/// A volume, by its place in [`Plan::volumes`].
+pub type VolumeIndex = usize;
+/// A key server, by its place in [`Plan::servers`].
+pub type ServerIndex = usize;
+
+/// What the flow is to do.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The mappings of crypttab(5), by name.
+    pub volumes: Vec<String>,
+    /// The key servers, in the order to ask them.
+    pub servers: Vec<PlannedServer>,
+    /// Why nothing may be opened automatically in this boot, if so: there is only the prompt then.
+    pub only_prompt: Option<String>,
+    /// Since start: when to give up on devices that are missing, as the boot framework would.
+    pub device_limit: Duration,
+    /// Makes the jitter of retries; any number.
+    pub seed: u64,
+}
+
+/// A key server of a [`Plan`].
+#[derive(Debug, Clone)]
+pub struct PlannedServer {
+    /// Which.
+    pub id: ServerId,
+    /// Its addresses as people know them, in the order to try them.
+    pub addresses: Vec<String>,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// Only time has passed.
+    Tick,
+    /// The network is ready for use.
+    NetworkUp,
+    /// The network went away, or does not come up: why.
+    NetworkTrouble(String),
+    /// A volume's device appeared and its header was read.
+    Device(VolumeIndex, Header),
+    /// The answer to the [`Action::Ask`] of that number.
+    Answered(u64, Answer),
+    /// [`Action::Open`] made the mapping.
+    Opened(VolumeIndex),
+    /// [`Action::Open`] was refused or failed; nothing is mapped.
+    NotOpened(VolumeIndex, Refusal),
+    /// A passphrase was typed; the shell holds it.
+    Typed,
+    /// The prompt ended without a passphrase.
+    PromptLost(PromptLoss),
+    /// The result of [`Action::TryPassphrase`].
+    Tried(Tried),
+    /// [`Action::Activate`] made the mapping; a warning if the volume is not what was bound.
+    Activated(VolumeIndex, Option<String>),
+    /// [`Action::Activate`] failed: why.
+    NotActivated(VolumeIndex, String),
+    /// The boot goes on without us.
+    Stop,
+}
+
+/// What a volume's header says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Header {
+    /// It carries no latchkey token: the framework's own business.
+    NotBound,
+    /// The envelopes of its token.
+    Bound(Vec<(ServerId, Generation)>),
+    /// It carries a token, but nothing can be opened automatically: why.
+    Unusable(String),
+}
+
+/// Why an automatic opening did not happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The volume is not as it was bound: automatic opening of it is over for this boot.
+    Gate(String),
+    /// This key server's share does not open it; another's may.
+    Share(String),
+}
+
+/// A key server's answer, without secrets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// One verdict a volume.
+    Verdicts(Vec<(VolumeIndex, Verdict)>),
+    /// Not reached, not to be trusted, or not understood: the next address may do better.
+    Fault(String),
+    /// It answers, but not now; at the earliest after this time.
+    Busy(Duration),
+    /// It does not know this machine's boot key.
+    Refused,
+}
+
+/// A key server's verdict on one volume, without secrets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The shell holds the share.
+    Released,
+    /// A person has to approve.
+    Pending {
+        /// The request's short number.
+        id: String,
+        /// The code that the console shows.
+        code: String,
+        /// When to ask again.
+        retry: Duration,
+    },
+    /// Refused for now.
+    Denied {
+        /// Why.
+        reason: String,
+        /// When to ask again.
+        retry: Duration,
+    },
+    /// Gone for good.
+    Destroyed,
+}
+
+/// The end of a prompt without a passphrase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PromptLoss {
+    /// An empty line, or the program died: ask again.
+    Again,
+    /// There is no way to prompt on this machine.
+    Impossible,
+}
+
+/// What became of a typed passphrase.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tried {
+    /// It opens a keyslot of these volumes; the shell holds their volume keys.
+    Right(Vec<VolumeIndex>),
+    /// It opens none.
+    Wrong,
+    /// It could not be tried everywhere, and opened nothing where it could: why.
+    Failed(String),
+}
+
+/// Something for the shell to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Ask a key server for the shares of these volumes.
+    Ask {
+        /// Comes back with the answer.
+        number: u64,
+        /// The server.
+        server: ServerIndex,
+        /// Which of its addresses.
+        address: usize,
+        /// The volumes and the generations that their envelopes need.
+        volumes: Vec<(VolumeIndex, Generation)>,
+    },
+    /// Forget the request that is under way, if any.
+    CancelAsk,
+    /// Open a volume with the share that this server released, through the gate.
+    Open(VolumeIndex, ServerIndex),
+    /// Prompt for this volume's passphrase; so many were wrong before.
+    Prompt(VolumeIndex, u32),
+    /// Take the prompt away.
+    EndPrompt,
+    /// Try the typed passphrase on these volumes' keyslots, without mapping anything.
+    TryPassphrase(Vec<VolumeIndex>),
+    /// Map this volume with the key that the typed passphrase opened.
+    Activate(VolumeIndex),
+    /// Wipe boot key, session key, shares and machine secrets, and take the network down: nothing more will be
+    /// asked.
+    Wipe,
+    /// Tell people and the log.
+    Say(String),
+    /// Show this line above the prompt.
+    Status(String),
+    /// No bound volume is there yet: the framework may go on looking for devices (true), or not (false).
+    WaitForDevices(bool),
+    /// Call again with [`Event::Tick`] at this time.
+    WakeAt(Duration),
+    /// Leave.
+    Finish(Outcome),
+}
+
+/// How the flow ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every bound volume is open.
+    Open,
+    /// No volume here is bound.
+    NothingBound,
+    /// A device did not appear in time; what was there is open.
+    DeviceMissing,
+    /// Told to stop.
+    Stopped,
+    /// There is nothing more that we could do; the native prompt can.
+    NativePrompt,
+}
+
+/// The state machine.
+#[derive(Debug)]
+pub struct Flow {
+    volumes: Vec<Volume>,
+    asking: Asking,
+    only_prompt: Option<String>,
+    device_limit: Duration,
+    network: Network,
+    credentials: bool,
+    prompt: Prompt,
+    wrong: u32,
+    waiting_for_devices: bool,
+    status: String,
+    finished: bool,
+}
+
+#[derive(Debug)]
+struct Volume {
+    name: String,
+    state: State,
+    /// What its token offers, while it may still be opened automatically.
+    envelopes: Vec<(ServerIndex, Generation)>,
+    /// Servers whose share the shell holds.
+    released: Vec<ServerIndex>,
+    /// Why it will not be opened automatically, once that is so.
+    refused: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Missing,
+    NotBound,
+    Locked,
+    OpeningAutomatically(ServerIndex),
+    OpeningTyped,
+    Open,
+}
+
+#[derive(Debug)]
+enum Network {
+    Up,
+    Down(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Prompt {
+    Absent,
+    Shown(VolumeIndex),
+    /// A typed passphrase is being tried.
+    Trying,
+    Impossible,
+}
+
+impl Flow {
+    /// A flow and what to do first.
+    pub fn start(plan: Plan) -> (Self, Vec<Action>) {
+        let volumes = plan.volumes.into_iter().map(Volume::new).collect();
+        let mut flow = Self {
+            volumes,
+            asking: Asking::new(plan.servers, plan.seed),
+            credentials: true,
+            only_prompt: plan.only_prompt,
+            device_limit: plan.device_limit,
+            network: Network::Down("waiting for the network".to_owned()),
+            prompt: Prompt::Absent,
+            wrong: 0,
+            waiting_for_devices: false,
+            status: String::new(),
+            finished: false,
+        };
+        let mut actions = Vec::new();
+        if let Some(reason) = &flow.only_prompt {
+            actions.push(Action::Say(format!("no automatic opening: {reason}")));
+            flow.wipe(&mut actions);
+        }
+        flow.advance(Duration::ZERO, &mut actions);
+        (flow, actions)
+    }
+
+    /// Takes one event at `now` (since start) and says what to do, in that order.
+    pub fn handle(&mut self, now: Duration, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if self.finished {
+            return actions;
+        }
+        match event {
+            Event::Tick => {}
+            Event::NetworkUp => {
+                self.network = Network::Up;
+                self.asking.network_came_up(now);
+            }
+            Event::NetworkTrouble(why) => self.network = Network::Down(why),
+            Event::Device(volume, header) => self.device_appeared(volume, header, &mut actions),
+            Event::Answered(number, answer) => self.answered(now, number, answer, &mut actions),
+            Event::Opened(volume) => self.opened(volume, &mut actions),
+            Event::NotOpened(volume, refusal) => {
+                self.not_opened(now, volume, refusal, &mut actions)
+            }
+            Event::Typed => self.typed(&mut actions),
+            Event::PromptLost(loss) => {
+                self.prompt = match loss {
+                    PromptLoss::Again => Prompt::Absent,
+                    PromptLoss::Impossible => Prompt::Impossible,
+                };
+            }
+            Event::Tried(result) => self.tried(result, &mut actions),
+            Event::Activated(volume, warning) => {
+                if let Some(warning) = warning {
+                    let name = &self.volumes[volume].name;
+                    actions.push(Action::Say(format!("WARNING: '{name}': {warning}")));
+                }
+                self.opened(volume, &mut actions);
+            }
+            Event::NotActivated(volume, why) => {
+                let volume = &mut self.volumes[volume];
+                actions.push(Action::Say(format!(
+                    "failed to open '{}': {why}",
+                    volume.name
+                )));
+                volume.state = State::Locked;
+            }
+            Event::Stop => {
+                self.finish(Outcome::Stopped, &mut actions);
+                return actions;
+            }
+        }
+        self.advance(now, &mut actions);
+        actions
+    }
+
+    fn device_appeared(&mut self, index: VolumeIndex, header: Header, actions: &mut Vec<Action>) {
+        let volume = &mut self.volumes[index];
+        if volume.state != State::Missing {
+            return;
+        }
+        volume.state = State::Locked;
+        match header {
+            Header::NotBound => volume.state = State::NotBound,
+            Header::Unusable(why) => volume.refuse(why, actions),
+            Header::Bound(envelopes) => {
+                volume.envelopes = envelopes
+                    .into_iter()
+                    .filter_map(|(server, generation)| {
+                        Some((self.asking.index_of(server)?, generation))
+                    })
+                    .collect();
+                if volume.envelopes.is_empty() {
+                    volume.refuse(
+                        "none of its key servers is known here; run 'latchkey bind' again"
+                            .to_owned(),
+                        actions,
+                    );
+                }
+            }
+        }
+    }
+
+    fn answered(&mut self, now: Duration, number: u64, answer: Answer, actions: &mut Vec<Action>) {
+        let Some(server) = self.asking.answered(now, number, &answer) else {
+            return; // the answer to a request that was cancelled
+        };
+        let Answer::Verdicts(verdicts) = answer else {
+            return;
+        };
+        for (index, verdict) in verdicts {
+            let Some(volume) = self.volumes.get_mut(index) else {
+                continue;
+            };
+            match verdict {
+                Verdict::Released if !volume.released.contains(&server) => {
+                    volume.released.push(server)
+                }
+                Verdict::Destroyed => {
+                    volume.envelopes.retain(|(other, _)| *other != server);
+                    if volume.envelopes.is_empty() && volume.released.is_empty() {
+                        volume.refuse(
+                            "its share was destroyed at the key server".to_owned(),
+                            actions,
+                        );
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn opened(&mut self, index: VolumeIndex, actions: &mut Vec<Action>) {
+        let volume = &mut self.volumes[index];
+        let how = if volume.state == State::OpeningTyped {
+            "by a typed passphrase"
+        } else {
+            "automatically"
+        };
+        actions.push(Action::Say(format!("'{}' was opened {how}", volume.name)));
+        volume.state = State::Open;
+        if self.prompt == Prompt::Shown(index) {
+            actions.push(Action::EndPrompt);
+            self.prompt = Prompt::Absent;
+        }
+    }
+
+    fn not_opened(
+        &mut self,
+        now: Duration,
+        index: VolumeIndex,
+        refusal: Refusal,
+        actions: &mut Vec<Action>,
+    ) {
+        let volume = &mut self.volumes[index];
+        let State::OpeningAutomatically(server) = volume.state else {
+            return;
+        };
+        volume.state = State::Locked;
+        match refusal {
+            Refusal::Gate(why) => volume.refuse(why, actions),
+            Refusal::Share(why) => {
+                actions.push(Action::Say(format!("'{}': {why}", volume.name)));
+                self.asking.useless_share(now, server, &why);
+            }
+        }
+    }
+
+    fn typed(&mut self, actions: &mut Vec<Action>) {
+        let locked: Vec<_> = self.indices(|volume| volume.is_locked());
+        if locked.is_empty() {
+            self.prompt = Prompt::Absent;
+        } else {
+            self.prompt = Prompt::Trying;
+            actions.push(Action::TryPassphrase(locked));
+        }
+    }
+
+    fn tried(&mut self, result: Tried, actions: &mut Vec<Action>) {
+        self.prompt = Prompt::Absent;
+        match result {
+            Tried::Right(volumes) => {
+                self.wrong = 0;
+                // Wiped before the first mapping exists: whoever owns the volume that was just opened, and it
+                // may be a stranger's, must find nothing here.
+                self.wipe(actions);
+                for index in volumes {
+                    if self.volumes[index].state == State::Locked {
+                        self.volumes[index].state = State::OpeningTyped;
+                        actions.push(Action::Activate(index));
+                    }
+                }
+            }
+            Tried::Wrong => {
+                self.wrong += 1;
+                actions.push(Action::Say(
+                    "no keyslot opens with this passphrase".to_owned(),
+                ));
+            }
+            Tried::Failed(why) => {
+                self.wrong += 1;
+                actions.push(Action::Say(why));
+            }
+        }
+    }
+
+    /// Everything that follows from the state as it now is.
+    fn advance(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        if let Some(outcome) = self.outcome(now) {
+            self.finish(outcome, actions);
+            return;
+        }
+        if self.credentials && !self.automatic_is_possible() {
+            self.wipe(actions);
+        }
+        self.open_what_was_released(actions);
+        self.ask(now, actions);
+        self.show_prompt(actions);
+        self.tell_status(actions);
+        self.tell_device_state(actions);
+        let device_limit = self
+            .volumes
+            .iter()
+            .any(Volume::is_missing)
+            .then_some(self.device_limit);
+        let due = if self.may_ask() {
+            self.asking.next_due(now, |server| self.wants(server))
+        } else {
+            None
+        };
+        if let Some(wake) = device_limit.into_iter().chain(due).min() {
+            actions.push(Action::WakeAt(wake));
+        }
+    }
+
+    fn outcome(&self, now: Duration) -> Option<Outcome> {
+        let open = |volume: &Volume| matches!(volume.state, State::Open | State::NotBound);
+        let settled = |volume: &Volume| open(volume) || volume.is_missing();
+        if self.volumes.iter().all(open) {
+            let any_open = self
+                .volumes
+                .iter()
+                .any(|volume| volume.state == State::Open);
+            return Some(if any_open {
+                Outcome::Open
+            } else {
+                Outcome::NothingBound
+            });
+        }
+        if self.volumes.iter().all(settled) && now >= self.device_limit {
+            return Some(Outcome::DeviceMissing);
+        }
+        let idle = self
+            .volumes
+            .iter()
+            .all(|volume| settled(volume) || volume.is_locked());
+        let helpless = self.prompt == Prompt::Impossible && !self.automatic_is_possible();
+        (idle && helpless).then_some(Outcome::NativePrompt)
+    }
+
+    /// Whether any volume could still be opened without a person.
+    fn automatic_is_possible(&self) -> bool {
+        self.only_prompt.is_none()
+            && self.credentials
+            && self.volumes.iter().any(|volume| match volume.state {
+                State::Missing | State::OpeningAutomatically(_) => true,
+                State::Locked => volume.refused.is_none(),
+                State::NotBound | State::OpeningTyped | State::Open => false,
+            })
+    }
+
+    fn open_what_was_released(&mut self, actions: &mut Vec<Action>) {
+        // One thing at a time: a passphrase that is being tried goes first.
+        let busy = self.prompt == Prompt::Trying || self.volumes.iter().any(Volume::is_opening);
+        if busy || !self.credentials {
+            return;
+        }
+        let ready = |volume: &Volume| {
+            volume.is_locked() && volume.refused.is_none() && !volume.released.is_empty()
+        };
+        if let Some(index) = self.volumes.iter().position(ready) {
+            let volume = &mut self.volumes[index];
+            let server = volume.released.remove(0);
+            volume.state = State::OpeningAutomatically(server);
+            actions.push(Action::Open(index, server));
+        }
+    }
+
+    fn may_ask(&self) -> bool {
+        self.credentials && matches!(self.network, Network::Up) && !self.asking.is_under_way()
+    }
+
+    /// The volumes that this server should be asked for.
+    fn wants(&self, server: ServerIndex) -> Vec<(VolumeIndex, Generation)> {
+        let wanted = |(index, volume): (VolumeIndex, &Volume)| {
+            if !volume.is_locked() || volume.refused.is_some() || !volume.released.is_empty() {
+                return None;
+            }
+            volume
+                .envelopes
+                .iter()
+                .find(|(other, _)| *other == server)
+                .map(|(_, generation)| (index, *generation))
+        };
+        self.volumes.iter().enumerate().filter_map(wanted).collect()
+    }
+
+    fn ask(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        if !self.may_ask() {
+            return;
+        }
+        let due: Vec<_> = self.asking.due(now).collect();
+        for server in due {
+            let volumes = self.wants(server);
+            if !volumes.is_empty() {
+                let (number, address) = self.asking.begin(server);
+                actions.push(Action::Ask {
+                    number,
+                    server,
+                    address,
+                    volumes,
+                });
+                return;
+            }
+        }
+    }
+
+    fn show_prompt(&mut self, actions: &mut Vec<Action>) {
+        let opening = self.volumes.iter().any(Volume::is_opening);
+        if self.prompt == Prompt::Absent
+            && !opening
+            && let Some(index) = self.volumes.iter().position(Volume::is_locked)
+        {
+            self.prompt = Prompt::Shown(index);
+            actions.push(Action::Prompt(index, self.wrong));
+        }
+    }
+
+    fn tell_device_state(&mut self, actions: &mut Vec<Action>) {
+        let busy = self
+            .volumes
+            .iter()
+            .any(|volume| volume.is_locked() || volume.is_opening());
+        let waiting = !busy && self.volumes.iter().any(Volume::is_missing);
+        if waiting != self.waiting_for_devices {
+            self.waiting_for_devices = waiting;
+            actions.push(Action::WaitForDevices(waiting));
+        }
+    }
+
+    fn wipe(&mut self, actions: &mut Vec<Action>) {
+        if self.credentials {
+            self.credentials = false;
+            self.asking.cancel();
+            for volume in &mut self.volumes {
+                volume.released.clear();
+            }
+            actions.extend([Action::CancelAsk, Action::Wipe]);
+        }
+    }
+
+    fn finish(&mut self, outcome: Outcome, actions: &mut Vec<Action>) {
+        if matches!(self.prompt, Prompt::Shown(_)) {
+            actions.push(Action::EndPrompt);
+        }
+        self.prompt = Prompt::Absent;
+        self.wipe(actions);
+        self.finished = true;
+        actions.push(Action::Finish(outcome));
+    }
+
+    fn indices(&self, filter: impl Fn(&Volume) -> bool) -> Vec<VolumeIndex> {
+        (0..self.volumes.len())
+            .filter(|index| filter(&self.volumes[*index]))
+            .collect()
+    }
+}
+
+impl Volume {
+    fn new(name: String) -> Self {
+        Self {
+            name,
+            state: State::Missing,
+            envelopes: Vec::new(),
+            released: Vec::new(),
+            refused: None,
+        }
+    }
+
+    fn refuse(&mut self, why: String, actions: &mut Vec<Action>) {
+        actions.push(Action::Say(format!(
+            "'{}' is not opened automatically: {why}",
+            self.name
+        )));
+        self.released.clear();
+        self.refused = Some(why);
+    }
+
+    fn is_missing(&self) -> bool {
+        self.state == State::Missing
+    }
+
+    fn is_locked(&self) -> bool {
+        self.state == State::Locked
+    }
+
+    fn is_opening(&self) -> bool {
+        matches!(
+            self.state,
+            State::OpeningAutomatically(_) | State::OpeningTyped
+        )
+    }
+}

@@ -1,0 +1,524 @@
+//! The unlock flow under any order of events, with its invariants checked after every step.
+
+use std::time::Duration;
+
+use latchkey::flow::{
+    Action, Answer, Event, Flow, Header, Outcome, Plan, PlannedServer, PromptLoss, Refusal, Tried,
+    Verdict,
+};
+use latchkey_protocol::{Generation, ServerId};
+use proptest::prelude::*;
+
+fn server(number: u8) -> ServerId {
+    ServerId::from_bytes([number; 32])
+}
+
+fn plan(volumes: usize, servers: u8) -> Plan {
+    Plan {
+        volumes: (0..volumes)
+            .map(|number| format!("crypt{number}"))
+            .collect(),
+        servers: (0..servers)
+            .map(|number| PlannedServer {
+                id: server(number),
+                addresses: vec![format!("a{number}:7443"), format!("b{number}:7443")],
+            })
+            .collect(),
+        only_prompt: None,
+        device_limit: Duration::from_secs(30),
+        seed: 7,
+    }
+}
+
+fn bound(servers: u8) -> Header {
+    Header::Bound(
+        (0..servers)
+            .map(|number| (server(number), Generation::FIRST))
+            .collect(),
+    )
+}
+
+/// A flow, the clock, and what the shell around it would know.
+struct Rig {
+    flow: Flow,
+    now: Duration,
+    log: Vec<Action>,
+    asked: Option<(u64, usize, usize, Vec<usize>)>,
+    prompt: bool,
+    trying: bool,
+    opening: Option<(usize, bool)>,
+    to_activate: Vec<usize>,
+    wiped: bool,
+    locked: Vec<bool>,
+    appeared: Vec<bool>,
+    finished: Option<Outcome>,
+    wake: Option<Duration>,
+}
+
+impl Rig {
+    fn new(plan: Plan) -> Self {
+        let volumes = plan.volumes.len();
+        let (flow, actions) = Flow::start(plan);
+        let mut rig = Self {
+            flow,
+            now: Duration::ZERO,
+            log: Vec::new(),
+            asked: None,
+            prompt: false,
+            trying: false,
+            opening: None,
+            to_activate: Vec::new(),
+            wiped: false,
+            locked: vec![false; volumes],
+            appeared: vec![false; volumes],
+            finished: None,
+            wake: None,
+        };
+        rig.apply(actions);
+        rig
+    }
+
+    fn event(&mut self, event: Event) -> Vec<Action> {
+        match &event {
+            Event::Device(volume, header)
+                if !std::mem::replace(&mut self.appeared[*volume], true) =>
+            {
+                self.locked[*volume] = !matches!(header, Header::NotBound);
+            }
+            Event::Opened(volume) | Event::Activated(volume, _) => {
+                self.locked[*volume] = false;
+                self.end_opening(*volume);
+            }
+            Event::NotOpened(volume, _) | Event::NotActivated(volume, _) => {
+                self.end_opening(*volume)
+            }
+            Event::Typed => {
+                assert!(self.prompt, "only a prompt gives a passphrase");
+                self.prompt = false;
+            }
+            Event::PromptLost(_) => self.prompt = false,
+            Event::Tried(_) => self.trying = false,
+            _ => {}
+        }
+        let actions = self.flow.handle(self.now, event);
+        self.apply(actions.clone());
+        actions
+    }
+
+    fn end_opening(&mut self, volume: usize) {
+        self.to_activate.retain(|other| *other != volume);
+        self.opening = None;
+    }
+
+    fn apply(&mut self, actions: Vec<Action>) {
+        self.wake = None;
+        for action in &actions {
+            assert!(self.finished.is_none(), "{action:?} after the end");
+            match action {
+                Action::Ask {
+                    number,
+                    server,
+                    address,
+                    volumes,
+                } => {
+                    assert!(!self.wiped, "asked without credentials");
+                    assert!(self.asked.is_none(), "two requests at once");
+                    assert!(*address < 2);
+                    let volumes = volumes.iter().map(|(volume, _)| *volume).collect();
+                    self.asked = Some((*number, *server, *address, volumes));
+                }
+                Action::CancelAsk => self.asked = None,
+                Action::Open(volume, _) => {
+                    assert!(!self.wiped, "opened with wiped credentials");
+                    assert!(
+                        !self.trying && self.opening.is_none(),
+                        "two openings at once"
+                    );
+                    assert!(self.locked[*volume]);
+                    self.opening = Some((*volume, true));
+                }
+                Action::Prompt(volume, _) => {
+                    assert!(!self.prompt && !self.trying, "two prompts");
+                    assert!(self.locked[*volume], "a prompt for what is not locked");
+                    self.prompt = true;
+                }
+                Action::EndPrompt => {
+                    assert!(self.prompt, "no prompt to end");
+                    self.prompt = false;
+                }
+                Action::TryPassphrase(volumes) => {
+                    assert!(
+                        volumes.iter().all(|volume| self.locked[*volume]) && !volumes.is_empty()
+                    );
+                    self.trying = true;
+                }
+                Action::Activate(volume) => {
+                    assert!(
+                        self.wiped,
+                        "a typed mapping before the credentials were wiped"
+                    );
+                    self.to_activate.push(*volume);
+                }
+                Action::Wipe => {
+                    assert!(!self.wiped, "wiped twice");
+                    self.wiped = true;
+                }
+                Action::WakeAt(time) => self.wake = Some(*time),
+                Action::Finish(outcome) => {
+                    assert!(
+                        self.wiped && !self.prompt,
+                        "left with credentials or a prompt"
+                    );
+                    self.finished = Some(*outcome);
+                }
+                Action::Say(_) | Action::Status(_) | Action::WaitForDevices(_) => {}
+            }
+        }
+        self.log.extend(actions);
+    }
+
+    /// What a person at the console may rely on.
+    fn check(&self, prompt_possible: bool) {
+        let busy = self.trying || self.opening.is_some() || !self.to_activate.is_empty();
+        if self.finished.is_none() && prompt_possible && !busy && self.locked.contains(&true) {
+            assert!(
+                self.prompt,
+                "a locked volume and no prompt; {:#?}",
+                self.log
+            );
+        }
+    }
+
+    #[track_caller]
+    fn expect(actions: &[Action], wanted: impl Fn(&Action) -> bool) {
+        assert!(actions.iter().any(wanted), "not in {actions:?}");
+    }
+
+    fn ready() -> Self {
+        let mut rig = Self::new(plan(1, 1));
+        rig.event(Event::Device(0, bound(1)));
+        rig.event(Event::NetworkUp);
+        rig
+    }
+
+    fn answer(&mut self, answer: Answer) -> Vec<Action> {
+        let (number, ..) = self.asked.take().expect("a request is under way");
+        self.event(Event::Answered(number, answer))
+    }
+}
+
+fn released() -> Answer {
+    Answer::Verdicts(vec![(0, Verdict::Released)])
+}
+
+#[test]
+fn a_released_share_opens_and_ends_the_prompt() {
+    let mut rig = Rig::ready();
+    assert!(rig.prompt, "the prompt does not wait for the key server");
+    rig.answer(released());
+    assert_eq!(rig.opening, Some((0, true)));
+    rig.event(Event::Opened(0));
+    assert_eq!(rig.finished, Some(Outcome::Open));
+    assert!(rig.log.contains(&Action::EndPrompt));
+}
+
+#[test]
+fn a_right_passphrase_wipes_before_it_maps() {
+    let mut rig = Rig::ready();
+    rig.event(Event::Typed);
+    let actions = rig.event(Event::Tried(Tried::Right(vec![0])));
+    assert_eq!(
+        actions[..3],
+        [Action::CancelAsk, Action::Wipe, Action::Activate(0)]
+    );
+    rig.event(Event::Activated(0, None));
+    assert_eq!(rig.finished, Some(Outcome::Open));
+}
+
+#[test]
+fn three_wrong_passphrases_neither_cancel_nor_wipe() {
+    let mut rig = Rig::ready();
+    for wrong in 1..=3 {
+        rig.event(Event::Typed);
+        let actions = rig.event(Event::Tried(Tried::Wrong));
+        assert!(actions.contains(&Action::Prompt(0, wrong)), "{actions:?}");
+    }
+    assert!(!rig.wiped && rig.asked.is_some());
+    rig.answer(released());
+    rig.event(Event::Opened(0));
+    assert_eq!(rig.finished, Some(Outcome::Open));
+}
+
+#[test]
+fn a_share_that_comes_while_a_passphrase_is_tried_waits_for_it() {
+    let mut rig = Rig::ready();
+    rig.event(Event::Typed);
+    rig.answer(released());
+    assert_eq!(rig.opening, None);
+    let actions = rig.event(Event::Tried(Tried::Wrong));
+    Rig::expect(&actions, |action| *action == Action::Open(0, 0));
+}
+
+#[test]
+fn a_dead_first_address_leads_to_the_second_at_once() {
+    let mut rig = Rig::ready();
+    assert_eq!(rig.asked.as_ref().map(|asked| asked.2), Some(0));
+    rig.answer(Answer::Fault("a0:7443: connection refused".into()));
+    assert_eq!(rig.asked.as_ref().map(|asked| asked.2), Some(1));
+}
+
+#[test]
+fn a_refusing_first_server_leads_to_the_second() {
+    let mut rig = Rig::new(plan(1, 2));
+    rig.event(Event::Device(0, bound(2)));
+    rig.event(Event::NetworkUp);
+    let reason = "not from this address".to_owned();
+    rig.answer(Answer::Verdicts(vec![(
+        0,
+        Verdict::Denied {
+            reason,
+            retry: Duration::from_secs(300),
+        },
+    )]));
+    assert_eq!(rig.asked.as_ref().map(|asked| asked.1), Some(1));
+    rig.answer(released());
+    assert_eq!(rig.opening, Some((0, true)));
+}
+
+#[test]
+fn retries_rest_between_half_a_second_and_thirty() {
+    let mut rig = Rig::ready();
+    let mut rests = Vec::new();
+    for _ in 0..12 {
+        rig.answer(Answer::Fault("a".into()));
+        rig.answer(Answer::Fault("b".into()));
+        let wake = rig.wake.expect("a retry is planned");
+        rests.push(wake - rig.now);
+        rig.now = wake;
+        rig.event(Event::Tick);
+    }
+    let (shortest, longest) = (rests.iter().min().unwrap(), rests.iter().max().unwrap());
+    assert!(*shortest >= Duration::from_millis(500), "{rests:?}");
+    assert!(*longest <= Duration::from_secs(30), "{rests:?}");
+    assert!(rests[11] >= Duration::from_secs(15), "{rests:?}");
+}
+
+#[test]
+fn pending_shows_the_code_and_asks_again_at_the_servers_pace() {
+    let mut rig = Rig::ready();
+    let pending = Verdict::Pending {
+        id: "r1".into(),
+        code: "ABC-DEF".into(),
+        retry: Duration::from_secs(5),
+    };
+    let actions = rig.answer(Answer::Verdicts(vec![(0, pending)]));
+    Rig::expect(
+        &actions,
+        |action| matches!(action, Action::Status(line) if line.contains("ABC-DEF")),
+    );
+    assert_eq!(rig.wake, Some(Duration::from_secs(5)));
+}
+
+#[test]
+fn destroyed_everywhere_wipes_and_keeps_the_prompt() {
+    let mut rig = Rig::ready();
+    let actions = rig.answer(Answer::Verdicts(vec![(0, Verdict::Destroyed)]));
+    assert!(rig.wiped && rig.prompt);
+    Rig::expect(
+        &actions,
+        |action| matches!(action, Action::Status(line) if line.contains("destroyed")),
+    );
+}
+
+#[test]
+fn the_gate_ends_automatic_opening_and_keeps_the_prompt() {
+    let mut rig = Rig::ready();
+    rig.answer(released());
+    let actions = rig.event(Event::NotOpened(0, Refusal::Gate("null cipher".into())));
+    assert!(rig.wiped && rig.prompt);
+    Rig::expect(
+        &actions,
+        |action| matches!(action, Action::Status(line) if line.contains("null cipher")),
+    );
+}
+
+#[test]
+fn a_boot_that_must_not_open_by_itself_only_prompts() {
+    let (_, actions) = Flow::start(Plan {
+        only_prompt: Some("'break=' asks for a shell".into()),
+        ..plan(1, 1)
+    });
+    assert!(actions.contains(&Action::Wipe));
+    let mut rig = Rig::new(Plan {
+        only_prompt: Some("'break=' asks for a shell".into()),
+        ..plan(1, 1)
+    });
+    rig.event(Event::Device(0, bound(1)));
+    rig.event(Event::NetworkUp);
+    assert!(rig.prompt && rig.asked.is_none());
+}
+
+#[test]
+fn a_volume_that_is_not_bound_ends_the_flow_at_once() {
+    let mut rig = Rig::new(plan(1, 1));
+    rig.event(Event::Device(0, Header::NotBound));
+    assert_eq!(rig.finished, Some(Outcome::NothingBound));
+}
+
+#[test]
+fn a_missing_device_is_left_to_the_framework_after_the_limit() {
+    let mut rig = Rig::new(plan(1, 1));
+    assert!(rig.log.contains(&Action::WaitForDevices(true)) && !rig.prompt);
+    assert_eq!(rig.wake, Some(Duration::from_secs(30)));
+    rig.now = Duration::from_secs(30);
+    rig.event(Event::Tick);
+    assert_eq!(rig.finished, Some(Outcome::DeviceMissing));
+}
+
+#[test]
+fn without_prompt_and_without_hope_the_native_prompt_takes_over() {
+    let mut rig = Rig::ready();
+    rig.event(Event::PromptLost(PromptLoss::Impossible));
+    assert_eq!(rig.finished, None);
+    rig.answer(Answer::Verdicts(vec![(0, Verdict::Destroyed)]));
+    assert_eq!(rig.finished, Some(Outcome::NativePrompt));
+}
+
+#[test]
+fn one_request_asks_for_all_volumes() {
+    let mut rig = Rig::new(plan(8, 1));
+    for volume in 0..8 {
+        rig.event(Event::Device(volume, bound(1)));
+    }
+    rig.event(Event::NetworkUp);
+    assert_eq!(rig.asked.as_ref().map(|asked| asked.3.len()), Some(8));
+}
+
+/// One step of a random story: a number picks what happens among what can happen.
+fn step(rig: &mut Rig, choice: u16, prompt_possible: &mut bool) {
+    let volumes = rig.locked.len();
+    let volume = usize::from(choice >> 4) % volumes;
+    let detail = choice >> 8;
+    let event = match choice % 16 {
+        0 => {
+            rig.now += Duration::from_millis(u64::from(detail) * 40);
+            Event::Tick
+        }
+        1 => Event::NetworkUp,
+        2 => Event::NetworkTrouble("no link".into()),
+        3 | 4 => match detail % 5 {
+            0 => Event::Device(volume, Header::NotBound),
+            1 => Event::Device(volume, Header::Unusable("broken token".into())),
+            _ => Event::Device(volume, bound(2)),
+        },
+        5..=8 => {
+            let Some((number, _, _, asked)) = rig.asked.take() else {
+                return;
+            };
+            let verdict = |index: usize| match (usize::from(detail) + index) % 5 {
+                0 => Verdict::Denied {
+                    reason: "no".into(),
+                    retry: Duration::from_secs(300),
+                },
+                1 => Verdict::Pending {
+                    id: "r".into(),
+                    code: "c".into(),
+                    retry: Duration::from_secs(5),
+                },
+                2 => Verdict::Destroyed,
+                _ => Verdict::Released,
+            };
+            let verdicts = asked
+                .iter()
+                .enumerate()
+                .map(|(at, index)| (*index, verdict(at)))
+                .collect();
+            let answer = match detail % 6 {
+                0 => Answer::Fault("reset".into()),
+                1 => Answer::Busy(Duration::from_secs(u64::from(detail) * 100)),
+                2 => Answer::Refused,
+                _ => Answer::Verdicts(verdicts),
+            };
+            Event::Answered(number, answer)
+        }
+        9 | 10 => match (rig.opening, rig.to_activate.first()) {
+            (Some((volume, _)), _) => match detail % 4 {
+                0 => Event::NotOpened(volume, Refusal::Gate("cost".into())),
+                1 => Event::NotOpened(volume, Refusal::Share("damaged".into())),
+                _ => Event::Opened(volume),
+            },
+            (None, Some(&volume)) => match detail % 3 {
+                0 => Event::NotActivated(volume, "busy".into()),
+                _ => Event::Activated(
+                    volume,
+                    detail.is_multiple_of(2).then(|| "other volume key".to_owned()),
+                ),
+            },
+            (None, None) => return,
+        },
+        11 | 12 if rig.prompt => Event::Typed,
+        13 if rig.prompt => {
+            if detail.is_multiple_of(4) {
+                *prompt_possible = false;
+                Event::PromptLost(PromptLoss::Impossible)
+            } else {
+                Event::PromptLost(PromptLoss::Again)
+            }
+        }
+        14 if rig.trying && rig.opening.is_none() => Event::Tried(match detail % 3 {
+            0 => Tried::Wrong,
+            1 => Tried::Failed("no memory".into()),
+            _ => Tried::Right((0..volumes).filter(|volume| rig.locked[*volume]).collect()),
+        }),
+        15 => Event::Answered(u64::from(detail) + 1_000_000, released()),
+        _ => return,
+    };
+    rig.event(event);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_invariants_hold_in_any_order_of_events(
+        volumes in 1usize..4,
+        story in proptest::collection::vec(any::<u16>(), 1..200),
+    ) {
+        let mut rig = Rig::new(plan(volumes, 2));
+        let mut prompt_possible = true;
+        for choice in story {
+            if rig.finished.is_some() {
+                break;
+            }
+            step(&mut rig, choice, &mut prompt_possible);
+            rig.check(prompt_possible);
+        }
+        if rig.finished.is_none() {
+            rig.event(Event::Stop);
+            prop_assert_eq!(rig.finished, Some(Outcome::Stopped));
+        }
+    }
+
+    #[test]
+    fn after_any_faults_a_good_answer_opens(faults in proptest::collection::vec(0u8..3, 0..40)) {
+        let mut rig = Rig::ready();
+        for fault in faults {
+            while rig.asked.is_none() {
+                rig.now = rig.wake.expect("a retry is always planned");
+                rig.event(Event::Tick);
+            }
+            rig.answer(match fault {
+                0 => Answer::Fault("timed out".into()),
+                1 => Answer::Busy(Duration::MAX),
+                _ => Answer::Refused,
+            });
+        }
+        while rig.asked.is_none() {
+            rig.now = rig.wake.expect("a retry is always planned");
+            rig.event(Event::Tick);
+        }
+        rig.answer(released());
+        rig.event(Event::Opened(0));
+        prop_assert_eq!(rig.finished, Some(Outcome::Open));
+    }
+}
