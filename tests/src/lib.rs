@@ -1,1 +1,17 @@
-//! Skeleton.
+//! The virtual-machine rig: makes a Debian guest with an encrypted root, boots it with QEMU, and lets a scenario
+//! watch its console, type at its prompts and run commands in it.
+//!
+//! The host needs no device-mapper, loop device or KVM; `tests/README.md` lists the programs it needs. Nothing in
+//! here changes what the agent or the key server do: the rig adapts to them.
+
+#![forbid(unsafe_code)]
+
+pub mod cache;
+pub mod channel;
+pub mod console;
+pub mod disk;
+pub mod guest;
+pub mod machine;
+pub mod qmp;
+pub mod tool;
+pub mod xts;

@@ -1,0 +1,264 @@
+//! The Debian 12 guest: a plain VPS as Debian's installer leaves it, with an encrypted root, GRUB, ifupdown and
+//! DHCP, and without latchkey. Made once by mmdebstrap and cached under a key of its recipe.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::cache::{self, CacheError, Key};
+use crate::disk::{self, DiskError, Parts};
+use crate::tool::{self, ToolError};
+
+/// What opens the root of every guest.
+pub const PASSPHRASE: &str = "correct horse battery staple";
+/// The mapping's name in `/etc/crypttab`.
+pub const MAPPING: &str = "vda2_crypt";
+/// The encrypted root's device in the guest.
+pub const DEVICE: &str = "/dev/vda2";
+/// UUID of the LUKS2 volume.
+pub const LUKS_UUID: &str = "5f0c6c1e-9a51-4f67-9c0b-1a7c8e000002";
+/// UUID of the root file system in it.
+pub const ROOT_UUID: &str = "5f0c6c1e-9a51-4f67-9c0b-1a7c8e000003";
+/// UUID of the `/boot` file system.
+pub const BOOT_UUID: &str = "5f0c6c1e-9a51-4f67-9c0b-1a7c8e000001";
+/// The prompt that cryptsetup-initramfs shows on the console.
+pub const PROMPT: &str = "Please unlock disk vda2_crypt: ";
+
+/// A guest could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// The cache folder cannot be used.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// A program of the host failed.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    /// The disk could not be put together.
+    #[error("failed to put the guest's disk together")]
+    Disk(#[from] DiskError),
+    /// A file of the recipe could not be laid out.
+    #[error("failed to use '{}'", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The cached guest.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    /// Its disk, a raw image that nobody writes to.
+    pub disk: PathBuf,
+    /// Key of the recipe that made it.
+    pub key: String,
+}
+
+/// The Debian 12 guest from the cache; made first if it is not there (two to four minutes).
+///
+/// # Errors
+/// Whatever step of the making failed.
+pub fn debian12() -> Result<Guest, GuestError> {
+    let digits = recipe_key().digits();
+    let folder = cache::folder_for("debian12", recipe_key(), build)?;
+    Ok(Guest {
+        disk: folder.join(DISK),
+        key: digits,
+    })
+}
+
+const DISK: &str = "disk.raw";
+
+/// Kernel, boot, encryption and network of a small server; nothing that only a desktop needs.
+const PACKAGES: &[&str] = &[
+    "busybox",
+    "cryptsetup",
+    "cryptsetup-initramfs",
+    "dbus",
+    "dmsetup",
+    "e2fsprogs",
+    "grub-common",
+    "grub-pc-bin",
+    "ifupdown",
+    "initramfs-tools",
+    "iproute2",
+    "isc-dhcp-client",
+    "kmod",
+    "linux-image-amd64",
+    "procps",
+    "systemd-sysv",
+    "udev",
+    "zstd",
+];
+
+/// Parts of packages that no boot reads.
+const LEFT_OUT: &[&str] = &[
+    "/usr/share/doc/*",
+    "/usr/share/info/*",
+    "/usr/share/locale/*",
+    "/usr/share/man/*",
+    "/lib/modules/*/kernel/sound/*",
+    "/lib/modules/*/kernel/drivers/gpu/*",
+    "/lib/modules/*/kernel/drivers/media/*",
+    "/lib/modules/*/kernel/drivers/net/wireless/*",
+];
+
+/// The files beside mmdebstrap's own work, by name.
+const RECIPE: &[(&str, &str)] = &[
+    ("essential.sh", include_str!("../guest/essential.sh")),
+    ("customize.sh", include_str!("../guest/customize.sh")),
+    ("grub.cfg", include_str!("../guest/grub.cfg")),
+    ("init", include_str!("../guest/init")),
+    ("channel", include_str!("../guest/channel")),
+    (
+        "rig-channel.service",
+        include_str!("../guest/rig-channel.service"),
+    ),
+];
+
+fn recipe_key() -> Key {
+    let mut key = Key::default()
+        .with("packages", PACKAGES.join(" "))
+        .with("left out", LEFT_OUT.join(" "))
+        .with(
+            "identity",
+            [PASSPHRASE, MAPPING, LUKS_UUID, ROOT_UUID, BOOT_UUID].join(" "),
+        )
+        .with("disk", include_str!("disk.rs"))
+        .with("guest", include_str!("guest.rs"));
+    for (name, content) in RECIPE {
+        key = key.with(name, content);
+    }
+    key
+}
+
+fn build(folder: &Path) -> Result<(), GuestError> {
+    eprintln!("making the Debian 12 guest (once; a few minutes)");
+    let scratch = folder.join("scratch");
+    let recipe = scratch.join("recipe");
+    fs::create_dir_all(&recipe).map_err(at(&recipe))?;
+    for (name, content) in RECIPE {
+        let path = recipe.join(name);
+        fs::write(&path, content).map_err(at(&path))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).map_err(at(&path))?;
+    }
+    let tree = scratch.join("tree");
+    bootstrap(&recipe, &tree)?;
+    let parts = Parts {
+        tree: &tree,
+        boot_uuid: BOOT_UUID,
+        luks_uuid: LUKS_UUID,
+        root_uuid: ROOT_UUID,
+        passphrase: PASSPHRASE,
+    };
+    disk::make(&parts, &scratch, &folder.join(DISK))?;
+    fs::remove_dir_all(&scratch).map_err(at(&scratch))
+}
+
+fn bootstrap(recipe: &Path, tree: &Path) -> Result<(), GuestError> {
+    let mut mmdebstrap = Command::new("mmdebstrap");
+    mmdebstrap.args(["--mode=root", "--variant=minbase", "--format=directory"]);
+    mmdebstrap.arg(format!("--include={}", PACKAGES.join(",")));
+    for pattern in LEFT_OUT {
+        mmdebstrap.arg(format!("--dpkgopt=path-exclude={pattern}"));
+    }
+    for option in host_apt_options() {
+        mmdebstrap.arg(format!("--aptopt={option}"));
+    }
+    for (hook, script) in [("essential", "essential.sh"), ("customize", "customize.sh")] {
+        mmdebstrap.arg(format!(
+            "--{hook}-hook={} \"$1\"",
+            recipe.join(script).display()
+        ));
+    }
+    mmdebstrap.arg(SUITE).arg(tree).args(sources());
+    mmdebstrap.env("RECIPE", recipe).env("MAPPING", MAPPING);
+    mmdebstrap
+        .env("ROOT_UUID", LUKS_UUID)
+        .env("BOOT_UUID", BOOT_UUID);
+    tool::run(&mut mmdebstrap)?;
+    Ok(())
+}
+
+const SUITE: &str = "bookworm";
+
+/// One line per suite, from the mirrors that the host itself uses, else Debian's own.
+fn sources() -> Vec<String> {
+    let listed = Command::new("apt-get")
+        .args([
+            "indextargets",
+            "--format",
+            "$(CODENAME) $(COMPONENT) $(REPO_URI)",
+            "Created-By: Packages",
+        ])
+        .output()
+        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+        .unwrap_or_default();
+    let suites = [
+        (SUITE.to_owned(), "http://deb.debian.org/debian"),
+        (format!("{SUITE}-updates"), "http://deb.debian.org/debian"),
+        (
+            format!("{SUITE}-security"),
+            "http://deb.debian.org/debian-security",
+        ),
+    ];
+    let mirror = |suite: &str| {
+        let wanted = format!("{suite} main ");
+        listed
+            .lines()
+            .find_map(|line| line.strip_prefix(&wanted))
+            .map(str::to_owned)
+    };
+    let line = |(suite, default): (String, &str)| {
+        let uri = mirror(&suite).unwrap_or_else(|| default.to_owned());
+        format!("deb {uri} {suite} main")
+    };
+    suites.into_iter().map(line).collect()
+}
+
+/// A host that works from a frozen mirror has switched these checks off; the guest comes from the same place.
+fn host_apt_options() -> Vec<String> {
+    let names = [
+        "Acquire::Check-Valid-Until",
+        "Acquire::Check-Date",
+        "Acquire::http::Proxy",
+    ];
+    let host = |name: &&str| {
+        let output = Command::new("apt-config")
+            .args(["shell", "V", name])
+            .output()
+            .ok()?;
+        let value = String::from_utf8(output.stdout).ok()?;
+        let value = value
+            .trim()
+            .strip_prefix("V='")?
+            .strip_suffix('\'')?
+            .to_owned();
+        Some(format!("{name} \"{value}\""))
+    };
+    names.iter().filter_map(host).collect()
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> GuestError {
+    let path = path.to_owned();
+    |source| GuestError::File { path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_suite_has_a_mirror() {
+        let lines = sources();
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        assert!(
+            lines.iter().all(|line| line.starts_with("deb http")),
+            "{lines:?}"
+        );
+    }
+}
