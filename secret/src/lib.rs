@@ -6,8 +6,10 @@
 #![allow(unsafe_code)]
 
 mod memory;
+mod packet;
 pub mod process;
 pub mod udev;
 pub mod wiping_free;
 
 pub use memory::{Secret, SecretBytes, SecretError};
+pub use packet::packet_socket;
