@@ -1,10 +1,11 @@
 //! latchkey, the agent: opens encrypted volumes with shares that a key server releases.
 //!
 //! `files` knows where things lie, `server` speaks to key servers, `commands` is what a person types, `flow`
-//! decides what happens at boot and `unlock` does it.
+//! decides what happens at boot, `network` brings the network up there, and `unlock` does it all.
 #![forbid(unsafe_code)]
 
 pub mod failure;
 pub mod files;
 pub mod flow;
+pub mod network;
 pub mod server;
