@@ -1,0 +1,107 @@
+# latchkey: build, test, install. `make help` lists what there is to make.
+
+PREFIX  ?= /usr
+DESTDIR ?=
+TARGET  := x86_64-unknown-linux-gnu
+BUILT   := $(or $(CARGO_TARGET_DIR),target)/$(TARGET)
+SHELL   := /bin/bash -eu -o pipefail
+
+.PHONY: all help deps build-deps native dist measure test lint unit boot demo install uninstall clean
+.DEFAULT_GOAL := all
+
+all: dist ## build everything that is installed, into dist/
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "make install takes DESTDIR= (default empty) and PREFIX= (default /usr)"
+
+deps: ## install the Debian packages that building and testing need, if any is missing
+	@native/deps
+
+build-deps:
+	@native/deps --build
+
+# Cargo copies the archives into the bindings once and does not notice newer ones, so it is told.
+native: build-deps ## build the static libcryptsetup and libdevmapper into native/out/
+	@native/build
+	@if ! cmp -s native/out/stamp $(BUILT)/native-stamp; then \
+		for profile in dev release agent; do \
+			cargo clean --quiet --package libcryptsetup-rs-sys --profile $$profile; \
+		done; \
+		install -D -m 644 native/out/stamp $(BUILT)/native-stamp; \
+	fi
+
+dist: native ## build the stripped binaries dist/latchkey and dist/latchkeyd, check and measure them
+	cargo build --locked --profile agent --package latchkey --bin latchkey
+	cargo build --locked --release --package latchkeyd --bin latchkeyd
+	install -D -m 755 $(BUILT)/agent/latchkey dist/latchkey
+	install -D -m 755 --strip $(BUILT)/release/latchkeyd dist/latchkeyd
+	@native/measure dist/latchkey initramfs-tools-hook
+
+# --- tests ------------------------------------------------------------------------------------------------------------
+
+test: deps native lint unit boot ## everything: format, lints, unit, property, conformance, loopback and boot tests
+
+lint: native
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	shellcheck native/build native/deps native/measure .ci/run
+
+unit: native
+	cargo test --locked --workspace
+	initramfs-tools-hook/tests/hook.sh
+
+boot: native dist
+	cargo test --locked --package latchkey-tests --test boot -- --ignored
+
+demo: deps dist ## boot a machine with an encrypted root that opens by itself, and again with the key server away
+	cargo run --locked --package latchkey-tests --bin demo
+
+# --- installation -----------------------------------------------------------------------------------------------------
+# Whatever lies in the source folders is installed: adding a script, unit or page needs no change here.
+
+TOOLS   := $(DESTDIR)/usr/share/initramfs-tools
+HOOKS   := $(DESTDIR)/etc/initramfs-tools/hooks
+UNITS   := $(DESTDIR)$(PREFIX)/lib/systemd/system
+MAN     := $(DESTDIR)$(PREFIX)/share/man
+DOC     := $(DESTDIR)$(PREFIX)/share/doc/latchkey
+
+hook_files     = $(patsubst initramfs-tools-hook/%,%,$(shell find $(addprefix initramfs-tools-hook/,$(1)) -type f 2>/dev/null))
+hook_programs := $(call hook_files,hooks scripts)
+hook_settings := $(call hook_files,conf-hooks.d)
+admin_hooks   := $(notdir $(wildcard initramfs-tools-hook/etc-hooks/*))
+units         := $(shell find systemd \( -type f -o -type l \) ! -name '*.md' -printf '%P\n' 2>/dev/null)
+pages         := $(notdir $(wildcard docs/man/*.[1-9]))
+papers        := $(wildcard LICENSE LICENSE-* README.md CHANGELOG.md)
+installed     := \
+	$(DESTDIR)$(PREFIX)/bin/latchkey $(DESTDIR)$(PREFIX)/sbin/latchkeyd \
+	$(addprefix $(TOOLS)/,$(hook_programs) $(hook_settings)) \
+	$(addprefix $(HOOKS)/,$(admin_hooks)) \
+	$(addprefix $(UNITS)/,$(units)) \
+	$(foreach page,$(pages),$(MAN)/man$(subst .,,$(suffix $(page)))/$(page)) \
+	$(addprefix $(DOC)/,$(papers))
+
+# Installs what dist/ holds, so that root need not build; only where there is nothing yet, it is built.
+install: $(if $(and $(wildcard dist/latchkey),$(wildcard dist/latchkeyd)),,dist) ## put everything in place
+	install -D -m 755 dist/latchkey $(DESTDIR)$(PREFIX)/bin/latchkey
+	install -D -m 755 dist/latchkeyd $(DESTDIR)$(PREFIX)/sbin/latchkeyd
+	for file in $(hook_programs); do install -D -m 755 initramfs-tools-hook/$$file $(TOOLS)/$$file; done
+	for file in $(hook_settings); do install -D -m 644 initramfs-tools-hook/$$file $(TOOLS)/$$file; done
+	for file in $(admin_hooks); do install -D -m 755 initramfs-tools-hook/etc-hooks/$$file $(HOOKS)/$$file; done
+	for file in $(units); do mkdir -p $$(dirname $(UNITS)/$$file); cp -dT --preserve=mode systemd/$$file $(UNITS)/$$file; done
+	for page in $(pages); do install -D -m 644 docs/man/$$page $(MAN)/man$${page##*.}/$$page; done
+	for file in $(papers); do install -D -m 644 $$file $(DOC)/$$file; done
+	$(reload)
+
+uninstall: ## remove what install put in place; keys, settings and stores stay
+	rm -f $(installed)
+	-rmdir --ignore-fail-on-non-empty $(DOC)
+	$(reload)
+
+# Only for the running system: a package or an image being built has no manager to tell.
+reload = $(if $(DESTDIR),,@if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi)
+
+clean: ## remove everything that was built; downloaded sources stay in .cache/
+	cargo clean
+	rm -rf dist native/out .cache/native/work .cache/native/stage
