@@ -5,6 +5,7 @@
 //! holds them. This is the only crate with unsafe code.
 #![allow(unsafe_code)]
 
+pub mod crypt_log;
 mod memory;
 mod packet;
 pub mod process;
