@@ -9,3 +9,4 @@ pub mod files;
 pub mod flow;
 pub mod network;
 pub mod server;
+pub mod volume;

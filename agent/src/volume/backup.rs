@@ -1,0 +1,134 @@
+//! A backup of a header before anything in it is changed.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::context::{self, CryptError};
+use super::header::{HeaderCopy, HeaderError};
+
+/// There is no backup that could be relied on.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// The file exists already.
+    #[error("'{0}' exists already; left as it is")]
+    Exists(PathBuf),
+    /// libcryptsetup did not make the backup.
+    #[error("failed to back up the header of '{device}' to '{file}'")]
+    Crypt {
+        /// The device.
+        device: PathBuf,
+        /// The backup.
+        file: PathBuf,
+        /// What libcryptsetup said.
+        #[source]
+        source: CryptError,
+    },
+    /// The file could not be written through to the disk, or not be read again.
+    #[error("failed to write the header backup '{file}'")]
+    Write {
+        /// The backup.
+        file: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The header in the file or on the device cannot be read.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// What was written is not what is on the device.
+    #[error("the header backup '{file}' differs from the header of '{device}'")]
+    Differs {
+        /// The device.
+        device: PathBuf,
+        /// The backup.
+        file: PathBuf,
+    },
+}
+
+/// Writes the LUKS2 header of `device` with all keyslots into the new file `file` (mode 0600), through to the disk,
+/// and compares it with the device. No file is left after a failure.
+///
+/// # Errors
+/// Every variant of [`BackupError`].
+pub fn backup_header(device: &Path, file: &Path) -> Result<(), BackupError> {
+    if fs::symlink_metadata(file).is_ok() {
+        return Err(BackupError::Exists(file.to_owned()));
+    }
+    let result = write(device, file)
+        .and_then(|()| sync(file))
+        .and_then(|()| compare(device, file));
+    if result.is_err()
+        && let Err(error) = fs::remove_file(file)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        log::warn!("failed to remove '{}': {error}", file.display());
+    }
+    result
+}
+
+/// libcryptsetup makes the file, with O_EXCL and readable by the owner only.
+fn write(device: &Path, file: &Path) -> Result<(), BackupError> {
+    let failed = |source| BackupError::Crypt {
+        device: device.to_owned(),
+        file: file.to_owned(),
+        source,
+    };
+    let mut context = context::luks2(device).map_err(failed)?;
+    context
+        .backup_handle()
+        .header_backup(None, file)
+        .map_err(|error| failed(error.into()))
+}
+
+fn sync(file: &Path) -> Result<(), BackupError> {
+    let failed = |source| BackupError::Write {
+        file: file.to_owned(),
+        source,
+    };
+    fs::set_permissions(file, Permissions::from_mode(0o600)).map_err(failed)?;
+    File::open(file)
+        .and_then(|file| file.sync_all())
+        .map_err(failed)?;
+    let directory = file.parent().filter(|path| !path.as_os_str().is_empty());
+    File::open(directory.unwrap_or(Path::new(".")))
+        .and_then(|directory| directory.sync_all())
+        .map_err(failed)
+}
+
+/// The backup loads as a header of its own and is, byte by byte, the beginning of the device.
+fn compare(device: &Path, file: &Path) -> Result<(), BackupError> {
+    let (original, copy) = (HeaderCopy::read(device)?, HeaderCopy::read(file)?);
+    let same = original.uuid() == copy.uuid() && original.json() == copy.json();
+    if same && begins_alike(device, file)? {
+        Ok(())
+    } else {
+        Err(BackupError::Differs {
+            device: device.to_owned(),
+            file: file.to_owned(),
+        })
+    }
+}
+
+fn begins_alike(device: &Path, file: &Path) -> Result<bool, BackupError> {
+    let alike = || -> io::Result<bool> {
+        let mut copy = File::open(file)?;
+        let mut original = File::open(device)?.take(copy.metadata()?.len());
+        let (mut ours, mut theirs) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+        loop {
+            let read = copy.read(&mut ours)?;
+            if read == 0 {
+                return Ok(original.read(&mut theirs)? == 0);
+            }
+            original.read_exact(&mut theirs[..read])?;
+            if ours[..read] != theirs[..read] {
+                return Ok(false);
+            }
+        }
+    };
+    alike().map_err(|source| BackupError::Write {
+        file: file.to_owned(),
+        source,
+    })
+}

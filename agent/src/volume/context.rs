@@ -1,0 +1,98 @@
+//! libcryptsetup's contexts and what it says when it fails.
+
+use std::io;
+use std::path::Path;
+
+use latchkey_secret::{crypt_log, udev};
+use libcryptsetup_rs::consts::vals::EncryptionFormat;
+use libcryptsetup_rs::{CryptDevice, CryptInit, Either, LibcryptErr, set_log_callback};
+
+/// libcryptsetup refused; the text is what it said, or the meaning of its errno.
+#[derive(Debug, thiserror::Error)]
+#[error("libcryptsetup: {text}")]
+pub struct CryptError {
+    text: String,
+    /// The positive errno, where there is one.
+    pub errno: Option<i32>,
+}
+
+impl CryptError {
+    /// Whether the errno is `errno`.
+    pub fn is(&self, errno: nix::errno::Errno) -> bool {
+        self.errno == Some(errno as i32)
+    }
+}
+
+impl From<LibcryptErr> for CryptError {
+    fn from(error: LibcryptErr) -> Self {
+        let said = crypt_log::take_errors();
+        let (meaning, errno) = match error {
+            LibcryptErr::IOError(error) => (meaning(&error), error.raw_os_error()),
+            other => (other.to_string(), None),
+        };
+        let text = if said.is_empty() { meaning } else { said };
+        Self { text, errno }
+    }
+}
+
+/// libcryptsetup's errno values read oddly: EPERM is a wrong passphrase and EINVAL mostly "not such a device".
+fn meaning(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc_errno) if libc_errno == nix::errno::Errno::EPERM as i32 => {
+            "no keyslot opens with this passphrase".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// A context for the header on `device`, not loaded.
+pub(crate) fn attached(device: &Path) -> Result<CryptDevice, CryptError> {
+    start();
+    Ok(CryptInit::init(device)?)
+}
+
+/// A context for a header that lies elsewhere than the data, not loaded.
+pub(crate) fn detached(header: &Path, data: &Path) -> Result<CryptDevice, CryptError> {
+    start();
+    Ok(CryptInit::init_with_data_device(Either::Right((
+        header, data,
+    )))?)
+}
+
+/// Loads a header of one format.
+pub(crate) fn load(context: &mut CryptDevice, format: EncryptionFormat) -> Result<(), CryptError> {
+    Ok(context.context_handle().load::<()>(Some(format), None)?)
+}
+
+/// A loaded context for the LUKS2 header on `device`.
+pub(crate) fn luks2(device: &Path) -> Result<CryptDevice, CryptError> {
+    let mut context = attached(device)?;
+    load(&mut context, EncryptionFormat::Luks2)?;
+    Ok(context)
+}
+
+/// The UUID in a loaded header, lower case with hyphens.
+pub(crate) fn uuid(context: &mut CryptDevice) -> Result<String, CryptError> {
+    Ok(context.status_handle().get_uuid()?.to_string())
+}
+
+/// Before each operation: libcryptsetup's messages come to us, and old ones are forgotten.
+pub(crate) fn start() {
+    udev::link();
+    set_log_callback::<()>(Some(crypt_log::receive), None);
+    crypt_log::take_errors();
+    prepare_locking();
+}
+
+/// libcryptsetup locks headers on block devices by files in /run/cryptsetup; an initramfs may lack the directory.
+fn prepare_locking() {
+    use std::os::unix::fs::DirBuilderExt;
+    let made = std::fs::DirBuilder::new()
+        .mode(0o700)
+        .create("/run/cryptsetup");
+    if let Err(error) = made
+        && error.kind() != io::ErrorKind::AlreadyExists
+    {
+        log::debug!("failed to make '/run/cryptsetup': {error}");
+    }
+}

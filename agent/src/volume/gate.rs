@@ -1,0 +1,542 @@
+//! Whether a LUKS2 header is still the one that was bound: the check before anything opens without a person.
+//!
+//! A header is not authenticated, so whoever can write the disk can forge one: with a null cipher, a half-finished
+//! reencryption, a key derivation that takes a week or all memory. Only what the binding authenticated counts, and
+//! what it does not mention must be what every plain LUKS2 volume has. (CVE-2021-4122, CVE-2025-59054; LUKS2 on-disk
+//! format, 3.) The result says nothing about the volume key: see `open`.
+
+use latchkey_protocol::encoding::Bytes;
+use latchkey_protocol::envelope::BoundLuks2;
+use serde_json::{Map, Value};
+
+/// A check of the header that failed. Each refuses automatic opening; the passphrase still works.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GateError {
+    /// The UUID is another one.
+    #[error("the header's UUID is '{found}', bound was '{bound}'")]
+    Uuid {
+        /// In the header.
+        found: String,
+        /// In the token.
+        bound: String,
+    },
+    /// Not the shape that LUKS2 prescribes.
+    #[error("the header has no valid '{0}'")]
+    Shape(&'static str),
+    /// An object has fields that this version does not know.
+    #[error("the header's {place} has the unknown field '{field}'")]
+    UnknownField {
+        /// Which object.
+        place: &'static str,
+        /// Its name.
+        field: String,
+    },
+    /// A reencryption, or something else that needs another cryptsetup.
+    #[error("the header has requirements, such as a reencryption in progress")]
+    Requirements,
+    /// A flag that no bound volume may have.
+    #[error("the header has the flag '{0}'")]
+    Flag(String),
+    /// Not exactly one data segment.
+    #[error("the header has {0} segments instead of one")]
+    Segments(usize),
+    /// The segment is not of type `crypt`.
+    #[error("the data segment is of type '{0}' instead of 'crypt'")]
+    SegmentType(String),
+    /// The segment is marked, as by a reencryption.
+    #[error("the data segment has flags")]
+    SegmentFlags,
+    /// The segment does not reach to the end of the device.
+    #[error("the data segment has a fixed size")]
+    SegmentSize,
+    /// The initialization vectors do not count from zero.
+    #[error("the data segment's IV offset is not zero")]
+    IvTweak,
+    /// Data integrity that was not bound.
+    #[error("the data segment has integrity protection, which was not bound")]
+    Integrity,
+    /// The data would not be encrypted.
+    #[error("the data segment's cipher is null")]
+    NullCipher,
+    /// Another data cipher.
+    #[error("the data cipher is '{found}', bound was '{bound}'")]
+    Cipher {
+        /// In the header.
+        found: String,
+        /// In the token.
+        bound: String,
+    },
+    /// Another sector size.
+    #[error("the sector size is {found}, bound was {bound}")]
+    SectorSize {
+        /// In the header.
+        found: u64,
+        /// In the token.
+        bound: u32,
+    },
+    /// The data begins elsewhere.
+    #[error("the data begins at byte {found}, bound was {bound}")]
+    Offset {
+        /// In the header.
+        found: u64,
+        /// In the token.
+        bound: u64,
+    },
+    /// The bound keyslot is gone.
+    #[error("keyslot {0}, which was bound, does not exist")]
+    NoKeyslot(u32),
+    /// A keyslot of another type, such as `reencrypt`.
+    #[error("keyslot {slot} is of type '{kind}' instead of 'luks2'")]
+    KeyslotType {
+        /// The keyslot.
+        slot: String,
+        /// Its type.
+        kind: String,
+    },
+    /// The keyslot holds a key of another size.
+    #[error("the keyslot holds {found} bytes of key, bound were {bound}")]
+    KeySize {
+        /// In the header.
+        found: u64,
+        /// In the token.
+        bound: u32,
+    },
+    /// The keyslot's key derivation is another one.
+    #[error("the keyslot's key derivation is '{0}' instead of 'pbkdf2'")]
+    Kdf(String),
+    /// A hash that has no place there.
+    #[error("the {place} uses the hash '{hash}'")]
+    Hash {
+        /// Which object.
+        place: &'static str,
+        /// The hash.
+        hash: String,
+    },
+    /// The keyslot costs more than at binding.
+    #[error("the keyslot takes {found} iterations, bound were {bound}")]
+    Iterations {
+        /// In the header.
+        found: u64,
+        /// In the token.
+        bound: u32,
+    },
+    /// The keyslot's area is encrypted otherwise, or not at all.
+    #[error("the keyslot's area is encrypted by '{0}'")]
+    AreaCipher(String),
+    /// The keyslot's area is not within the region for keyslots, or not large enough.
+    #[error("the keyslot's area lies where no keyslot's area may lie")]
+    Area,
+    /// The anti-forensic splitting is not the usual one.
+    #[error("the keyslot's anti-forensic splitting is not the usual one")]
+    AntiForensic,
+    /// The keyslot and the segment do not have one common digest.
+    #[error("the keyslot and the data segment do not share exactly one digest")]
+    Digest,
+    /// Checking the digest would cost too much.
+    #[error("the digest takes {0} iterations")]
+    DigestIterations(u64),
+}
+
+/// Flags that only tune dm-crypt; LUKS2 keeps them for the administrator. `allow-discards` shows which sectors are
+/// free, and nothing else.
+const ALLOWED_FLAGS: [&str; 5] = [
+    "allow-discards",
+    "same-cpu-crypt",
+    "submit-from-crypt-cpus",
+    "no-read-workqueue",
+    "no-write-workqueue",
+];
+/// What a keyslot of ours has.
+const KEYSLOT_HASHES: [&str; 2] = ["sha256", "sha512"];
+/// What `cryptsetup luksFormat --hash` was given; the volume key's identity is checked independently of it.
+const DIGEST_HASHES: [&str; 11] = [
+    "sha1",
+    "sha224",
+    "sha256",
+    "sha384",
+    "sha512",
+    "sha3-256",
+    "sha3-512",
+    "ripemd160",
+    "whirlpool",
+    "blake2b-512",
+    "blake2s-256",
+];
+/// What libcryptsetup takes for keyslots when the data cipher cannot be used.
+const DEFAULT_AREA_CIPHER: &str = "aes-xts-plain64";
+/// libcryptsetup's digest takes an eighth of a second when the volume is made; this is seconds anywhere.
+const DIGEST_ITERATIONS_LIMIT: u64 = 10_000_000;
+const STRIPES: u64 = 4000;
+const BINARY_HEADER: u64 = 4096;
+
+/// Checks a header, given by its UUID and JSON, against what was bound.
+///
+/// # Errors
+/// The first check that failed.
+pub fn check(
+    uuid: &str,
+    json: &Value,
+    bound_uuid: &str,
+    bound: &BoundLuks2,
+) -> Result<(), GateError> {
+    if uuid != bound_uuid {
+        return Err(GateError::Uuid {
+            found: uuid.to_owned(),
+            bound: bound_uuid.to_owned(),
+        });
+    }
+    let header = fields(
+        json,
+        "header",
+        &["keyslots", "tokens", "segments", "digests", "config"],
+    )?;
+    let config = fields(
+        member(header, "config")?,
+        "config",
+        &["json_size", "keyslots_size", "flags", "requirements"],
+    )?;
+    check_config(config)?;
+    check_segment(object(header, "segments")?, &Segment::from(bound))?;
+    check_keyslot(object(header, "keyslots")?, config, bound)?;
+    check_digest(object(header, "digests")?, bound)
+}
+
+/// Whether a volume with this header could be bound: the checks that concern no keyslot of ours.
+///
+/// # Errors
+/// The first check that would refuse automatic opening.
+pub fn check_fit(json: &Value) -> Result<(), GateError> {
+    let header = json.as_object().ok_or(GateError::Shape("header"))?;
+    let config = object(header, "config")?;
+    check_config(config)?;
+    let segments = object(header, "segments")?;
+    if segments.len() != 1 {
+        return Err(GateError::Segments(segments.len()));
+    }
+    check_segment(segments, &Segment::read(&json["segments"]["0"])?)?;
+    check_keyslot_types(object(header, "keyslots")?)
+}
+
+/// What is to be bound of a header whose keyslot `slot` holds the machine secret.
+///
+/// # Errors
+/// `Shape`; whether the facts pass, [`check`] says.
+pub fn facts(json: &Value, slot: u32, volume_key_id: Bytes<32>) -> Result<BoundLuks2, GateError> {
+    let segment = Segment::read(&json["segments"]["0"])?;
+    let keyslot = &json["keyslots"][slot.to_string()];
+    let kind = text(&keyslot["kdf"], "type")?;
+    if kind != "pbkdf2" {
+        return Err(GateError::Kdf(kind.to_owned()));
+    }
+    Ok(BoundLuks2 {
+        keyslot: slot,
+        iterations: small(&keyslot["kdf"], "iterations")?,
+        cipher: segment.cipher.to_owned(),
+        key_size: small(keyslot, "key_size")?,
+        sector_size: segment.sector_size,
+        offset: segment.offset,
+        volume_key_id,
+    })
+}
+
+/// The part of the binding that concerns the data segment.
+struct Segment<'a> {
+    cipher: &'a str,
+    sector_size: u32,
+    offset: u64,
+}
+
+impl<'a> Segment<'a> {
+    fn read(segment: &'a Value) -> Result<Self, GateError> {
+        Ok(Self {
+            cipher: text(segment, "encryption")?,
+            sector_size: small(segment, "sector_size")?,
+            offset: number_text(segment, "offset")?,
+        })
+    }
+}
+
+impl<'a> From<&'a BoundLuks2> for Segment<'a> {
+    fn from(bound: &'a BoundLuks2) -> Self {
+        Self {
+            cipher: &bound.cipher,
+            sector_size: bound.sector_size,
+            offset: bound.offset,
+        }
+    }
+}
+
+fn check_config(config: &Map<String, Value>) -> Result<(), GateError> {
+    // An empty object would be harmless, but libcryptsetup does not write one.
+    if config.contains_key("requirements") {
+        return Err(GateError::Requirements);
+    }
+    let Some(flags) = config.get("flags") else {
+        return Ok(());
+    };
+    for flag in flags.as_array().ok_or(GateError::Shape("flags"))? {
+        let flag = flag.as_str().ok_or(GateError::Shape("flags"))?;
+        if !ALLOWED_FLAGS.contains(&flag) {
+            return Err(GateError::Flag(flag.to_owned()));
+        }
+    }
+    Ok(())
+}
+
+fn check_segment(segments: &Map<String, Value>, bound: &Segment<'_>) -> Result<(), GateError> {
+    if segments.len() != 1 {
+        return Err(GateError::Segments(segments.len()));
+    }
+    let segment = member(segments, "0").map_err(|_| GateError::Segments(0))?;
+    let kind = text(segment, "type")?;
+    if kind != "crypt" {
+        return Err(GateError::SegmentType(kind.to_owned()));
+    }
+    if segment.get("integrity").is_some() {
+        return Err(GateError::Integrity);
+    }
+    if segment.get("flags").is_some() {
+        return Err(GateError::SegmentFlags);
+    }
+    let known = [
+        "type",
+        "offset",
+        "size",
+        "iv_tweak",
+        "encryption",
+        "sector_size",
+    ];
+    fields(segment, "segment", &known)?;
+    let cipher = text(segment, "encryption")?;
+    if is_null(cipher) || is_null(bound.cipher) {
+        return Err(GateError::NullCipher);
+    }
+    if cipher != bound.cipher {
+        return Err(GateError::Cipher {
+            found: cipher.to_owned(),
+            bound: bound.cipher.to_owned(),
+        });
+    }
+    let sector_size = number(segment, "sector_size")?;
+    if sector_size != u64::from(bound.sector_size) {
+        return Err(GateError::SectorSize {
+            found: sector_size,
+            bound: bound.sector_size,
+        });
+    }
+    let offset = number_text(segment, "offset")?;
+    if offset != bound.offset {
+        return Err(GateError::Offset {
+            found: offset,
+            bound: bound.offset,
+        });
+    }
+    if text(segment, "size")? != "dynamic" {
+        return Err(GateError::SegmentSize);
+    }
+    if number_text(segment, "iv_tweak")? != 0 {
+        return Err(GateError::IvTweak);
+    }
+    Ok(())
+}
+
+fn check_keyslot(
+    keyslots: &Map<String, Value>,
+    config: &Map<String, Value>,
+    bound: &BoundLuks2,
+) -> Result<(), GateError> {
+    check_keyslot_types(keyslots)?;
+    let keyslot = keyslots
+        .get(&bound.keyslot.to_string())
+        .ok_or(GateError::NoKeyslot(bound.keyslot))?;
+    fields(
+        keyslot,
+        "keyslot",
+        &["type", "key_size", "priority", "af", "area", "kdf"],
+    )?;
+    let key_size = number(keyslot, "key_size")?;
+    if key_size != u64::from(bound.key_size) {
+        return Err(GateError::KeySize {
+            found: key_size,
+            bound: bound.key_size,
+        });
+    }
+    check_kdf(&keyslot["kdf"], bound)?;
+    check_anti_forensic(&keyslot["af"])?;
+    check_area(&keyslot["area"], config, bound)
+}
+
+fn check_keyslot_types(keyslots: &Map<String, Value>) -> Result<(), GateError> {
+    for (slot, keyslot) in keyslots {
+        let kind = text(keyslot, "type")?;
+        if kind != "luks2" {
+            return Err(GateError::KeyslotType {
+                slot: slot.clone(),
+                kind: kind.to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn check_kdf(kdf: &Value, bound: &BoundLuks2) -> Result<(), GateError> {
+    let kind = text(kdf, "type")?;
+    if kind != "pbkdf2" {
+        return Err(GateError::Kdf(kind.to_owned()));
+    }
+    fields(
+        kdf,
+        "keyslot's kdf",
+        &["type", "hash", "iterations", "salt"],
+    )?;
+    hash(kdf, "keyslot's kdf", &KEYSLOT_HASHES)?;
+    let iterations = number(kdf, "iterations")?;
+    if iterations > u64::from(bound.iterations) {
+        return Err(GateError::Iterations {
+            found: iterations,
+            bound: bound.iterations,
+        });
+    }
+    Ok(())
+}
+
+fn check_anti_forensic(af: &Value) -> Result<(), GateError> {
+    let usual = text(af, "type")? == "luks1" && number(af, "stripes")? == STRIPES;
+    if !usual {
+        return Err(GateError::AntiForensic);
+    }
+    hash(af, "keyslot's anti-forensic splitting", &KEYSLOT_HASHES)
+}
+
+fn check_area(
+    area: &Value,
+    config: &Map<String, Value>,
+    bound: &BoundLuks2,
+) -> Result<(), GateError> {
+    if text(area, "type")? != "raw" {
+        return Err(GateError::Area);
+    }
+    let cipher = text(area, "encryption")?;
+    if is_null(cipher) || (cipher != bound.cipher && cipher != DEFAULT_AREA_CIPHER) {
+        return Err(GateError::AreaCipher(cipher.to_owned()));
+    }
+    if !matches!(number(area, "key_size")?, 16..=64) {
+        return Err(GateError::AreaCipher(cipher.to_owned()));
+    }
+    let config = Value::Object(config.clone());
+    let json_size = number_text(&config, "json_size")?;
+    let keyslots_size = number_text(&config, "keyslots_size")?;
+    let (offset, size) = (number_text(area, "offset")?, number_text(area, "size")?);
+    let inside = || {
+        let start = json_size.checked_add(BINARY_HEADER)?.checked_mul(2)?;
+        let end = start.checked_add(keyslots_size)?;
+        Some(
+            start <= offset
+                && offset.checked_add(size)? <= end
+                && end <= bound.offset
+                && u64::from(bound.key_size).checked_mul(STRIPES)? <= size,
+        )
+    };
+    if inside() == Some(true) {
+        Ok(())
+    } else {
+        Err(GateError::Area)
+    }
+}
+
+fn check_digest(digests: &Map<String, Value>, bound: &BoundLuks2) -> Result<(), GateError> {
+    let slot = bound.keyslot.to_string();
+    let names = |digest: &Value, list: &'static str, wanted: &str| {
+        let list = digest[list].as_array().ok_or(GateError::Shape(list))?;
+        Ok(list.iter().any(|item| item.as_str() == Some(wanted)))
+    };
+    let mut common = None;
+    for digest in digests.values() {
+        match (
+            names(digest, "segments", "0")?,
+            names(digest, "keyslots", &slot)?,
+        ) {
+            (false, false) => {}
+            (true, true) if common.is_none() => common = Some(digest),
+            _ => return Err(GateError::Digest),
+        }
+    }
+    let digest = common.ok_or(GateError::Digest)?;
+    if text(digest, "type")? != "pbkdf2" {
+        return Err(GateError::Digest);
+    }
+    hash(digest, "digest", &DIGEST_HASHES)?;
+    let iterations = number(digest, "iterations")?;
+    if iterations > DIGEST_ITERATIONS_LIMIT {
+        return Err(GateError::DigestIterations(iterations));
+    }
+    Ok(())
+}
+
+/// dm-crypt's null cipher, with whatever mode.
+fn is_null(cipher: &str) -> bool {
+    cipher.is_empty() || cipher == "null" || cipher.contains("cipher_null")
+}
+
+fn hash(value: &Value, place: &'static str, known: &[&str]) -> Result<(), GateError> {
+    let hash = text(value, "hash")?;
+    if known.contains(&hash) {
+        Ok(())
+    } else {
+        Err(GateError::Hash {
+            place,
+            hash: hash.to_owned(),
+        })
+    }
+}
+
+/// An object that has no fields but the known ones.
+fn fields<'a>(
+    value: &'a Value,
+    place: &'static str,
+    known: &[&str],
+) -> Result<&'a Map<String, Value>, GateError> {
+    let object = value.as_object().ok_or(GateError::Shape(place))?;
+    match object.keys().find(|key| !known.contains(&key.as_str())) {
+        None => Ok(object),
+        Some(field) => Err(GateError::UnknownField {
+            place,
+            field: field.clone(),
+        }),
+    }
+}
+
+fn member<'a>(object: &'a Map<String, Value>, name: &'static str) -> Result<&'a Value, GateError> {
+    object.get(name).ok_or(GateError::Shape(name))
+}
+
+fn object<'a>(
+    parent: &'a Map<String, Value>,
+    name: &'static str,
+) -> Result<&'a Map<String, Value>, GateError> {
+    member(parent, name)?
+        .as_object()
+        .ok_or(GateError::Shape(name))
+}
+
+fn text<'a>(value: &'a Value, name: &'static str) -> Result<&'a str, GateError> {
+    value[name].as_str().ok_or(GateError::Shape(name))
+}
+
+fn number(value: &Value, name: &'static str) -> Result<u64, GateError> {
+    value[name].as_u64().ok_or(GateError::Shape(name))
+}
+
+fn small(value: &Value, name: &'static str) -> Result<u32, GateError> {
+    u32::try_from(number(value, name)?).map_err(|_| GateError::Shape(name))
+}
+
+/// LUKS2 writes 64-bit numbers as decimal strings.
+fn number_text(value: &Value, name: &'static str) -> Result<u64, GateError> {
+    let text = text(value, name)?;
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        text.parse().map_err(|_| GateError::Shape(name))
+    } else {
+        Err(GateError::Shape(name))
+    }
+}

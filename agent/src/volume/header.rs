@@ -1,0 +1,248 @@
+//! A copy of a LUKS2 header, so that what was checked is what is opened.
+//!
+//! Somebody who controls the storage may answer each read differently. So every byte of the header is read once,
+//! into an anonymous file in memory; libcryptsetup gets that file as a detached header and the device for the data
+//! only. The data segment is never read, and keyslot areas only when they are asked for.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use libcryptsetup_rs::CryptDevice;
+use libcryptsetup_rs::consts::vals::EncryptionFormat;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde_json::Value;
+
+use super::context::{self, CryptError};
+
+/// Sizes that a LUKS2 metadata area may have (LUKS2 on-disk format, 2.1): the secondary header begins there.
+const METADATA_SIZES: [u64; 9] = [
+    0x4000, 0x8000, 0x1_0000, 0x2_0000, 0x4_0000, 0x8_0000, 0x10_0000, 0x20_0000, 0x40_0000,
+];
+/// Bytes of the binary header in front of each JSON area.
+const BINARY: usize = 4096;
+/// The largest header that libcryptsetup makes: two metadata areas of 4 MiB and 128 MiB of keyslots. The copy
+/// has that length and is sparse.
+const HEADER_LIMIT: u64 = 136 << 20;
+/// Most bytes of one keyslot's area: 64 bytes of key in 4000 stripes, with room.
+const AREA_LIMIT: u64 = 1 << 20;
+
+const MAGIC_PRIMARY: &[u8; 8] = b"LUKS\xba\xbe\x00\x02";
+const MAGIC_SECONDARY: &[u8; 8] = b"SKUL\xba\xbe\x00\x02";
+
+/// A LUKS2 header in memory, and the device that it was read from.
+#[derive(Debug)]
+pub struct HeaderCopy {
+    copy: File,
+    source: File,
+    device: PathBuf,
+    json: Value,
+    uuid: String,
+}
+
+/// The header could not be copied.
+#[derive(Debug, thiserror::Error)]
+pub enum HeaderError {
+    /// Opening or reading the device failed.
+    #[error("failed to read the header of '{device}'")]
+    Read {
+        /// The device.
+        device: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no LUKS2 header.
+    #[error("'{0}' has no LUKS2 header")]
+    NotLuks2(PathBuf),
+    /// There is no memory for the copy.
+    #[error("failed to copy the header into memory")]
+    Memory(#[source] io::Error),
+    /// libcryptsetup refuses the header.
+    #[error("the LUKS2 header of '{device}' is damaged")]
+    Damaged {
+        /// The device.
+        device: PathBuf,
+        /// What libcryptsetup said.
+        #[source]
+        source: CryptError,
+    },
+    /// The keyslot does not exist, or its area is not where a keyslot's area may lie.
+    #[error("keyslot {slot} of '{device}' has no usable area")]
+    Area {
+        /// The device.
+        device: PathBuf,
+        /// The keyslot.
+        slot: u32,
+    },
+}
+
+impl HeaderCopy {
+    /// Copies both metadata areas of `device`, and no keyslot yet.
+    ///
+    /// # Errors
+    /// `Read`, `NotLuks2`, `Memory`, `Damaged`.
+    pub fn read(device: &Path) -> Result<Self, HeaderError> {
+        let unreadable = |source| HeaderError::Read {
+            device: device.to_owned(),
+            source,
+        };
+        let source = File::open(device).map_err(unreadable)?;
+        let mut metadata = vec![0; BINARY];
+        source.read_exact_at(&mut metadata, 0).map_err(unreadable)?;
+        let size = match primary_size(&metadata) {
+            Some(size) => {
+                let rest = read_rest(&source, &mut metadata, 2 * size);
+                rest.map_err(unreadable)?;
+                size
+            }
+            // Only the secondary header is left: it lies at one of the known places.
+            None => read_until_secondary(&source, &mut metadata)
+                .map_err(unreadable)?
+                .ok_or_else(|| HeaderError::NotLuks2(device.to_owned()))?,
+        };
+        debug_assert_eq!(metadata.len() as u64, 2 * size);
+
+        let copy = anonymous_file(&metadata).map_err(HeaderError::Memory)?;
+        let mut header = Self {
+            copy,
+            source,
+            device: device.to_owned(),
+            json: Value::Null,
+            uuid: String::new(),
+        };
+        let damaged = |source| HeaderError::Damaged {
+            device: device.to_owned(),
+            source,
+        };
+        let mut context = header.context().map_err(damaged)?;
+        // What libcryptsetup made of the JSON, not the bytes: two parsers could understand them differently.
+        header.json = context
+            .status_handle()
+            .dump_json()
+            .map_err(|error| damaged(error.into()))?;
+        header.uuid = context::uuid(&mut context).map_err(damaged)?;
+        Ok(header)
+    }
+
+    /// Copies the area of keyslot `slot`, once, from where the JSON says it lies.
+    ///
+    /// # Errors
+    /// `Area` if there is no such keyslot or its area leaves the keyslots' region; `Read`, `Memory`.
+    pub fn copy_keyslot(&self, slot: u32) -> Result<(), HeaderError> {
+        let (offset, size) = self.area(slot).ok_or_else(|| HeaderError::Area {
+            device: self.device.clone(),
+            slot,
+        })?;
+        let length = usize::try_from(size).map_err(|_| HeaderError::Area {
+            device: self.device.clone(),
+            slot,
+        })?;
+        let mut area = vec![0; length];
+        self.source
+            .read_exact_at(&mut area, offset)
+            .map_err(|source| HeaderError::Read {
+                device: self.device.clone(),
+                source,
+            })?;
+        self.copy
+            .write_all_at(&area, offset)
+            .map_err(HeaderError::Memory)
+    }
+
+    /// Makes the copy unchangeable, for this process too (memfd_create(2), F_ADD_SEALS).
+    ///
+    /// # Errors
+    /// `Memory`.
+    pub fn seal(&self) -> Result<(), HeaderError> {
+        let seals = SealFlag::F_SEAL_WRITE
+            | SealFlag::F_SEAL_GROW
+            | SealFlag::F_SEAL_SHRINK
+            | SealFlag::F_SEAL_SEAL;
+        fcntl(&self.copy, FcntlArg::F_ADD_SEALS(seals))
+            .map(drop)
+            .map_err(|errno| HeaderError::Memory(errno.into()))
+    }
+
+    /// The header's JSON as libcryptsetup understood it.
+    pub fn json(&self) -> &Value {
+        &self.json
+    }
+
+    /// The UUID in the binary header, lower case with hyphens.
+    pub fn uuid(&self) -> &str {
+        &self.uuid
+    }
+
+    /// The device that the header was read from.
+    pub fn device(&self) -> &Path {
+        &self.device
+    }
+
+    /// A context with this copy loaded and the device for the data.
+    ///
+    /// # Errors
+    /// What libcryptsetup says.
+    pub(crate) fn context(&self) -> Result<CryptDevice, CryptError> {
+        let path = format!("/proc/self/fd/{}", self.copy.as_raw_fd());
+        let mut context = context::detached(Path::new(&path), &self.device)?;
+        context::load(&mut context, EncryptionFormat::Luks2)?;
+        Ok(context)
+    }
+
+    /// Offset and size of a keyslot's area, if it lies within the region for keyslots.
+    fn area(&self, slot: u32) -> Option<(u64, u64)> {
+        let area = &self.json["keyslots"][slot.to_string()]["area"];
+        let number = |value: &Value| value.as_str()?.parse::<u64>().ok();
+        let (offset, size) = (number(&area["offset"])?, number(&area["size"])?);
+        let metadata = number(&self.json["config"]["json_size"])?.checked_add(BINARY as u64)?;
+        let start = metadata.checked_mul(2)?;
+        let end = start
+            .checked_add(number(&self.json["config"]["keyslots_size"])?)?
+            .min(HEADER_LIMIT);
+        let inside = offset >= start && offset.checked_add(size)? <= end;
+        (inside && (1..=AREA_LIMIT).contains(&size)).then_some((offset, size))
+    }
+}
+
+/// The size of one metadata area, if the primary header is one of LUKS2.
+fn primary_size(binary: &[u8]) -> Option<u64> {
+    let size = u64::from_be_bytes(binary.get(8..16)?.try_into().ok()?);
+    (binary.starts_with(MAGIC_PRIMARY) && METADATA_SIZES.contains(&size)).then_some(size)
+}
+
+/// Reads on until a secondary header was found and read to its end; returns the size of one area.
+fn read_until_secondary(source: &File, metadata: &mut Vec<u8>) -> io::Result<Option<u64>> {
+    for size in METADATA_SIZES {
+        let start = usize::try_from(size).map_err(io::Error::other)?;
+        match read_rest(source, metadata, size + BINARY as u64) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            result => result?,
+        }
+        if metadata[start..].starts_with(MAGIC_SECONDARY) {
+            read_rest(source, metadata, 2 * size)?;
+            return Ok(Some(size));
+        }
+    }
+    Ok(None)
+}
+
+/// Reads from where `metadata` ends to `length`.
+fn read_rest(source: &File, metadata: &mut Vec<u8>, length: u64) -> io::Result<()> {
+    let start = metadata.len();
+    let length = usize::try_from(length).map_err(io::Error::other)?;
+    metadata.resize(length.max(start), 0);
+    source.read_exact_at(&mut metadata[start..], start as u64)
+}
+
+/// A sparse file in memory, of [`HEADER_LIMIT`] bytes, that begins with `content`.
+fn anonymous_file(content: &[u8]) -> io::Result<File> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let file = File::from(memfd_create("luks-header", flags)?);
+    file.set_len(HEADER_LIMIT)?;
+    file.write_all_at(content, 0)?;
+    Ok(file)
+}

@@ -1,0 +1,342 @@
+//! Keyslots: which are ours, making one, proving others, destroying one.
+//!
+//! Our keyslot holds 256 random bits, so its key derivation costs the least that LUKS2 allows: 1000 iterations of
+//! PBKDF2, which no memory limit and no slow processor hurts (systemd and clevis do the same). It has the priority
+//! `ignore`: a typed passphrase loses no time on it, and no other unlocker tries it unasked. Keyslots that are not
+//! latchkey's are never changed.
+
+use std::path::{Path, PathBuf};
+
+use latchkey_protocol::envelope::{BoundLuks2, MachineSecret};
+use latchkey_secret::{SecretBytes, SecretError, process};
+use libcryptsetup_rs::consts::flags::{CryptPbkdf, CryptVolumeKey};
+use libcryptsetup_rs::consts::vals::{CryptKdf, KeyslotPriority};
+use libcryptsetup_rs::{CryptPbkdfType, Either};
+use nix::errno::Errno;
+use serde_json::Value;
+
+use super::context::{self, CryptError};
+use super::gate::{self, GateError};
+use super::header::{HeaderCopy, HeaderError};
+use super::open::{self, KeyError};
+use super::tokens;
+use super::typed::{self, PassphraseError};
+
+/// LUKS2 on-disk format: the most keyslots that a header has.
+const KEYSLOTS_LIMIT: u32 = 32;
+/// The least that LUKS2 allows (`MIN_PBKDF2_ITERATIONS` of libcryptsetup).
+const ITERATIONS: u32 = 1000;
+
+/// A keyslot of a LUKS2 header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keyslot {
+    /// Its number.
+    pub slot: u32,
+    /// The key derivation: `pbkdf2`, `argon2id`, …
+    pub kdf: String,
+    /// KiB that the key derivation takes, 0 for PBKDF2.
+    pub memory_kib: u64,
+    /// Whether a typed passphrase is tried on it.
+    pub typed: bool,
+    /// Whether a latchkey token names it.
+    pub ours: bool,
+}
+
+/// Facts about a keyslot that was bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BoundFacts {
+    /// The UUID in the header.
+    pub uuid: String,
+    /// What automatic opening will insist on.
+    pub bound: BoundLuks2,
+}
+
+/// Nothing was done to a keyslot.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyslotError {
+    /// The header could not be read.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// The passphrase does not open what it should.
+    #[error(transparent)]
+    Passphrase(#[from] PassphraseError),
+    /// The latchkey tokens could not be read.
+    #[error(transparent)]
+    Tokens(#[from] tokens::TokenError),
+    /// The volume is such that it could never be opened automatically.
+    #[error("'{device}' cannot be bound")]
+    Unfit {
+        /// The device.
+        device: PathBuf,
+        /// What automatic opening would refuse.
+        #[source]
+        source: GateError,
+    },
+    /// All keyslots are in use.
+    #[error(
+        "all keyslots of '{0}' are in use\nremove one that is not needed with 'cryptsetup luksKillSlot'"
+    )]
+    NoFreeKeyslot(PathBuf),
+    /// Somebody else's keyslot.
+    #[error("keyslot {slot} of '{device}' is not one of latchkey; left as it is")]
+    NotOurs {
+        /// The device.
+        device: PathBuf,
+        /// The keyslot.
+        slot: u32,
+    },
+    /// Without it nobody could open the volume any more.
+    #[error(
+        "keyslot {slot} is the only one of '{device}'; left as it is\nadd a passphrase with 'cryptsetup luksAddKey' first"
+    )]
+    LastKeyslot {
+        /// The device.
+        device: PathBuf,
+        /// The keyslot.
+        slot: u32,
+    },
+    /// The machine secret does not open the keyslot that was made for it.
+    #[error("the machine secret does not open keyslot {slot} of '{device}'")]
+    WrongSecret {
+        /// The device.
+        device: PathBuf,
+        /// The keyslot.
+        slot: u32,
+    },
+    /// No memory for a secret.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// libcryptsetup refused.
+    #[error("failed to change keyslot {slot} of '{device}'")]
+    Crypt {
+        /// The device.
+        device: PathBuf,
+        /// The keyslot.
+        slot: u32,
+        /// What libcryptsetup said.
+        #[source]
+        source: CryptError,
+    },
+}
+
+/// The keyslots of `device`, in the order of their numbers. The header is only read.
+///
+/// # Errors
+/// `Header`.
+pub fn list(device: &Path) -> Result<Vec<Keyslot>, KeyslotError> {
+    let header = HeaderCopy::read(device)?;
+    let ours = named_by_tokens(header.json());
+    let mut keyslots: Vec<Keyslot> = header.json()["keyslots"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(slot, keyslot)| {
+            let slot = slot.parse().ok()?;
+            Some(Keyslot {
+                slot,
+                kdf: keyslot["kdf"]["type"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned(),
+                memory_kib: keyslot["kdf"]["memory"].as_u64().unwrap_or(0),
+                typed: keyslot["type"] == "luks2" && keyslot["priority"] != 0,
+                ours: ours.contains(&slot),
+            })
+        })
+        .collect();
+    keyslots.sort_by_key(|keyslot| keyslot.slot);
+    Ok(keyslots)
+}
+
+/// Proves that `passphrase` opens a keyslot other than `not`; returns which.
+///
+/// # Errors
+/// `Passphrase`.
+pub fn prove_other_keyslot(
+    device: &Path,
+    passphrase: &SecretBytes,
+    not: Option<u32>,
+) -> Result<u32, KeyslotError> {
+    Ok(typed::check_passphrase_except(device, passphrase, not)?.keyslot())
+}
+
+/// The keyslot that [`add_keyslot`] may use, so that the caller can write it down before it comes to be.
+///
+/// # Errors
+/// `NoFreeKeyslot`, `Header`.
+pub fn free_keyslot(device: &Path) -> Result<u32, KeyslotError> {
+    let header = HeaderCopy::read(device)?;
+    let taken = &header.json()["keyslots"];
+    (0..KEYSLOTS_LIMIT)
+        .find(|slot| taken[slot.to_string()].is_null())
+        .ok_or_else(|| KeyslotError::NoFreeKeyslot(device.to_owned()))
+}
+
+/// Makes keyslot `slot` for `secret`; `passphrase` opens another one.
+///
+/// # Errors
+/// `Passphrase`; `NoFreeKeyslot` if `slot` is taken or there is no room for its area; `Crypt`.
+pub fn add_keyslot(
+    device: &Path,
+    slot: u32,
+    passphrase: &SecretBytes,
+    secret: &MachineSecret,
+) -> Result<(), KeyslotError> {
+    let key = typed::check_passphrase(device, passphrase)?;
+    let failed = |source| KeyslotError::Crypt {
+        device: device.to_owned(),
+        slot,
+        source,
+    };
+    let mut context = context::luks2(device).map_err(failed)?;
+    if list(device)?.iter().any(|keyslot| keyslot.slot == slot) {
+        return Err(KeyslotError::NoFreeKeyslot(device.to_owned()));
+    }
+    context
+        .settings_handle()
+        .set_pbkdf_type(&cheapest_kdf())
+        .map_err(|error| failed(error.into()))?;
+    let volume_key = key.volume_key().expose_secret();
+    let added = context.keyslot_handle().add_by_key(
+        Some(slot),
+        Some(Either::Left(volume_key)),
+        secret.0.expose_secret(),
+        CryptVolumeKey::empty(),
+    );
+    process::wipe_stack();
+    added.map_err(|error| failed(error.into()))?;
+    let ignored = context
+        .keyslot_handle()
+        .set_priority(slot, KeyslotPriority::Ignore);
+    if let Err(error) = ignored {
+        // A keyslot of ours that others would try is not what was promised.
+        let source = error.into();
+        let removed = context.keyslot_handle().destroy(slot);
+        if let Err(error) = removed {
+            log::warn!(
+                "keyslot {slot} of '{}' could not be removed again: {error}",
+                device.display()
+            );
+        }
+        return Err(failed(source));
+    }
+    Ok(())
+}
+
+/// Destroys keyslot `slot` if a latchkey token names it or if it is `journalled`, the keyslot that an interrupted
+/// binding had written down. Tokens forget it.
+///
+/// # Errors
+/// `NotOurs`, `LastKeyslot`, `Header`, `Crypt`. That it does not exist (any more) is no error.
+pub fn destroy_keyslot(
+    device: &Path,
+    slot: u32,
+    journalled: Option<u32>,
+) -> Result<(), KeyslotError> {
+    let keyslots = list(device)?;
+    let Some(keyslot) = keyslots.iter().find(|keyslot| keyslot.slot == slot) else {
+        return Ok(());
+    };
+    if !keyslot.ours && journalled != Some(slot) {
+        return Err(KeyslotError::NotOurs {
+            device: device.to_owned(),
+            slot,
+        });
+    }
+    if keyslots.len() == 1 {
+        return Err(KeyslotError::LastKeyslot {
+            device: device.to_owned(),
+            slot,
+        });
+    }
+    let failed = |source| KeyslotError::Crypt {
+        device: device.to_owned(),
+        slot,
+        source,
+    };
+    let mut context = context::luks2(device).map_err(failed)?;
+    context
+        .keyslot_handle()
+        .destroy(slot)
+        .map_err(|error| failed(error.into()))
+}
+
+/// Whether `device` is such that it can be bound at all: everything that automatic opening insists on and that no
+/// keyslot of ours could change. To be asked before anything is written.
+///
+/// # Errors
+/// `Unfit`, `Header`.
+pub fn check_fit(device: &Path) -> Result<(), KeyslotError> {
+    let header = HeaderCopy::read(device)?;
+    let unfit = |source| KeyslotError::Unfit {
+        device: device.to_owned(),
+        source,
+    };
+    gate::check_fit(header.json()).map_err(unfit)
+}
+
+/// What a token must say of keyslot `slot`, which `secret` opens; checked to pass the gate.
+///
+/// # Errors
+/// `WrongSecret`, `Unfit`, `Header`, `Crypt`.
+pub fn bound_facts(
+    device: &Path,
+    slot: u32,
+    secret: &MachineSecret,
+) -> Result<BoundFacts, KeyslotError> {
+    let header = HeaderCopy::read(device)?;
+    header.copy_keyslot(slot)?;
+    header.seal()?;
+    let failed = |source| KeyslotError::Crypt {
+        device: device.to_owned(),
+        slot,
+        source,
+    };
+    let mut context = header.context().map_err(failed)?;
+    let key = open::volume_key(&mut context, slot, secret.0.expose_secret());
+    process::wipe_stack();
+    let key = key.map_err(|error| match error {
+        KeyError::Secret(error) => KeyslotError::Secret(error),
+        KeyError::Crypt(source) if source.is(Errno::EPERM) => KeyslotError::WrongSecret {
+            device: device.to_owned(),
+            slot,
+        },
+        KeyError::Crypt(source) => failed(source),
+    })?;
+    let unfit = |source| KeyslotError::Unfit {
+        device: device.to_owned(),
+        source,
+    };
+    let volume_key_id = open::volume_key_id(&key, header.uuid());
+    let bound = gate::facts(header.json(), slot, volume_key_id).map_err(unfit)?;
+    gate::check(header.uuid(), header.json(), header.uuid(), &bound).map_err(unfit)?;
+    Ok(BoundFacts {
+        uuid: header.uuid().to_owned(),
+        bound,
+    })
+}
+
+/// Keyslots that latchkey's tokens name, a broken one's too: its `keyslots` is libcryptsetup's to keep.
+fn named_by_tokens(json: &Value) -> Vec<u32> {
+    json["tokens"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(_, token)| token["type"] == latchkey_protocol::envelope::TOKEN_TYPE)
+        .filter_map(|(_, token)| token["keyslots"].as_array())
+        .flatten()
+        .filter_map(|slot| slot.as_str()?.parse().ok())
+        .collect()
+}
+
+fn cheapest_kdf() -> CryptPbkdfType {
+    CryptPbkdfType {
+        type_: CryptKdf::Pbkdf2,
+        hash: Some("sha256".to_owned()),
+        time_ms: 0,
+        iterations: ITERATIONS,
+        max_memory_kb: 0,
+        parallel_threads: 0,
+        flags: CryptPbkdf::NO_BENCHMARK,
+    }
+}

@@ -1,0 +1,287 @@
+//! The device that a crypttab entry means.
+//!
+//! udev's links under `/dev/disk` name it; when two devices carry the same UUID the link points to one of them by
+//! chance, so udev's own records are searched for a second one. Without udev (`/run/udev/data`) only the link speaks.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// The second field of crypttab.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A device node, or a link to one.
+    Path(PathBuf),
+    /// `UUID=`.
+    Uuid(String),
+    /// `LABEL=`.
+    Label(String),
+    /// `PARTUUID=`.
+    PartUuid(String),
+    /// `PARTLABEL=`.
+    PartLabel(String),
+}
+
+/// A source could not be told.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// Two or more devices carry what should be unique.
+    #[error(
+        "'{wanted}' is on more than one device: {devices}\nname the device in crypttab by a path under /dev/disk/by-id, or take the copy away"
+    )]
+    Ambiguous {
+        /// As in crypttab.
+        wanted: String,
+        /// Device paths.
+        devices: String,
+    },
+}
+
+impl Source {
+    /// Reads the field, already unescaped. A tag's value may stand in double quotes.
+    pub fn parse(field: &str) -> Self {
+        let Some((tag, value)) = field.split_once('=') else {
+            return Self::Path(PathBuf::from(field));
+        };
+        let value = value
+            .strip_prefix('"')
+            .and_then(|value| value.strip_suffix('"'))
+            .unwrap_or(value)
+            .to_owned();
+        match tag {
+            "UUID" => Self::Uuid(value.to_lowercase()),
+            "LABEL" => Self::Label(value),
+            "PARTUUID" => Self::PartUuid(value.to_lowercase()),
+            "PARTLABEL" => Self::PartLabel(value),
+            _ => Self::Path(PathBuf::from(field)),
+        }
+    }
+
+    /// The device's path as the system names it now, or `None` while it is missing.
+    ///
+    /// # Errors
+    /// `Ambiguous` names every device that carries the same UUID or label.
+    pub fn resolve(&self) -> Result<Option<PathBuf>, SourceError> {
+        self.resolve_below(Path::new("/"))
+    }
+
+    /// As [`Source::resolve`], with another root directory.
+    ///
+    /// # Errors
+    /// As [`Source::resolve`].
+    pub fn resolve_below(&self, root: &Path) -> Result<Option<PathBuf>, SourceError> {
+        let link = self.link();
+        if !below(root, &link).exists() {
+            return Ok(None);
+        }
+        let carriers = self.carriers(root);
+        if carriers.len() > 1 {
+            return Err(SourceError::Ambiguous {
+                wanted: self.to_string(),
+                devices: carriers.into_iter().collect::<Vec<_>>().join(", "),
+            });
+        }
+        Ok(Some(link))
+    }
+
+    /// The path that udev makes for it.
+    fn link(&self) -> PathBuf {
+        let (directory, value) = match self {
+            Self::Path(path) => return path.clone(),
+            Self::Uuid(value) => ("by-uuid", value),
+            Self::Label(value) => ("by-label", value),
+            Self::PartUuid(value) => ("by-partuuid", value),
+            Self::PartLabel(value) => ("by-partlabel", value),
+        };
+        Path::new("/dev/disk").join(directory).join(escape(value))
+    }
+
+    /// Names of the block devices that udev recorded with this UUID or label, without those that another of them
+    /// lies on (a multipath map and its paths carry the same signature).
+    fn carriers(&self, root: &Path) -> BTreeSet<String> {
+        let (property, value) = match self {
+            Self::Path(_) => return BTreeSet::new(),
+            Self::Uuid(value) => ("ID_FS_UUID_ENC", value),
+            Self::Label(value) => ("ID_FS_LABEL_ENC", value),
+            Self::PartUuid(value) => ("ID_PART_ENTRY_UUID", value),
+            Self::PartLabel(value) => ("ID_PART_ENTRY_NAME", value),
+        };
+        let wanted = format!("E:{property}={}", escape(value));
+        let records = std::fs::read_dir(below(root, Path::new("/run/udev/data")));
+        let numbers: Vec<String> = records
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|record| {
+                std::fs::read_to_string(record.path())
+                    .is_ok_and(|text| text.lines().any(|line| line == wanted))
+            })
+            .filter_map(|record| Some(record.file_name().to_str()?.strip_prefix('b')?.to_owned()))
+            .collect();
+        let sys = |number: &String| below(root, Path::new("/sys/dev/block")).join(number);
+        let name = |number: &String| {
+            let target = std::fs::read_link(sys(number)).ok()?;
+            Some(format!("/dev/{}", target.file_name()?.to_str()?))
+        };
+        let lower: BTreeSet<String> = numbers
+            .iter()
+            .flat_map(|number| std::fs::read_dir(sys(number).join("slaves")))
+            .flatten()
+            .flatten()
+            .filter_map(|slave| Some(format!("/dev/{}", slave.file_name().to_str()?)))
+            .collect();
+        numbers
+            .iter()
+            .filter_map(name)
+            .filter(|name| !lower.contains(name))
+            .collect()
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "{}", path.display()),
+            Self::Uuid(value) => write!(f, "UUID={value}"),
+            Self::Label(value) => write!(f, "LABEL={value}"),
+            Self::PartUuid(value) => write!(f, "PARTUUID={value}"),
+            Self::PartLabel(value) => write!(f, "PARTLABEL={value}"),
+        }
+    }
+}
+
+/// udev's encoding of a link's name: `\x` and two hexadecimal digits for every byte but letters, digits,
+/// `#+-.:=@_` and UTF-8 sequences (udev_util_encode_string in libudev).
+fn escape(value: &str) -> String {
+    let mut escaped = String::with_capacity(value.len());
+    for c in value.chars() {
+        if c.is_ascii_alphanumeric() || "#+-.:=@_".contains(c) || !c.is_ascii() {
+            escaped.push(c);
+        } else {
+            let mut byte = [0u8; 4];
+            for byte in c.encode_utf8(&mut byte).bytes() {
+                escaped.push_str(&format!("\\x{byte:02x}"));
+            }
+        }
+    }
+    escaped
+}
+
+/// An absolute path, seen from another root directory.
+fn below(root: &Path, path: &Path) -> PathBuf {
+    root.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    const UUID: &str = "8a3d7d0e-0d5b-4f3c-9d52-1e1fa2a1c0de";
+
+    /// A root directory in which udev knows `devices`: number, name, record, devices below it.
+    fn root(devices: &[(&str, &str, &str, &[&str])]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        let at = |path: &str| root.path().join(path);
+        for directory in [
+            "dev/disk/by-uuid",
+            "run/udev/data",
+            "sys/dev/block",
+            "sys/devices",
+        ] {
+            fs::create_dir_all(at(directory)).unwrap();
+        }
+        for (number, name, record, slaves) in devices {
+            fs::write(at("dev").join(name), "").unwrap();
+            fs::write(at("run/udev/data").join(format!("b{number}")), record).unwrap();
+            fs::create_dir_all(at("sys/devices").join(name).join("slaves")).unwrap();
+            for slave in *slaves {
+                fs::write(at("sys/devices").join(name).join("slaves").join(slave), "").unwrap();
+            }
+            symlink(
+                Path::new("../../devices").join(name),
+                at("sys/dev/block").join(number),
+            )
+            .unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn links_are_escaped_as_udev_does() {
+        for (source, link) in [
+            (Source::parse("/dev/vda3"), "/dev/vda3".to_owned()),
+            (
+                Source::parse("UUID=\"AB-c\""),
+                "/dev/disk/by-uuid/ab-c".to_owned(),
+            ),
+            (
+                Source::parse("LABEL=my disk/ä\\"),
+                "/dev/disk/by-label/my\\x20disk\\x2fä\\x5c".to_owned(),
+            ),
+            (
+                Source::parse("PARTLABEL=a=b"),
+                "/dev/disk/by-partlabel/a=b".to_owned(),
+            ),
+            (
+                Source::parse("PARTUUID=0A"),
+                "/dev/disk/by-partuuid/0a".to_owned(),
+            ),
+            (Source::parse("ID=x"), "ID=x".to_owned()),
+        ] {
+            assert_eq!(source.link(), Path::new(&link));
+        }
+    }
+
+    #[test]
+    fn a_device_that_is_missing_is_none() {
+        let root = root(&[]);
+        let source = Source::Uuid(UUID.into());
+        assert_eq!(source.resolve_below(root.path()).unwrap(), None);
+    }
+
+    #[test]
+    fn two_devices_with_one_uuid_are_an_error_that_names_both() {
+        let record = format!("E:ID_FS_TYPE=crypto_LUKS\nE:ID_FS_UUID_ENC={UUID}\n");
+        let root = root(&[
+            ("254:3", "vda3", &record, &[]),
+            ("254:4", "vdb", &record, &[]),
+            ("254:5", "vdc", "E:ID_FS_UUID_ENC=other\n", &[]),
+        ]);
+        symlink(
+            "../../vda3",
+            root.path().join("dev/disk/by-uuid").join(UUID),
+        )
+        .unwrap();
+        let error = Source::Uuid(UUID.into())
+            .resolve_below(root.path())
+            .unwrap_err();
+        assert!(
+            error.to_string().starts_with(&format!(
+                "'UUID={UUID}' is on more than one device: /dev/vda3, /dev/vdb"
+            )),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_multipath_map_and_its_paths_are_one_device() {
+        let record = format!("E:ID_FS_UUID_ENC={UUID}\n");
+        let root = root(&[
+            ("8:0", "sda", &record, &[]),
+            ("8:16", "sdb", &record, &[]),
+            ("253:0", "dm-0", &record, &["sda", "sdb"]),
+        ]);
+        symlink(
+            "../../dm-0",
+            root.path().join("dev/disk/by-uuid").join(UUID),
+        )
+        .unwrap();
+        let link = Source::Uuid(UUID.into())
+            .resolve_below(root.path())
+            .unwrap();
+        assert_eq!(link, Some(format!("/dev/disk/by-uuid/{UUID}").into()));
+    }
+}

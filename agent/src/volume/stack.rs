@@ -1,0 +1,279 @@
+//! Whether a mounted file system lies on one of our mappings, through LVM and md.
+//!
+//! Root is handed over only if it does: a plain file system with root's UUID or label must not profit from a volume
+//! that latchkey opened beside it. Every path downwards must meet one of the mappings, so half a mirror in the
+//! clear counts as no. Of a btrfs over several devices only the device named at mounting is looked at.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The devices below a file system cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum StackError {
+    /// Nothing is mounted there.
+    #[error("nothing is mounted at '{0}'")]
+    NotMounted(PathBuf),
+    /// A file system without a block device: tmpfs, overlay, NFS.
+    #[error("'{path}' is a {kind} file system and lies on no block device")]
+    NoDevice {
+        /// The mount point.
+        path: PathBuf,
+        /// The type of the file system.
+        kind: String,
+    },
+    /// Reading /proc or /sys failed.
+    #[error("failed to read '{path}'")]
+    Read {
+        /// What was read.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Whether the file system mounted at `mount_point` (as /proc/self/mountinfo writes it) lies wholly on mappings of
+/// dm-crypt with one of the `names`.
+///
+/// # Errors
+/// `NotMounted`, `NoDevice`, `Read`.
+pub fn root_lies_on(mount_point: &Path, names: &[&str]) -> Result<bool, StackError> {
+    lies_on_below(Path::new("/"), mount_point, names)
+}
+
+/// The block device, as `major:minor`, of the file system mounted at `mount_point`.
+///
+/// # Errors
+/// `NotMounted`, `NoDevice`, `Read`.
+pub(crate) fn mounted_device(root: &Path, mount_point: &Path) -> Result<String, StackError> {
+    let table = root.join("proc/self/mountinfo");
+    let text = fs::read_to_string(&table).map_err(|source| StackError::Read {
+        path: table,
+        source,
+    })?;
+    // The last line wins: it was mounted over the others.
+    let mount = text
+        .lines()
+        .filter_map(Mount::parse)
+        .rfind(|mount| mount.point == mount_point)
+        .ok_or_else(|| StackError::NotMounted(mount_point.to_owned()))?;
+    if !mount.number.starts_with("0:") {
+        return Ok(mount.number);
+    }
+    // btrfs has an anonymous device number; its source names one of its devices.
+    number_of(root, &mount.source).ok_or(StackError::NoDevice {
+        path: mount_point.to_owned(),
+        kind: mount.kind,
+    })
+}
+
+fn lies_on_below(root: &Path, mount_point: &Path, names: &[&str]) -> Result<bool, StackError> {
+    let number = mounted_device(root, mount_point)?;
+    let device = root.join("sys/dev/block").join(number);
+    Ok(is_covered(&device, names, DEPTH_LIMIT))
+}
+
+/// LVM on md on partitions is 4 levels; sysfs has no loops, but a limit costs nothing.
+const DEPTH_LIMIT: u32 = 16;
+
+/// Whether every path from this sysfs device downwards meets a mapping of dm-crypt with one of the names.
+fn is_covered(device: &Path, names: &[&str], depth: u32) -> bool {
+    if depth == 0 {
+        return false;
+    }
+    let attribute = |name: &str| fs::read_to_string(device.join(name)).unwrap_or_default();
+    let ours = attribute("dm/uuid").starts_with("CRYPT-")
+        && names.contains(&attribute("dm/name").trim_end_matches('\n'));
+    if ours {
+        return true;
+    }
+    // A partition has no slaves of its own: they are the whole device's.
+    if device.join("partition").exists() {
+        return fs::canonicalize(device)
+            .ok()
+            .and_then(|path| path.parent().map(Path::to_owned))
+            .is_some_and(|whole| is_covered(&whole, names, depth - 1));
+    }
+    let mut slaves = fs::read_dir(device.join("slaves"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .peekable();
+    slaves.peek().is_some() && slaves.all(|slave| is_covered(&slave.path(), names, depth - 1))
+}
+
+/// Kernel names of the devices that dm-crypt mappings below this sysfs device lie on, each once.
+pub(crate) fn encrypted_below(device: &Path) -> Vec<String> {
+    let mut found = std::collections::BTreeSet::new();
+    collect_encrypted(device, DEPTH_LIMIT, &mut found);
+    found.into_iter().collect()
+}
+
+fn collect_encrypted(device: &Path, depth: u32, found: &mut std::collections::BTreeSet<String>) {
+    if depth == 0 {
+        return;
+    }
+    let crypt = fs::read_to_string(device.join("dm/uuid")).is_ok_and(|u| u.starts_with("CRYPT-"));
+    let slaves = fs::read_dir(device.join("slaves"));
+    for slave in slaves.into_iter().flatten().flatten() {
+        if crypt {
+            found.insert(slave.file_name().to_string_lossy().into_owned());
+        } else {
+            collect_encrypted(&slave.path(), depth - 1, found);
+        }
+    }
+}
+
+/// `major:minor` of a device node.
+fn number_of(root: &Path, source: &str) -> Option<String> {
+    let path = source.strip_prefix("/dev/")?;
+    let node = fs::canonicalize(root.join("dev").join(path)).ok()?;
+    let name = node.file_name()?;
+    let number = fs::read_to_string(root.join("sys/class/block").join(name).join("dev")).ok()?;
+    Some(number.trim_end_matches('\n').to_owned())
+}
+
+/// A line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
+struct Mount {
+    number: String,
+    point: PathBuf,
+    kind: String,
+    source: String,
+}
+
+impl Mount {
+    fn parse(line: &str) -> Option<Self> {
+        let (front, back) = line.split_once(" - ")?;
+        let mut front = front.split(' ').skip(2);
+        let mut back = back.split(' ');
+        Some(Self {
+            number: front.next()?.to_owned(),
+            point: super::crypttab::unescape(front.nth(1)?).into(),
+            kind: back.next()?.to_owned(),
+            source: super::crypttab::unescape(back.next()?),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// A root directory with sysfs devices (number, kernel name, dm name, dm uuid, slaves) and a mount table.
+    fn machine(
+        devices: &[(&str, &str, &str, &str, &[&str])],
+        mountinfo: &str,
+    ) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        let at = |path: &str| root.path().join(path);
+        for directory in ["proc/self", "sys/dev/block", "sys/class/block", "dev"] {
+            fs::create_dir_all(at(directory)).unwrap();
+        }
+        fs::write(at("proc/self/mountinfo"), mountinfo).unwrap();
+        for (number, kernel, name, uuid, slaves) in devices {
+            let device = at("sys/devices").join(kernel);
+            fs::create_dir_all(device.join("slaves")).unwrap();
+            fs::write(device.join("dev"), format!("{number}\n")).unwrap();
+            if !name.is_empty() {
+                fs::create_dir_all(device.join("dm")).unwrap();
+                fs::write(device.join("dm/name"), format!("{name}\n")).unwrap();
+                fs::write(device.join("dm/uuid"), format!("{uuid}\n")).unwrap();
+            }
+            for slave in *slaves {
+                symlink(
+                    at("sys/devices").join(slave),
+                    device.join("slaves").join(slave),
+                )
+                .unwrap();
+            }
+            symlink(&device, at("sys/dev/block").join(number)).unwrap();
+            symlink(&device, at("sys/class/block").join(kernel)).unwrap();
+            fs::write(at("dev").join(kernel), "").unwrap();
+        }
+        root
+    }
+
+    const LUKS: &str = "CRYPT-LUKS2-8a3d7d0e0d5b4f3c9d521e1fa2a1c0de-a";
+
+    fn mount(number: &str, kind: &str, source: &str) -> String {
+        format!(
+            "22 1 0:2 / / rw - rootfs rootfs rw\n\
+             30 22 0:20 / /root rw - tmpfs tmpfs rw\n\
+             31 22 {number} / /root rw,relatime shared:1 - {kind} {source} rw\n"
+        )
+    }
+
+    #[test]
+    fn root_on_lvm_on_the_mapping_lies_on_it() {
+        let root = machine(
+            &[
+                ("254:3", "vda3", "", "", &[]),
+                ("253:0", "dm-0", "crypt", LUKS, &["vda3"]),
+                ("253:1", "dm-1", "vg-root", "LVM-x", &["dm-0"]),
+            ],
+            &mount("253:1", "ext4", "/dev/mapper/vg-root"),
+        );
+        let lies = |names: &[&str]| lies_on_below(root.path(), Path::new("/root"), names).unwrap();
+        assert!(lies(&["other", "crypt"]));
+        assert!(!lies(&["other"]));
+        assert!(!lies(&[]));
+        assert!(
+            !lies(&["vg-root"]),
+            "a mapping of LVM is not one of dm-crypt"
+        );
+    }
+
+    #[test]
+    fn a_plain_file_system_with_the_right_label_does_not() {
+        let root = machine(
+            &[
+                ("254:3", "vda3", "", "", &[]),
+                ("253:0", "dm-0", "crypt", LUKS, &["vda3"]),
+                ("254:16", "vdb", "", "", &[]),
+            ],
+            &mount("254:16", "ext4", "/dev/vdb"),
+        );
+        assert!(!lies_on_below(root.path(), Path::new("/root"), &["crypt"]).unwrap());
+    }
+
+    #[test]
+    fn a_mirror_with_one_half_in_the_clear_does_not() {
+        let root = machine(
+            &[
+                ("254:3", "vda3", "", "", &[]),
+                ("254:4", "vda4", "", "", &[]),
+                ("253:0", "dm-0", "a", LUKS, &["vda3"]),
+                ("253:1", "dm-1", "b", LUKS, &["vda4"]),
+                ("9:0", "md0", "", "", &["dm-0", "dm-1"]),
+                ("9:1", "md1", "", "", &["dm-0", "vda4"]),
+            ],
+            &(mount("9:0", "ext4", "/dev/md0") + "40 22 9:1 / /half rw - ext4 /dev/md1 rw\n"),
+        );
+        let lies =
+            |at: &str, names: &[&str]| lies_on_below(root.path(), Path::new(at), names).unwrap();
+        assert!(lies("/root", &["a", "b"]));
+        assert!(!lies("/root", &["a"]));
+        assert!(!lies("/half", &["a", "b"]));
+    }
+
+    #[test]
+    fn btrfs_is_found_by_its_source_and_tmpfs_has_no_device() {
+        let root = machine(
+            &[("253:0", "dm-0", "a", LUKS, &[])],
+            &(mount("0:31", "btrfs", "/dev/dm-0")
+                + "41 22 0:9 / /run/a\\040b rw - tmpfs tmpfs rw\n"),
+        );
+        assert!(lies_on_below(root.path(), Path::new("/root"), &["a"]).unwrap());
+        let error = lies_on_below(root.path(), Path::new("/run/a b"), &["a"]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "'/run/a b' is a tmpfs file system and lies on no block device"
+        );
+        assert!(matches!(
+            lies_on_below(root.path(), Path::new("/absent"), &["a"]),
+            Err(StackError::NotMounted(_))
+        ));
+    }
+}

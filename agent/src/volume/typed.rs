@@ -1,0 +1,354 @@
+//! Opening a volume with a passphrase that a person typed.
+//!
+//! Checking and making the mapping are two steps, so that the caller can wipe its credentials in between. Whatever
+//! keyslot the passphrase opens is good: what the binding says only warns here, see [`TypedKey::matches_bound`].
+//! Keyslots of priority `ignore`, as latchkey's own, are left out, as by every other unlocker.
+
+use std::path::{Path, PathBuf};
+
+use latchkey_protocol::envelope::{Bound, Token};
+use latchkey_secret::{SecretBytes, SecretError, process};
+use libcryptsetup_rs::CryptDevice;
+use libcryptsetup_rs::consts::vals::EncryptionFormat;
+use nix::errno::Errno;
+use serde_json::Value;
+
+use super::context::{self, CryptError};
+use super::crypttab::Entry;
+use super::gate::{self, GateError};
+use super::header::{HeaderCopy, HeaderError};
+use super::open::{self, KeyError, Opened, VOLUME_KEY_LIMIT};
+
+/// The volume key that a right passphrase gave, and the header that it belongs to.
+#[derive(Debug)]
+pub struct TypedKey {
+    device: PathBuf,
+    uuid: String,
+    key: SecretBytes,
+    keyslot: u32,
+    header: Header,
+}
+
+/// A passphrase did not open a volume.
+#[derive(Debug, thiserror::Error)]
+pub enum PassphraseError {
+    /// No keyslot opens with it.
+    #[error("no keyslot of '{0}' opens with this passphrase")]
+    WrongPassphrase(PathBuf),
+    /// A keyslot could not be tried: Argon2 needs more memory than the machine has.
+    #[error(
+        "keyslot {slot} of '{device}' needs {mebibytes} MiB of memory, more than this machine has to give\nadd a keyslot with 'cryptsetup luksAddKey --pbkdf pbkdf2', or give the machine more memory"
+    )]
+    Memory {
+        /// The device.
+        device: PathBuf,
+        /// The keyslot.
+        slot: u32,
+        /// What its key derivation asks for.
+        mebibytes: u64,
+    },
+    /// Only the native unlocker can open it, because it must first go on with the reencryption.
+    #[error(
+        "'{0}' is being reencrypted, or its header needs a newer cryptsetup\nopen it with the prompt of cryptsetup, which follows"
+    )]
+    Reencryption(PathBuf),
+    /// Neither LUKS2 nor LUKS1.
+    #[error("'{0}' has no LUKS header")]
+    NotLuks(PathBuf),
+    /// There is a mapping of that name already.
+    #[error("'{0}' is open already")]
+    AlreadyOpen(String),
+    /// No memory for a secret.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// The header could not be copied.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// libcryptsetup failed otherwise.
+    #[error("failed to open '{device}' with a passphrase")]
+    Crypt {
+        /// The device.
+        device: PathBuf,
+        /// What libcryptsetup said.
+        #[source]
+        source: CryptError,
+    },
+}
+
+/// A volume that a passphrase opens is not the one that was bound.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Mismatch {
+    /// The header was changed since.
+    #[error("the header changed since the volume was bound")]
+    Header(#[source] GateError),
+    /// Another volume key.
+    #[error("the volume key is not the one that was bound")]
+    VolumeKey,
+    /// The header is of LUKS1.
+    #[error("the header is of LUKS1, bound was LUKS2")]
+    Format,
+}
+
+/// Where the header for the mapping comes from.
+#[derive(Debug)]
+enum Header {
+    /// The copy that the passphrase was checked on.
+    Luks2(HeaderCopy),
+    /// The device: LUKS1 is opened by passphrase only, and is not gated.
+    Luks1,
+}
+
+/// Finds a keyslot that `passphrase` opens, and takes the volume key from it. Makes no mapping.
+///
+/// # Errors
+/// Every variant of [`PassphraseError`] but `AlreadyOpen`. `Memory` only if no other keyslot opens.
+pub fn check_passphrase(
+    device: &Path,
+    passphrase: &SecretBytes,
+) -> Result<TypedKey, PassphraseError> {
+    check_passphrase_except(device, passphrase, None)
+}
+
+/// As [`check_passphrase`], without keyslot `except`.
+pub(crate) fn check_passphrase_except(
+    device: &Path,
+    passphrase: &SecretBytes,
+    except: Option<u32>,
+) -> Result<TypedKey, PassphraseError> {
+    let key = match HeaderCopy::read(device) {
+        Ok(header) => check_luks2(header, passphrase, except),
+        Err(HeaderError::NotLuks2(_)) => check_luks1(device, passphrase, except),
+        Err(error) => Err(error.into()),
+    };
+    process::wipe_stack();
+    key
+}
+
+impl TypedKey {
+    /// Makes the mapping of the crypttab entry.
+    ///
+    /// # Errors
+    /// `AlreadyOpen`, `Crypt`.
+    pub fn activate(&self, entry: &Entry) -> Result<Opened, PassphraseError> {
+        let failed = |source: CryptError| {
+            if source.is(Errno::EEXIST) {
+                PassphraseError::AlreadyOpen(entry.name.clone())
+            } else {
+                PassphraseError::Crypt {
+                    device: self.device.clone(),
+                    source,
+                }
+            }
+        };
+        let mut context = self.context().map_err(failed)?;
+        open::activate(&mut context, &entry.name, &entry.options, &self.key).map_err(failed)?;
+        Ok(Opened {
+            name: entry.name.clone(),
+            device: self.device.clone(),
+            uuid: self.uuid.clone(),
+        })
+    }
+
+    /// Whether this is the volume that was bound, by the same checks as automatic opening.
+    ///
+    /// # Errors
+    /// The first difference.
+    pub fn matches_bound(&self, token: &Token) -> Result<(), Mismatch> {
+        let Header::Luks2(header) = &self.header else {
+            return Err(Mismatch::Format);
+        };
+        let Bound::Luks2(bound) = &token.bound;
+        gate::check(&self.uuid, header.json(), &token.uuid, bound).map_err(Mismatch::Header)?;
+        if open::is_bound_key(&self.key, &self.uuid, bound) {
+            Ok(())
+        } else {
+            Err(Mismatch::VolumeKey)
+        }
+    }
+
+    /// The UUID in the header.
+    pub fn uuid(&self) -> &str {
+        &self.uuid
+    }
+
+    /// The keyslot that the passphrase opened.
+    pub fn keyslot(&self) -> u32 {
+        self.keyslot
+    }
+
+    /// The volume key.
+    pub(crate) fn volume_key(&self) -> &SecretBytes {
+        &self.key
+    }
+
+    fn context(&self) -> Result<CryptDevice, CryptError> {
+        match &self.header {
+            Header::Luks2(header) => header.context(),
+            Header::Luks1 => luks1(&self.device),
+        }
+    }
+}
+
+fn check_luks2(
+    header: HeaderCopy,
+    passphrase: &SecretBytes,
+    except: Option<u32>,
+) -> Result<TypedKey, PassphraseError> {
+    let device = header.device().to_owned();
+    if is_reencrypting(header.json()) {
+        return Err(PassphraseError::Reencryption(device));
+    }
+    let failed = |source| PassphraseError::Crypt {
+        device: device.clone(),
+        source,
+    };
+    let mut context = header.context().map_err(failed)?;
+    let mut problem = None;
+    for slot in usable_keyslots(header.json()) {
+        if Some(slot) == except {
+            continue;
+        }
+        match try_keyslot(&header, &mut context, slot, passphrase) {
+            Ok(Some(key)) => {
+                return Ok(TypedKey {
+                    device,
+                    uuid: header.uuid().to_owned(),
+                    key,
+                    keyslot: slot,
+                    header: Header::Luks2(header),
+                });
+            }
+            Ok(None) => {}
+            // Another keyslot may still open: one that cannot be tried must not lock its owner out.
+            Err(error) => {
+                problem.get_or_insert(error);
+            }
+        }
+    }
+    Err(problem.unwrap_or(PassphraseError::WrongPassphrase(device)))
+}
+
+/// The volume key, or `None` if the passphrase is not this keyslot's.
+fn try_keyslot(
+    header: &HeaderCopy,
+    context: &mut CryptDevice,
+    slot: u32,
+    passphrase: &SecretBytes,
+) -> Result<Option<SecretBytes>, PassphraseError> {
+    let kibibytes = memory_cost(header.json(), slot);
+    let no_memory = || PassphraseError::Memory {
+        device: header.device().to_owned(),
+        slot,
+        mebibytes: kibibytes.div_ceil(1024),
+    };
+    // malloc(3) would grant it, and the kernel would then kill us for using it.
+    if total_memory().is_some_and(|total| kibibytes > total) {
+        return Err(no_memory());
+    }
+    header.copy_keyslot(slot)?;
+    let key = match open::volume_key(context, slot, passphrase.expose_secret()) {
+        Ok(key) => key,
+        Err(KeyError::Secret(error)) => return Err(error.into()),
+        Err(KeyError::Crypt(error)) if error.is(Errno::EPERM) || error.is(Errno::ENOENT) => {
+            return Ok(None);
+        }
+        Err(KeyError::Crypt(error)) if error.is(Errno::ENOMEM) => return Err(no_memory()),
+        Err(KeyError::Crypt(source)) => {
+            return Err(PassphraseError::Crypt {
+                device: header.device().to_owned(),
+                source,
+            });
+        }
+    };
+    // A keyslot may hold a key that is not the volume's.
+    let is_volume_key = context
+        .volume_key_handle()
+        .verify(key.expose_secret())
+        .is_ok();
+    Ok(is_volume_key.then_some(key))
+}
+
+fn check_luks1(
+    device: &Path,
+    passphrase: &SecretBytes,
+    except: Option<u32>,
+) -> Result<TypedKey, PassphraseError> {
+    let failed = |source| PassphraseError::Crypt {
+        device: device.to_owned(),
+        source,
+    };
+    let mut context = luks1(device).map_err(|_| PassphraseError::NotLuks(device.to_owned()))?;
+    for slot in (0..LUKS1_KEYSLOTS).filter(|slot| Some(*slot) != except) {
+        match open::volume_key(&mut context, slot, passphrase.expose_secret()) {
+            Ok(key) => {
+                return Ok(TypedKey {
+                    device: device.to_owned(),
+                    uuid: context::uuid(&mut context).map_err(failed)?,
+                    key,
+                    keyslot: slot,
+                    header: Header::Luks1,
+                });
+            }
+            Err(KeyError::Secret(error)) => return Err(error.into()),
+            Err(KeyError::Crypt(error)) if error.is(Errno::EPERM) || error.is(Errno::ENOENT) => {}
+            Err(KeyError::Crypt(source)) => return Err(failed(source)),
+        }
+    }
+    Err(PassphraseError::WrongPassphrase(device.to_owned()))
+}
+
+/// LUKS1 on-disk format, 1.2.3: `LUKS_NUMKEYS`.
+const LUKS1_KEYSLOTS: u32 = 8;
+
+fn luks1(device: &Path) -> Result<CryptDevice, CryptError> {
+    let mut context = context::attached(device)?;
+    context::load(&mut context, EncryptionFormat::Luks1)?;
+    Ok(context)
+}
+
+/// Keyslots that a passphrase may open, those of priority `prefer` first.
+fn usable_keyslots(json: &Value) -> Vec<u32> {
+    let mut slots: Vec<(u64, u32)> = json["keyslots"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(_, keyslot)| keyslot["type"] == "luks2")
+        .filter_map(|(slot, keyslot)| {
+            let priority = keyslot["priority"].as_u64().unwrap_or(PRIORITY_NORMAL);
+            Some((priority, slot.parse().ok()?))
+        })
+        .filter(|(priority, _)| *priority >= PRIORITY_NORMAL)
+        .collect();
+    slots.sort_by_key(|(priority, slot)| (u64::MAX - priority, *slot));
+    slots.into_iter().map(|(_, slot)| slot).collect()
+}
+
+/// LUKS2's keyslot priorities: 0 ignore, 1 normal, 2 prefer.
+const PRIORITY_NORMAL: u64 = 1;
+
+fn is_reencrypting(json: &Value) -> bool {
+    let required = !json["config"]["requirements"].is_null();
+    let keyslot = json["keyslots"]
+        .as_object()
+        .is_some_and(|slots| slots.values().any(|slot| slot["type"] == "reencrypt"));
+    required || keyslot
+}
+
+/// KiB that the keyslot's key derivation takes; 0 for PBKDF2.
+fn memory_cost(json: &Value, slot: u32) -> u64 {
+    json["keyslots"][slot.to_string()]["kdf"]["memory"]
+        .as_u64()
+        .unwrap_or(0)
+}
+
+/// KiB of memory that the machine has.
+fn total_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
+}
+
+// A buffer for the volume key is larger than any that LUKS1 has (64 bytes).
+const _: () = assert!(VOLUME_KEY_LIMIT >= 64);
