@@ -17,7 +17,8 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// `text` from a peer, fit for a console: control characters escaped, at most 400 characters.
+/// `text` from a peer, fit for a console: line ends become `; `, other control
+/// characters are escaped, at most 400 characters are kept.
 pub fn printable(text: &str) -> String {
     let escape = |c: char| {
         let keep = !c.is_control();
@@ -25,7 +26,13 @@ pub fn printable(text: &str) -> String {
             .into_iter()
             .chain((!keep).then(|| c.escape_default()).into_iter().flatten())
     };
-    text.chars().take(400).flat_map(escape).collect()
+    let lines: Vec<&str> = text.trim().lines().collect();
+    lines
+        .join("; ")
+        .chars()
+        .take(400)
+        .flat_map(escape)
+        .collect()
 }
 
 #[cfg(test)]
@@ -44,7 +51,10 @@ mod tests {
 
     #[test]
     fn a_peer_cannot_move_the_cursor() {
-        assert_eq!(printable("a\x1b[2J\u{9b}ü\n"), "a\\u{1b}[2J\\u{9b}ü\\n");
+        assert_eq!(
+            printable("a\x1b[2J\u{9b}ü\rb\nc\n"),
+            "a\\u{1b}[2J\\u{9b}ü\\rb; c"
+        );
         assert_eq!(printable(&"x".repeat(1000)).len(), 400);
     }
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use latchkey_protocol::token::{ADDRESSES_LIMIT, Address};
 use latchkey_protocol::{ClientName, ServerId};
 use latchkey_secret::{SecretBytes, SecretError};
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 /// Most bytes of any file that we read as a whole.
@@ -26,6 +27,12 @@ const DIR_MODE: u32 = 0o700;
 #[derive(Debug, Clone)]
 pub struct Files {
     root: PathBuf,
+}
+
+/// Held while a command changes something.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<File>,
 }
 
 /// The folder of one joined key server, with its settings.
@@ -90,6 +97,9 @@ pub enum FilesError {
         #[source]
         source: io::Error,
     },
+    /// Another command that changes something is at work.
+    #[error("another latchkey command is at work\nwait for it to end, then run this again")]
+    Busy,
     /// Not the TOML or JSON it should be.
     #[error("'{}' is not understood: {reason}\ncorrect the file, or restore it from a backup", .path.display())]
     Format {
@@ -144,6 +154,36 @@ impl Files {
     /// The folder of the key server `id`, whether it exists or not.
     pub fn server_dir(&self, id: &ServerId) -> PathBuf {
         self.servers_dir().join(id.short())
+    }
+
+    /// The folder of a key server while joining it is not finished.
+    pub fn joining_dir(&self, id: &ServerId) -> PathBuf {
+        self.servers_dir().join(format!("{}.joining", id.short()))
+    }
+
+    /// Keeps other latchkey commands that change something out, until the result is dropped.
+    ///
+    /// # Errors
+    /// `Busy` if one is at work, `Write`.
+    pub fn lock(&self) -> Result<Lock, FilesError> {
+        make_dir(&self.state())?;
+        let path = self.state().join("lock");
+        let error = |source| FilesError::Write {
+            path: path.clone(),
+            source,
+        };
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(FILE_MODE)
+            .open(&path)
+            .map_err(error)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Lock { _file: lock }),
+            Err((_, nix::Error::EWOULDBLOCK)) => Err(FilesError::Busy),
+            Err((_, errno)) => Err(error(errno.into())),
+        }
     }
 
     /// Every key server that this machine has joined, in the order of their ids; one that cannot be read does
@@ -500,6 +540,16 @@ mod tests {
         remove(&path).unwrap();
         remove(&path).unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn only_one_command_changes_things_at_a_time() {
+        let root = tempfile::tempdir().unwrap();
+        let files = Files::under(root.path());
+        let lock = files.lock().unwrap();
+        assert!(matches!(files.lock(), Err(FilesError::Busy)));
+        drop(lock);
+        files.lock().unwrap();
     }
 
     #[test]

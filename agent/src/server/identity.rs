@@ -2,15 +2,12 @@
 
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use latchkey_secret::{SecretBytes, SecretError};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 
-const BEGIN: &[u8] = b"-----BEGIN PRIVATE KEY-----";
-const END: &[u8] = b"-----END PRIVATE KEY-----";
+use super::pem::decode_private_key;
 
 /// A key that signs TLS handshakes, and its certificate. The private key lives in the TLS library's own memory,
 /// which wipes it when the last clone goes.
@@ -45,7 +42,7 @@ impl Identity {
     /// # Errors
     /// A variant of [`IdentityError`] for what is wrong.
     pub fn from_pem(key: &SecretBytes, certificate: &[u8]) -> Result<Self, IdentityError> {
-        let der = decode_private_key(key)?;
+        let der = decode_private_key(key)?.ok_or(IdentityError::KeyFormat)?;
         let der = PrivatePkcs8KeyDer::from(der.expose_secret());
         let key = rustls::crypto::aws_lc_rs::sign::any_eddsa_type(&der)
             .map_err(IdentityError::KeyKind)?;
@@ -68,28 +65,6 @@ impl std::fmt::Debug for Identity {
 /// `Certificate` if there is none.
 pub(super) fn certificate_from_pem(pem: &[u8]) -> Result<CertificateDer<'static>, IdentityError> {
     CertificateDer::from_pem_slice(pem).map_err(|_| IdentityError::Certificate)
-}
-
-/// The DER inside the `PRIVATE KEY` block. General PEM readers leave copies of it on the heap.
-fn decode_private_key(pem: &SecretBytes) -> Result<SecretBytes, IdentityError> {
-    let text = pem.expose_secret();
-    let begin = find(text, BEGIN).ok_or(IdentityError::KeyFormat)? + BEGIN.len();
-    let body = &text[begin..];
-    let body = &body[..find(body, END).ok_or(IdentityError::KeyFormat)?];
-    let mut digits = SecretBytes::with_capacity(body.len())?;
-    for line in body.split(|c| c.is_ascii_whitespace()) {
-        digits.push(line)?;
-    }
-    let mut der = SecretBytes::zeroed(digits.len())?;
-    let length = STANDARD
-        .decode_slice(digits.expose_secret(), der.expose_secret_mut())
-        .map_err(|_| IdentityError::KeyFormat)?;
-    der.truncate(length);
-    Ok(der)
-}
-
-fn find(text: &[u8], part: &[u8]) -> Option<usize> {
-    text.windows(part.len()).position(|window| window == part)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod client;
 mod error;
 mod identity;
 mod keyserver;
+pub mod pem;
 mod verify;
 
 pub use client::{Client, Join, SetupError};
