@@ -121,6 +121,11 @@ impl Files {
         Self { root: root.into() }
     }
 
+    /// The root itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// `absolute` below the root.
     pub fn path(&self, absolute: &str) -> PathBuf {
         self.root.join(absolute.trim_start_matches('/'))

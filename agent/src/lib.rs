@@ -8,6 +8,7 @@ pub mod commands;
 pub mod failure;
 pub mod files;
 pub mod flow;
+pub mod logging;
 pub mod network;
 pub mod server;
 pub mod volume;

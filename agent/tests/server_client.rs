@@ -262,8 +262,8 @@ fn oversized_answers_are_refused_at_the_limit() {
 fn cut_off_and_lying_answers_are_refused() {
     let whole = good();
     for bytes in [
-        whole[..whole.len() - 5].as_bytes().to_vec(),
-        whole[..20].as_bytes().to_vec(),
+        whole.as_bytes()[..whole.len() - 5].to_vec(),
+        whole.as_bytes()[..20].to_vec(),
         b"SSH-2.0-OpenSSH_9.2\r\n".to_vec(),
         Vec::new(),
     ] {

@@ -4,6 +4,7 @@
 //! every step has a limit in time and bytes. It leaves the order of addresses, retries and waiting to its callers:
 //! the unlock flow at boot, [`KeyServer`] on the running system.
 
+pub mod certificate;
 mod client;
 mod error;
 mod identity;
