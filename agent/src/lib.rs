@@ -11,4 +11,5 @@ pub mod flow;
 pub mod logging;
 pub mod network;
 pub mod server;
+pub mod unlock;
 pub mod volume;

@@ -6,7 +6,7 @@ use latchkey::flow::{
     Action, Answer, Event, Flow, Header, Outcome, Plan, PlannedServer, PromptLoss, Refusal, Tried,
     Verdict,
 };
-use latchkey_protocol::{Generation, ServerId};
+use latchkey_protocol::{Generation, ServerId, VolumeId};
 use proptest::prelude::*;
 
 fn server(number: u8) -> ServerId {
@@ -31,11 +31,11 @@ fn plan(volumes: usize, servers: u8) -> Plan {
 }
 
 fn bound(servers: u8) -> Header {
-    Header::Bound(
-        (0..servers)
-            .map(|number| (server(number), Generation::FIRST))
-            .collect(),
-    )
+    let id = VolumeId::random().expect("randomness");
+    let envelopes = (0..servers)
+        .map(|number| (server(number), Generation::FIRST))
+        .collect();
+    Header::Bound(id, envelopes)
 }
 
 /// A flow, the clock, and what the shell around it would know.
@@ -124,7 +124,7 @@ impl Rig {
                     assert!(!self.wiped, "asked without credentials");
                     assert!(self.asked.is_none(), "two requests at once");
                     assert!(*address < 2);
-                    let volumes = volumes.iter().map(|(volume, _)| *volume).collect();
+                    let volumes = volumes.iter().map(|(volume, ..)| *volume).collect();
                     self.asked = Some((*number, *server, *address, volumes));
                 }
                 Action::CancelAsk => self.asked = None,
@@ -451,7 +451,9 @@ fn step(rig: &mut Rig, choice: u16, prompt_possible: &mut bool) {
                 0 => Event::NotActivated(volume, "busy".into()),
                 _ => Event::Activated(
                     volume,
-                    detail.is_multiple_of(2).then(|| "other volume key".to_owned()),
+                    detail
+                        .is_multiple_of(2)
+                        .then(|| "other volume key".to_owned()),
                 ),
             },
             (None, None) => return,

@@ -1,6 +1,7 @@
 //! Hardening of the process that holds secrets, and wiping of its stack.
 
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 /// Makes the process unreadable to others: not dumpable, no core file, no new privileges, all memory locked.
 ///
@@ -52,6 +53,27 @@ pub fn pin_name_service() {
     unsafe {
         __nss_configure_lookup(c"hosts".as_ptr(), c"files dns".as_ptr());
     }
+}
+
+/// A descriptor that becomes readable when process `pid` has ended (pidfd_open(2)), also before its parent has
+/// waited for it; `None` if there is no such process.
+///
+/// # Errors
+/// The error of pidfd_open(2).
+pub fn pidfd(pid: i32) -> io::Result<Option<OwnedFd>> {
+    // SAFETY: a plain system call without pointers.
+    let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if descriptor < 0 {
+        let error = io::Error::last_os_error();
+        return if error.raw_os_error() == Some(libc::ESRCH) {
+            Ok(None)
+        } else {
+            Err(error)
+        };
+    }
+    let descriptor = i32::try_from(descriptor).map_err(io::Error::other)?;
+    // SAFETY: the kernel just gave us this descriptor, and nobody else has it.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(descriptor) }))
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

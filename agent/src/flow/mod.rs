@@ -15,7 +15,7 @@ mod status;
 
 use std::time::Duration;
 
-use latchkey_protocol::{Generation, ServerId};
+use latchkey_protocol::{Generation, ServerId, VolumeId};
 
 use asking::Asking;
 
@@ -84,8 +84,8 @@ pub enum Event {
 pub enum Header {
     /// It carries no latchkey token: the framework's own business.
     NotBound,
-    /// The envelopes of its token.
-    Bound(Vec<(ServerId, Generation)>),
+    /// Its name at the key servers, and the envelopes of its token.
+    Bound(VolumeId, Vec<(ServerId, Generation)>),
     /// It carries a token, but nothing can be opened automatically: why.
     Unusable(String),
 }
@@ -169,7 +169,7 @@ pub enum Action {
         /// Which of its addresses.
         address: usize,
         /// The volumes and the generations that their envelopes need.
-        volumes: Vec<(VolumeIndex, Generation)>,
+        volumes: Vec<(VolumeIndex, VolumeId, Generation)>,
     },
     /// Forget the request that is under way, if any.
     CancelAsk,
@@ -233,6 +233,8 @@ pub struct Flow {
 struct Volume {
     name: String,
     state: State,
+    /// Its name at the key servers, if it is bound.
+    id: Option<VolumeId>,
     /// What its token offers, while it may still be opened automatically.
     envelopes: Vec<(ServerIndex, Generation)>,
     /// Servers whose share the shell holds.
@@ -352,7 +354,8 @@ impl Flow {
         match header {
             Header::NotBound => volume.state = State::NotBound,
             Header::Unusable(why) => volume.refuse(why, actions),
-            Header::Bound(envelopes) => {
+            Header::Bound(id, envelopes) => {
+                volume.id = Some(id);
                 volume.envelopes = envelopes
                     .into_iter()
                     .filter_map(|(server, generation)| {
@@ -484,8 +487,8 @@ impl Flow {
         }
         self.open_what_was_released(actions);
         self.ask(now, actions);
-        self.show_prompt(actions);
         self.tell_status(actions);
+        self.show_prompt(actions);
         self.tell_device_state(actions);
         let device_limit = self
             .volumes
@@ -560,16 +563,16 @@ impl Flow {
     }
 
     /// The volumes that this server should be asked for.
-    fn wants(&self, server: ServerIndex) -> Vec<(VolumeIndex, Generation)> {
+    fn wants(&self, server: ServerIndex) -> Vec<(VolumeIndex, VolumeId, Generation)> {
         let wanted = |(index, volume): (VolumeIndex, &Volume)| {
             if !volume.is_locked() || volume.refused.is_some() || !volume.released.is_empty() {
                 return None;
             }
-            volume
+            let (_, generation) = volume
                 .envelopes
                 .iter()
-                .find(|(other, _)| *other == server)
-                .map(|(_, generation)| (index, *generation))
+                .find(|(other, _)| *other == server)?;
+            Some((index, volume.id?, *generation))
         };
         self.volumes.iter().enumerate().filter_map(wanted).collect()
     }
@@ -650,6 +653,7 @@ impl Volume {
         Self {
             name,
             state: State::Missing,
+            id: None,
             envelopes: Vec::new(),
             released: Vec::new(),
             refused: None,

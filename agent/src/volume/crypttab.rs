@@ -64,6 +64,8 @@ pub struct Options {
     pub timeout: Option<Duration>,
     /// Everything else, as written.
     pub other: Vec<String>,
+    /// The whole field, as written.
+    pub text: String,
 }
 
 /// A line of crypttab that is no entry.
@@ -170,7 +172,10 @@ pub(super) fn unescape(field: &str) -> String {
 impl Options {
     /// Reads the fourth field; the last of two contradicting options holds.
     pub fn parse(text: &str) -> Self {
-        let mut options = Self::default();
+        let mut options = Self {
+            text: text.to_owned(),
+            ..Self::default()
+        };
         for option in text.split(',').map(str::trim) {
             options.add(option);
         }

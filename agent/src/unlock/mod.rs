@@ -1,0 +1,163 @@
+//! `latchkey unlock`: carries out what the flow decides, in the initramfs.
+//!
+//! [`run`] is one boot: harden, read the facts and the boot key, then network, devices, prompt and key servers side
+//! by side until the flow says that it is over. Three threads: this one (network, prompt, timers), one that asks
+//! key servers (`asker`), one that calls libcryptsetup (`worker`).
+
+pub mod boot;
+pub mod cleanup;
+pub mod console;
+pub mod credentials;
+pub mod finish;
+pub mod kernel_command_line;
+pub mod prompt;
+pub mod runtime;
+pub mod wait;
+
+mod asker;
+mod shell;
+mod worker;
+
+use std::time::Duration;
+
+use latchkey_secret::process;
+
+use crate::files::{self, Files, FilesError};
+use crate::flow::{Outcome, Plan, PlannedServer};
+use crate::volume::crypttab::{self, Entry, Key};
+use boot::Boot;
+use console::Console;
+use credentials::Credentials;
+use runtime::Runtime;
+use shell::Shell;
+
+/// What `latchkey unlock` is told.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Only these volumes of crypttab; all if empty.
+    pub names: Vec<String>,
+    /// How long devices may be missing.
+    pub device_limit: Duration,
+}
+
+/// The boot goes on without us. Nothing was opened; the native prompt follows.
+#[derive(Debug, thiserror::Error)]
+pub enum UnlockError {
+    /// The process could not be made unreadable to others.
+    #[error("failed to harden the process")]
+    Harden(#[source] std::io::Error),
+    /// A file that is needed.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// crypttab names none of the volumes asked for.
+    #[error("crypttab has no volume '{0}'")]
+    NoSuchVolume(String),
+    /// A thread or the runtime could not be started.
+    #[error("failed to start")]
+    Start(#[source] std::io::Error),
+}
+
+/// One boot.
+///
+/// # Errors
+/// Every variant of [`UnlockError`].
+pub fn run(files: &Files, settings: &Settings) -> Result<Outcome, UnlockError> {
+    process::harden().map_err(UnlockError::Harden)?;
+    process::pin_name_service();
+    latchkey_secret::udev::link();
+    let boot = Boot::read(files);
+    if boot.command_line.is_switched_off() {
+        credentials::wipe_files(files);
+        return Ok(Outcome::NativePrompt);
+    }
+    let runtime = Runtime::of(files);
+    runtime.begin()?;
+    let mut console = Console::open();
+    console.note("started");
+    let credentials = Credentials::take(files, |problem| console.say(&problem));
+    let entries = volumes(files, &settings.names, &mut console)?;
+    let (only_prompt, credentials) = match (boot.forbids_automatic(), credentials) {
+        (Some(why), credentials) => {
+            drop(credentials); // before anything else is done
+            (Some(why), None)
+        }
+        (None, Err(why)) => (Some(why), None),
+        (None, Ok(credentials)) => (None, Some(credentials)),
+    };
+    let plan = Plan {
+        volumes: entries.iter().map(|entry| entry.name.clone()).collect(),
+        servers: credentials
+            .as_ref()
+            .map(planned_servers)
+            .unwrap_or_default(),
+        only_prompt,
+        device_limit: settings.device_limit,
+        seed: seed(),
+    };
+    Shell::start(files, runtime, console, &boot, entries, credentials)
+        .map_err(UnlockError::Start)?
+        .run(plan)
+        .map_err(UnlockError::Start)
+}
+
+/// The volumes of the initramfs' crypttab that are ours to open: those which the native unlocker would prompt for
+/// and whose options we honour. The others are left to it.
+fn volumes(
+    files: &Files,
+    names: &[String],
+    console: &mut Console,
+) -> Result<Vec<Entry>, UnlockError> {
+    let of_initramfs = files.path("/cryptroot/crypttab");
+    let path = if of_initramfs.exists() {
+        of_initramfs
+    } else {
+        files.crypttab()
+    };
+    let mut entries = Vec::new();
+    for line in crypttab::parse(&files::read_text(&path)?) {
+        match line {
+            Ok(entry) => entries.push(entry),
+            Err(error) => console.say(&error.to_string()),
+        }
+    }
+    if let Some(missing) = names
+        .iter()
+        .find(|name| !entries.iter().any(|entry| entry.name == **name))
+    {
+        return Err(UnlockError::NoSuchVolume(missing.clone()));
+    }
+    entries.retain(|entry| names.is_empty() || names.contains(&entry.name));
+    entries.retain(|entry| {
+        let unsupported = entry.options.unsupported();
+        if !unsupported.is_empty() {
+            console.say(&format!(
+                "'{}' is left alone: option '{}'",
+                entry.name,
+                unsupported.join("', '")
+            ));
+        }
+        entry.key == Key::None && unsupported.is_empty()
+    });
+    Ok(entries)
+}
+
+fn planned_servers(credentials: &Credentials) -> Vec<PlannedServer> {
+    let planned = |server: &credentials::Server| PlannedServer {
+        id: server.settings.id,
+        addresses: server
+            .settings
+            .addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+    };
+    credentials.servers.iter().map(planned).collect()
+}
+
+/// Spreads the retries of many machines.
+fn seed() -> u64 {
+    let mut bytes = [0u8; 8];
+    // Without randomness the retries of this machine are merely predictable.
+    let _ = getrandom::fill(&mut bytes);
+    u64::from_le_bytes(bytes)
+}

@@ -1,0 +1,225 @@
+//! The prompt: the framework's own program, so that console, Plymouth, FIFO and `cryptroot-unlock` keep working.
+//!
+//! `/lib/cryptsetup/askpass` gets the CRYPTTAB_* environment that initramfs-tools' `cryptroot` gives it.
+//! `cryptroot-unlock` also looks for a `/sbin/cryptsetup` with the same CRYPTTAB_NAME and takes its end for the end
+//! of the attempt: a companion of that name waits for a key that never comes, and is ended with the attempt.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use latchkey_secret::SecretBytes;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::AsyncReadExt;
+use tokio::process::{Child, Command};
+use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
+
+use crate::flow::PromptLoss;
+
+const ASKPASS: &str = "/lib/cryptsetup/askpass";
+const CRYPTSETUP: &str = "/sbin/cryptsetup";
+const FIFO: &str = "/lib/cryptsetup/passfifo";
+/// libcryptsetup's own limit for interactive passphrases is 512; a key that is piped in over SSH may be longer.
+const PASSPHRASE_LIMIT: usize = 64 * 1024;
+/// How long the program gets to restore the console before it is ended.
+const RESTORE_LIMIT: Duration = Duration::from_millis(500);
+/// Between two attempts when the program fails, so that a machine without a console does not spin.
+const FAILURE_PAUSE: Duration = Duration::from_secs(1);
+/// So many failures in a row, and this machine has no way to prompt.
+const FAILURES_LIMIT: u32 = 10;
+
+/// What the prompt is for.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// The mapping.
+    pub name: String,
+    /// Its device.
+    pub device: PathBuf,
+    /// Its options, as crypttab has them.
+    pub options: String,
+    /// Wrong passphrases before.
+    pub wrong: u32,
+}
+
+/// What came of it.
+pub type PromptResult = Result<SecretBytes, PromptLoss>;
+
+/// A prompt that stands. Dropping it ends the companion.
+#[derive(Debug)]
+pub struct Prompt {
+    askpass: Option<Pid>,
+    ended: Option<oneshot::Receiver<()>>,
+    companion: Option<Child>,
+}
+
+/// Counts failures over several prompts.
+#[derive(Debug, Default)]
+pub struct Failures(u32);
+
+impl Question {
+    /// The text that people see.
+    pub fn text(&self) -> String {
+        format!("Please unlock disk {}: ", self.name)
+    }
+
+    fn environment(&self) -> [(&'static str, String); 6] {
+        [
+            ("CRYPTTAB_NAME", self.name.clone()),
+            ("CRYPTTAB_SOURCE", self.device.display().to_string()),
+            ("CRYPTTAB_KEY", "none".to_owned()),
+            ("CRYPTTAB_OPTIONS", self.options.clone()),
+            ("CRYPTTAB_TRIED", self.wrong.to_string()),
+            // No limit: the prompt stands for as long as the volume is locked.
+            ("CRYPTTAB_OPTION_tries", "0".to_owned()),
+        ]
+    }
+}
+
+impl Prompt {
+    /// Shows the prompt; `answer` gets its result unless [`Prompt::end`] comes first.
+    pub fn show(
+        question: &Question,
+        failures: &mut Failures,
+        answer: impl FnOnce(PromptResult) + Send + 'static,
+    ) -> Self {
+        let companion = companion(question);
+        let mut command = Command::new(ASKPASS);
+        command
+            .arg(question.text())
+            .envs(question.environment())
+            .stdout(Stdio::piped());
+        let child = match command.spawn() {
+            Ok(child) => child,
+            Err(error) => {
+                log::warn!("failed to run '{ASKPASS}': {error}");
+                let loss = if failures.count() || !Path::new(ASKPASS).exists() {
+                    PromptLoss::Impossible
+                } else {
+                    PromptLoss::Again
+                };
+                tokio::spawn(async move {
+                    sleep(FAILURE_PAUSE).await;
+                    answer(Err(loss));
+                });
+                return Self {
+                    askpass: None,
+                    ended: None,
+                    companion,
+                };
+            }
+        };
+        let hopeless = failures.count();
+        let askpass = child
+            .id()
+            .and_then(|id| i32::try_from(id).ok())
+            .map(Pid::from_raw);
+        let (end, ended) = oneshot::channel();
+        tokio::spawn(async move {
+            let result = listen(child, hopeless).await;
+            // Nobody listens any more once the prompt was ended.
+            if end.send(()).is_ok() {
+                answer(result);
+            }
+        });
+        Self {
+            askpass,
+            ended: Some(ended),
+            companion,
+        }
+    }
+
+    /// Takes the prompt away. The program is made to restore the console: an empty line through its FIFO is what
+    /// it understands; only if that does not help is it ended by a signal. A passphrase that was typed just now is
+    /// dropped.
+    pub async fn end(mut self) -> Option<Child> {
+        if let (Some(pid), Some(ended)) = (self.askpass.take(), self.ended.take())
+            && !ended.is_terminated()
+        {
+            let mut ended = ended;
+            let fifo = OpenOptions::new()
+                .write(true)
+                .custom_flags(nix::libc::O_NONBLOCK)
+                .open(FIFO);
+            if let Ok(mut fifo) = fifo {
+                let _ = fifo.write_all(b"\n");
+            }
+            if timeout(RESTORE_LIMIT, &mut ended).await.is_err() {
+                let _ = kill(pid, Signal::SIGTERM);
+                let _ = timeout(RESTORE_LIMIT, &mut ended).await;
+            }
+        }
+        self.companion.take()
+    }
+
+    /// The companion, which must outlive the attempt's result.
+    pub fn into_companion(mut self) -> Option<Child> {
+        self.companion.take()
+    }
+}
+
+impl Failures {
+    /// Forgets them: somebody typed something.
+    pub fn reset(&mut self) {
+        self.0 = 0;
+    }
+
+    /// One more, until [`Failures::reset`]; whether there have been too many.
+    fn count(&mut self) -> bool {
+        self.0 += 1;
+        self.0 > FAILURES_LIMIT
+    }
+}
+
+/// Reads the passphrase straight into locked memory.
+async fn listen(mut child: Child, hopeless: bool) -> PromptResult {
+    let typed = read(&mut child).await;
+    let status = child.wait().await;
+    let succeeded = status.as_ref().is_ok_and(std::process::ExitStatus::success);
+    match typed {
+        Some(typed) if succeeded && !typed.is_empty() => Ok(typed),
+        Some(_) if succeeded => Err(PromptLoss::Again),
+        _ => {
+            log::warn!("'{ASKPASS}' ended without a passphrase: {status:?}");
+            sleep(FAILURE_PAUSE).await;
+            Err(if hopeless {
+                PromptLoss::Impossible
+            } else {
+                PromptLoss::Again
+            })
+        }
+    }
+}
+
+async fn read(child: &mut Child) -> Option<SecretBytes> {
+    let mut pipe = child.stdout.take()?;
+    let mut typed = SecretBytes::zeroed(PASSPHRASE_LIMIT).ok()?;
+    let mut length = 0;
+    loop {
+        // A line beyond the limit fills the buffer, is tried, and is wrong.
+        match pipe.read(&mut typed.expose_secret_mut()[length..]).await {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(_) => return None,
+        }
+    }
+    typed.truncate(length);
+    Some(typed)
+}
+
+fn companion(question: &Question) -> Option<Child> {
+    Command::new(CRYPTSETUP)
+        .args(["open", "--test-passphrase", "--key-file=-"])
+        .arg(&question.device)
+        .envs(question.environment())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .ok()
+}

@@ -1,0 +1,116 @@
+//! The agent's traces in `/run/latchkey`, for the boot scripts and for the running system. No secrets.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use latchkey_protocol::wire::BootReport;
+use nix::unistd::Pid;
+
+use crate::files::{self, Files, FilesError};
+
+/// The folder `/run/latchkey`.
+#[derive(Debug, Clone)]
+pub struct Runtime {
+    dir: PathBuf,
+}
+
+impl Runtime {
+    /// The folder below the root of `files`; made by [`Runtime::begin`].
+    pub fn of(files: &Files) -> Self {
+        Self {
+            dir: files.runtime(),
+        }
+    }
+
+    /// Makes the folder and leaves this process's id there.
+    ///
+    /// # Errors
+    /// `Write`.
+    pub fn begin(&self) -> Result<(), FilesError> {
+        files::make_dir(&self.dir)?;
+        self.write("agent.pid", format!("{}\n", std::process::id()).as_bytes())
+    }
+
+    /// The agent that wrote its id, if it lives.
+    pub fn agent(&self) -> Option<Pid> {
+        let text = fs::read_to_string(self.dir.join("agent.pid")).ok()?;
+        let pid = text.trim().parse().ok().filter(|pid| *pid > 1)?;
+        // The number may be another process's by now.
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        (name.trim_end() == "latchkey").then(|| Pid::from_raw(pid))
+    }
+
+    /// Whether the agent has nothing to do but wait for devices.
+    pub fn set_waiting_for_devices(&self, waiting: bool) -> Result<(), FilesError> {
+        if waiting {
+            self.write("waiting-for-devices", b"")
+        } else {
+            let path = self.dir.join("waiting-for-devices");
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    Err(FilesError::Write { path, source })
+                }
+                _ => Ok(()),
+            }
+        }
+    }
+
+    /// See [`Runtime::set_waiting_for_devices`].
+    pub fn is_waiting_for_devices(&self) -> bool {
+        self.dir.join("waiting-for-devices").exists()
+    }
+
+    /// Notes that the mapping `name` was opened automatically; before it is made.
+    pub fn add_automatic(&self, name: &str) -> Result<(), FilesError> {
+        let mut names = self.automatic();
+        names.push(name.to_owned());
+        names.sort();
+        names.dedup();
+        let mut text = names.join("\n");
+        text.push('\n');
+        self.write("opened-automatically", text.as_bytes())
+    }
+
+    /// The mappings that were opened automatically.
+    pub fn automatic(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.dir.join("opened-automatically")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Leaves the report for the running system.
+    pub fn leave_report(&self, report: &BootReport) -> Result<(), FilesError> {
+        let json = serde_json::to_vec(report).map_err(|error| FilesError::Write {
+            path: self.dir.join("report.json"),
+            source: error.into(),
+        })?;
+        self.write("report.json", &json)
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> Result<(), FilesError> {
+        files::replace(&self.dir.join(name), content)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_noted_is_found_again() {
+        let root = tempfile::tempdir().unwrap();
+        let runtime = Runtime::of(&Files::under(root.path()));
+        assert_eq!(runtime.agent(), None);
+        runtime.begin().unwrap();
+        assert!(!runtime.is_waiting_for_devices());
+        runtime.set_waiting_for_devices(true).unwrap();
+        assert!(runtime.is_waiting_for_devices());
+        runtime.set_waiting_for_devices(false).unwrap();
+        runtime.set_waiting_for_devices(false).unwrap();
+        assert!(!runtime.is_waiting_for_devices());
+        runtime.add_automatic("a").unwrap();
+        runtime.add_automatic("b").unwrap();
+        runtime.add_automatic("a").unwrap();
+        assert_eq!(runtime.automatic(), ["a", "b"]);
+    }
+}

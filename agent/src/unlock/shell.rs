@@ -1,0 +1,543 @@
+//! The I/O around the flow: turns what happens into events, and actions into what happens.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use latchkey_protocol::release::{Purpose, ReleaseContext};
+use latchkey_protocol::wire::{
+    self, BootFacts, ReleaseAnswer, ReleaseRequest, Version, WantedVolume,
+};
+use latchkey_protocol::{BootKeyPair, Generation, RequestId, Share, VolumeId};
+use latchkey_secret::SecretBytes;
+use tokio::process::Child;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::time::{Instant as TokioInstant, sleep, sleep_until};
+
+use super::asker::{Answered, AskError, Asker};
+use super::boot::Boot;
+use super::console::Console;
+use super::credentials::Credentials;
+use super::prompt::{Failures, Prompt, PromptResult, Question};
+use super::runtime::Runtime;
+use super::worker::{Job, Worker};
+use crate::failure::{chain, printable};
+use crate::files::{Files, ServerSettings};
+use crate::flow::{
+    Action, Answer, Event, Flow, Header, Outcome, Plan, ServerIndex, Verdict, VolumeIndex,
+};
+use crate::network::{self, Network, NetworkConfig, NetworkEvent};
+use crate::server::Fault;
+use crate::volume::crypttab::Entry;
+
+/// How often to look for a device that is missing.
+const DEVICE_PAUSE: Duration = Duration::from_millis(50);
+/// How long the network's configuration may take to go.
+const NETWORK_LIMIT: Duration = Duration::from_secs(5);
+
+/// Everything that the actions act on.
+pub struct Shell {
+    runtime: Runtime,
+    console: Console,
+    entries: Vec<Entry>,
+    devices: Vec<Device>,
+    session: Option<Session>,
+    request: Option<RequestId>,
+    network: NetworkState,
+    worker: Worker,
+    prompt: PromptState,
+    typed: Option<SecretBytes>,
+    messages: UnboundedReceiver<Message>,
+    sender: UnboundedSender<Message>,
+    started: Instant,
+    wake: Option<Duration>,
+}
+
+/// What `Wipe` drops.
+struct Session {
+    keys: BootKeyPair,
+    request: RequestId,
+    facts: BootFacts,
+    servers: Vec<ServerSettings>,
+    asker: Asker,
+    /// What the request under way asks for, in its order.
+    asked: Vec<(VolumeIndex, VolumeId, Generation)>,
+    shares: BTreeMap<(VolumeIndex, ServerIndex), Share>,
+}
+
+enum Device {
+    Missing,
+    Present(PathBuf),
+}
+
+enum NetworkState {
+    Wanted(NetworkConfig),
+    Running(Network, UnboundedReceiver<NetworkEvent>),
+    Over,
+}
+
+#[derive(Default)]
+struct PromptState {
+    shown: Option<Prompt>,
+    /// Tells the answers of prompts that were ended from the present one's.
+    number: u64,
+    failures: Failures,
+    companion: Option<Child>,
+}
+
+enum Message {
+    Worker(Event),
+    Answered(Answered),
+    Prompt(u64, PromptResult),
+}
+
+impl Shell {
+    /// Starts the two other threads.
+    ///
+    /// # Errors
+    /// A thread could not be started.
+    pub fn start(
+        files: &Files,
+        runtime: Runtime,
+        console: Console,
+        boot: &Boot,
+        entries: Vec<Entry>,
+        credentials: Option<Credentials>,
+    ) -> io::Result<Self> {
+        let (sender, messages) = mpsc::unbounded_channel();
+        let to_worker = sender.clone();
+        let worker = Worker::start(entries.clone(), move |event| {
+            let _ = to_worker.send(Message::Worker(event));
+        })?;
+        let session = credentials
+            .map(|credentials| Session::start(credentials, boot, &sender))
+            .transpose()?;
+        let network = match &session {
+            Some(_) => {
+                NetworkState::Wanted(network::load(&files.path("/"), &boot.command_line_text))
+            }
+            None => NetworkState::Over, // there is nobody to ask
+        };
+        Ok(Self {
+            runtime,
+            console,
+            devices: entries.iter().map(|_| Device::Missing).collect(),
+            entries,
+            request: session.as_ref().map(|session| session.request),
+            session,
+            network,
+            worker,
+            prompt: PromptState::default(),
+            typed: None,
+            messages,
+            sender,
+            started: Instant::now(),
+            wake: None,
+        })
+    }
+
+    /// Runs the flow to its end.
+    ///
+    /// # Errors
+    /// The runtime could not be started.
+    pub fn run(mut self, plan: Plan) -> io::Result<Outcome> {
+        let executor = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let outcome = executor.block_on(self.follow(plan));
+        executor.shutdown_background();
+        self.worker.end();
+        if let Err(error) = self
+            .runtime
+            .leave_report(&self.console.report(self.request))
+        {
+            log::warn!("{}", chain(&error));
+        }
+        outcome
+    }
+
+    async fn follow(&mut self, plan: Plan) -> io::Result<Outcome> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        // At a console that is the controlling terminal, Ctrl-C must not end the prompt.
+        let _interrupt = signal(SignalKind::interrupt())?;
+        self.start_network();
+        let (mut flow, actions) = Flow::start(plan);
+        let mut outcome = self.perform(actions).await;
+        while outcome.is_none() {
+            self.look_for_devices();
+            let wake = self.started + self.wake.unwrap_or(Duration::from_secs(3600));
+            let missing = self
+                .devices
+                .iter()
+                .any(|device| matches!(device, Device::Missing));
+            let event = tokio::select! {
+                biased;
+                _ = terminate.recv() => Some(Event::Stop),
+                Some(message) = self.messages.recv() => self.received(message),
+                Some(event) = next(&mut self.network) => Some(self.network_event(event)),
+                () = sleep(DEVICE_PAUSE), if missing => None,
+                () = sleep_until(TokioInstant::from_std(wake)) => Some(Event::Tick),
+            };
+            if let Some(event) = event {
+                let actions = flow.handle(self.started.elapsed(), event);
+                outcome = self.perform(actions).await;
+            }
+        }
+        Ok(outcome.unwrap_or(Outcome::Stopped))
+    }
+
+    fn start_network(&mut self) {
+        if let NetworkState::Wanted(config) =
+            std::mem::replace(&mut self.network, NetworkState::Over)
+        {
+            let (network, events) = Network::start(config);
+            self.network = NetworkState::Running(network, events);
+        }
+    }
+
+    fn look_for_devices(&mut self) {
+        for (index, device) in self.devices.iter_mut().enumerate() {
+            if !matches!(device, Device::Missing) {
+                continue;
+            }
+            match self.entries[index].source.resolve() {
+                Ok(None) => {}
+                Ok(Some(path)) => {
+                    self.worker.queue(Job::Probe(index, path.clone()));
+                    *device = Device::Present(path);
+                }
+                Err(error) => {
+                    // Not to be guessed which of two it is: the native unlocker and its prompt remain.
+                    self.console.say(&chain(&error));
+                    *device = Device::Present(PathBuf::new());
+                    let _ = self
+                        .sender
+                        .send(Message::Worker(Event::Device(index, Header::NotBound)));
+                }
+            }
+        }
+    }
+
+    /// What a message means for the flow; `None` if it is out of date.
+    fn received(&mut self, message: Message) -> Option<Event> {
+        match message {
+            Message::Worker(event) => Some(event),
+            Message::Answered(answered) => Some(self.answered(answered)),
+            Message::Prompt(number, result) => {
+                if number != self.prompt.number {
+                    return None;
+                }
+                self.console.prompt(None);
+                self.prompt.companion = self.prompt.shown.take().and_then(Prompt::into_companion);
+                Some(match result {
+                    Ok(typed) => {
+                        self.prompt.failures.reset();
+                        self.typed = Some(typed);
+                        Event::Typed
+                    }
+                    Err(loss) => Event::PromptLost(loss),
+                })
+            }
+        }
+    }
+
+    fn network_event(&mut self, event: NetworkEvent) -> Event {
+        match event {
+            NetworkEvent::Up { link, how, address } => {
+                self.console
+                    .note(&format!("network up: '{link}' has {address} ({how:?})"));
+                Event::NetworkUp
+            }
+            NetworkEvent::Down { link } => {
+                Event::NetworkTrouble(format!("network: '{link}' went down"))
+            }
+            NetworkEvent::Trouble(why) => Event::NetworkTrouble(why),
+        }
+    }
+
+    /// Opens the sealed shares of an answer and tells the flow the rest.
+    fn answered(&mut self, answered: Answered) -> Event {
+        let Answered {
+            number,
+            server,
+            result,
+        } = answered;
+        let answer = match (result, &mut self.session) {
+            (Ok(answer), Some(session)) => {
+                self.console.note("the key server answered");
+                session.unseal(server, answer)
+            }
+            (Err(error), _) => fault(&error),
+            (Ok(_), None) => Answer::Refused, // wiped meanwhile; the flow ignores it
+        };
+        Event::Answered(number, answer)
+    }
+
+    async fn perform(&mut self, actions: Vec<Action>) -> Option<Outcome> {
+        self.wake = None;
+        let mut outcome = None;
+        for action in actions {
+            match action {
+                Action::Ask {
+                    number,
+                    server,
+                    address,
+                    volumes,
+                } => {
+                    if let Some(session) = &mut self.session {
+                        self.console
+                            .note(&format!("asking '{}'", session.address(server, address)));
+                        session.ask(number, server, address, volumes);
+                    }
+                }
+                Action::CancelAsk => {
+                    if let Some(session) = &self.session {
+                        session.asker.cancel();
+                    }
+                }
+                Action::Open(volume, server) => self.open(volume, server),
+                Action::Prompt(volume, wrong) => self.show_prompt(volume, wrong),
+                Action::EndPrompt => self.end_prompt().await,
+                Action::TryPassphrase(volumes) => {
+                    if let Some(typed) = self.typed.take() {
+                        self.console.note("trying a typed passphrase");
+                        self.worker.queue(Job::Try(volumes, typed));
+                    }
+                }
+                Action::Activate(volume) => self.worker.queue(Job::Activate(volume)),
+                Action::Wipe => self.wipe().await,
+                Action::Say(line) | Action::Status(line) => self.console.say(&printable(&line)),
+                Action::WaitForDevices(waiting) => {
+                    if let Err(error) = self.runtime.set_waiting_for_devices(waiting) {
+                        log::warn!("{}", chain(&error));
+                    }
+                }
+                Action::WakeAt(time) => self.wake = Some(time),
+                Action::Finish(end) => {
+                    self.prompt.companion = None;
+                    outcome = Some(end);
+                }
+            }
+        }
+        outcome
+    }
+
+    fn open(&mut self, volume: VolumeIndex, server: ServerIndex) {
+        let share = self
+            .session
+            .as_mut()
+            .and_then(|session| session.take_share(volume, server));
+        let name = &self.entries[volume].name;
+        // Noted before it happens: whatever goes wrong later, `finish` must know.
+        let noted = self.runtime.add_automatic(name);
+        match (share, noted) {
+            (Some(job), Ok(())) => {
+                self.console.note(&format!("opening '{name}'"));
+                self.worker.queue(job);
+            }
+            (_, noted) => {
+                let why = noted
+                    .err()
+                    .map_or("its share is gone".to_owned(), |error| chain(&error));
+                let refused = Event::NotOpened(volume, crate::flow::Refusal::Share(why));
+                let _ = self.sender.send(Message::Worker(refused));
+            }
+        }
+    }
+
+    fn show_prompt(&mut self, volume: VolumeIndex, wrong: u32) {
+        let Device::Present(device) = &self.devices[volume] else {
+            return;
+        };
+        let question = Question {
+            name: self.entries[volume].name.clone(),
+            device: device.clone(),
+            options: self.entries[volume].options.text.clone(),
+            wrong,
+        };
+        // The last attempt's companion goes before the next one's comes.
+        self.prompt.companion = None;
+        self.prompt.number += 1;
+        let (number, sender) = (self.prompt.number, self.sender.clone());
+        let prompt = Prompt::show(&question, &mut self.prompt.failures, move |result| {
+            let _ = sender.send(Message::Prompt(number, result));
+        });
+        self.console.prompt(Some(question.text()));
+        self.prompt.shown = Some(prompt);
+    }
+
+    async fn end_prompt(&mut self) {
+        self.prompt.number += 1;
+        self.console.prompt(None);
+        if let Some(prompt) = self.prompt.shown.take() {
+            self.prompt.companion = prompt.end().await;
+        }
+    }
+
+    /// Drops everything secret but a typed passphrase's volume keys, and takes the network down.
+    async fn wipe(&mut self) {
+        if let Some(session) = self.session.take() {
+            session.asker.end();
+            self.console.note("credentials wiped");
+        }
+        if let NetworkState::Running(network, _) =
+            std::mem::replace(&mut self.network, NetworkState::Over)
+        {
+            match tokio::time::timeout(NETWORK_LIMIT, network.take_down()).await {
+                Ok(Ok(())) => self.console.note("network taken down"),
+                Ok(Err(error)) => self.console.say(&format!("network: {}", chain(&error))),
+                Err(_) => self.console.say("network: not taken down in time"),
+            }
+        }
+    }
+}
+
+impl Session {
+    fn start(
+        credentials: Credentials,
+        boot: &Boot,
+        sender: &UnboundedSender<Message>,
+    ) -> io::Result<Self> {
+        let servers = credentials
+            .servers
+            .iter()
+            .map(|server| server.settings.clone())
+            .collect();
+        let facts = boot.facts();
+        let sender = sender.clone();
+        let asker = Asker::start(credentials.servers, facts.image_built, move |answered| {
+            let _ = sender.send(Message::Answered(answered));
+        })?;
+        Ok(Self {
+            keys: credentials.session,
+            request: credentials.request,
+            facts,
+            servers,
+            asker,
+            asked: Vec::new(),
+            shares: BTreeMap::new(),
+        })
+    }
+
+    fn address(&self, server: ServerIndex, address: usize) -> String {
+        let addresses = self
+            .servers
+            .get(server)
+            .map(|server| server.addresses.as_slice());
+        addresses
+            .and_then(|all| all.get(address))
+            .map_or(String::new(), ToString::to_string)
+    }
+
+    fn ask(
+        &mut self,
+        number: u64,
+        server: ServerIndex,
+        address: usize,
+        volumes: Vec<(VolumeIndex, VolumeId, Generation)>,
+    ) {
+        let wanted = |(_, volume, generation): &(_, VolumeId, Generation)| WantedVolume {
+            volume: *volume,
+            generation: *generation,
+        };
+        let request = ReleaseRequest {
+            version: Version::default(),
+            request: self.request,
+            ephemeral_key: self.keys.public(),
+            volumes: volumes.iter().map(wanted).collect(),
+            facts: self.facts.clone(),
+        };
+        self.asked = volumes;
+        self.asker.ask(number, server, address, request);
+    }
+
+    /// Keeps the shares of an answer; the client has checked that it is about the volumes that were asked for.
+    fn unseal(&mut self, server: ServerIndex, answer: ReleaseAnswer) -> Answer {
+        let Some(settings) = self.servers.get(server) else {
+            return Answer::Refused;
+        };
+        let mut verdicts = Vec::new();
+        for ((index, volume, wanted), verdict) in self.asked.iter().zip(answer.verdicts) {
+            let verdict = match verdict.verdict {
+                wire::Verdict::Released { generation, sealed } => {
+                    let context = ReleaseContext {
+                        purpose: Purpose::Release,
+                        server: &settings.id,
+                        client: &settings.client,
+                        request: &self.request,
+                        volume,
+                        generation,
+                    };
+                    match self.keys.open(&sealed, context) {
+                        Ok(share) if generation == *wanted => {
+                            self.shares.insert((*index, server), share);
+                            Verdict::Released
+                        }
+                        Ok(_) => denied(format!(
+                            "it released generation {generation}, the envelope needs {wanted}"
+                        )),
+                        Err(error) => denied(chain(&error)),
+                    }
+                }
+                wire::Verdict::Pending {
+                    id,
+                    code,
+                    retry_after,
+                } => Verdict::Pending {
+                    id: printable(id.as_str()),
+                    code: printable(code.as_str()),
+                    retry: Duration::from_secs(retry_after.into()),
+                },
+                wire::Verdict::Denied {
+                    reason,
+                    retry_after,
+                } => Verdict::Denied {
+                    reason: printable(reason.as_str()),
+                    retry: Duration::from_secs(retry_after.into()),
+                },
+                wire::Verdict::Destroyed => Verdict::Destroyed,
+            };
+            verdicts.push((*index, verdict));
+        }
+        Answer::Verdicts(verdicts)
+    }
+
+    fn take_share(&mut self, volume: VolumeIndex, server: ServerIndex) -> Option<Job> {
+        let share = self.shares.remove(&(volume, server))?;
+        let (_, _, generation) = self.asked.iter().find(|(index, ..)| *index == volume)?;
+        let server = self.servers.get(server)?.id;
+        Some(Job::Open {
+            volume,
+            server,
+            share,
+            generation: *generation,
+        })
+    }
+}
+
+fn denied(reason: String) -> Verdict {
+    Verdict::Denied {
+        reason,
+        retry: Duration::from_secs(300),
+    }
+}
+
+fn fault(error: &AskError) -> Answer {
+    match error {
+        AskError::Client(client) if matches!(client.fault, Fault::Refused(_)) => Answer::Refused,
+        AskError::Client(client) => match client.fault.retry_after() {
+            Some(pace) => Answer::Busy(pace),
+            None => Answer::Fault(chain(error)),
+        },
+        AskError::Setup(_) => Answer::Fault(chain(error)),
+    }
+}
+
+async fn next(network: &mut NetworkState) -> Option<NetworkEvent> {
+    match network {
+        NetworkState::Running(_, events) => events.recv().await,
+        _ => None,
+    }
+}

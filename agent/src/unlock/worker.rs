@@ -1,0 +1,221 @@
+//! Reads headers, opens keyslots and makes mappings, in the one thread that calls libcryptsetup.
+//!
+//! Key derivation can take seconds; meanwhile the network, the prompt and the key servers go on.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+use latchkey_protocol::envelope::{EnvelopeError, Released, Token};
+use latchkey_protocol::{Generation, ServerId, Share};
+use latchkey_secret::SecretBytes;
+
+use crate::failure::chain;
+use crate::flow::{Event, Header, Refusal, Tried, VolumeIndex};
+use crate::volume::crypttab::Entry;
+use crate::volume::open::{OpenError, open_automatically};
+use crate::volume::tokens;
+use crate::volume::typed::{PassphraseError, TypedKey, check_passphrase};
+
+/// The thread.
+#[derive(Debug)]
+pub struct Worker {
+    jobs: Sender<Job>,
+    thread: JoinHandle<()>,
+}
+
+/// Something to do; each is answered by one event.
+#[derive(Debug)]
+pub enum Job {
+    /// Read the header of a volume's device: `Device`.
+    Probe(VolumeIndex, PathBuf),
+    /// Open it with a released share: `Opened` or `NotOpened`.
+    Open {
+        /// The volume.
+        volume: VolumeIndex,
+        /// Who released.
+        server: ServerId,
+        /// What.
+        share: Share,
+        /// Its generation.
+        generation: Generation,
+    },
+    /// Try a passphrase: `Tried`.
+    Try(Vec<VolumeIndex>, SecretBytes),
+    /// Map a volume that the passphrase opened: `Activated` or `NotActivated`.
+    Activate(VolumeIndex),
+}
+
+impl Worker {
+    /// Starts the thread; events go to `event`.
+    ///
+    /// # Errors
+    /// The thread could not be started.
+    pub fn start(
+        entries: Vec<Entry>,
+        event: impl Fn(Event) + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let (jobs, received) = channel();
+        let thread = std::thread::Builder::new()
+            .name("volumes".to_owned())
+            .spawn(move || {
+                let found = entries.iter().map(|_| None).collect();
+                Volumes {
+                    entries,
+                    found,
+                    typed: BTreeMap::new(),
+                }
+                .work(&received, event);
+            })?;
+        Ok(Self { jobs, thread })
+    }
+
+    /// Queues a job.
+    pub fn queue(&self, job: Job) {
+        if self.jobs.send(job).is_err() {
+            log::error!("the thread that opens volumes is gone");
+        }
+    }
+
+    /// Waits for the job that is being done, drops the others, and with them every secret.
+    pub fn end(self) {
+        drop(self.jobs);
+        if self.thread.join().is_err() {
+            log::error!("the thread that opens volumes ended badly");
+        }
+    }
+}
+
+struct Volumes {
+    entries: Vec<Entry>,
+    /// The device of each volume that was probed, and its token.
+    found: Vec<Option<(PathBuf, Option<Token>)>>,
+    /// Volume keys that a typed passphrase opened.
+    typed: BTreeMap<VolumeIndex, TypedKey>,
+}
+
+impl Volumes {
+    fn work(mut self, jobs: &Receiver<Job>, event: impl Fn(Event)) {
+        while let Ok(job) = jobs.recv() {
+            event(match job {
+                Job::Probe(volume, device) => Event::Device(volume, self.probe(volume, device)),
+                Job::Open {
+                    volume,
+                    server,
+                    share,
+                    generation,
+                } => match self.open(volume, server, &share, generation) {
+                    Ok(()) => Event::Opened(volume),
+                    Err(refusal) => Event::NotOpened(volume, refusal),
+                },
+                Job::Try(volumes, passphrase) => {
+                    Event::Tried(self.try_passphrase(&volumes, &passphrase))
+                }
+                Job::Activate(volume) => match self.activate(volume) {
+                    Ok(warning) => Event::Activated(volume, warning),
+                    Err(why) => Event::NotActivated(volume, why),
+                },
+            });
+        }
+    }
+
+    fn probe(&mut self, volume: VolumeIndex, device: PathBuf) -> Header {
+        let found = match tokens::find(&device) {
+            Ok(found) => found,
+            Err(tokens::TokenError::Header(crate::volume::header::HeaderError::NotLuks2(_))) => {
+                return Header::NotBound;
+            }
+            Err(error) => {
+                self.found[volume] = Some((device, None));
+                return Header::Unusable(chain(&error));
+            }
+        };
+        let mut broken = None;
+        for token in found {
+            match token.token {
+                Ok(token) => {
+                    let envelopes = token
+                        .envelopes
+                        .iter()
+                        .map(|envelope| (envelope.server, envelope.generation));
+                    let header = Header::Bound(token.volume, envelopes.collect());
+                    self.found[volume] = Some((device, Some(token)));
+                    return header;
+                }
+                Err(error) => broken = Some(format!("token {}: {error}", token.id)),
+            }
+        }
+        self.found[volume] = Some((device, None));
+        broken.map_or(Header::NotBound, Header::Unusable)
+    }
+
+    fn open(
+        &self,
+        volume: VolumeIndex,
+        server: ServerId,
+        share: &Share,
+        generation: Generation,
+    ) -> Result<(), Refusal> {
+        let Some((device, Some(token))) = &self.found[volume] else {
+            return Err(Refusal::Gate("its token is gone".to_owned()));
+        };
+        let envelope = token
+            .envelopes
+            .iter()
+            .find(|envelope| envelope.server == server)
+            .ok_or_else(|| Refusal::Share("no envelope of this key server".to_owned()))?;
+        let released = Released {
+            share,
+            volume: token.volume,
+            generation,
+        };
+        let secret = token
+            .open(envelope, released)
+            .map_err(|error| match error {
+                EnvelopeError::Changed => Refusal::Gate(error.to_string()),
+                _ => Refusal::Share(error.to_string()),
+            })?;
+        match open_automatically(&self.entries[volume], device, token, &secret) {
+            Ok(_) => Ok(()),
+            Err(error @ OpenError::Secret(_)) => Err(Refusal::Share(chain(&error))),
+            Err(error) => Err(Refusal::Gate(chain(&error))),
+        }
+    }
+
+    fn try_passphrase(&mut self, volumes: &[VolumeIndex], passphrase: &SecretBytes) -> Tried {
+        self.typed.clear();
+        let mut problem = None;
+        for volume in volumes {
+            let Some((device, _)) = &self.found[*volume] else {
+                continue;
+            };
+            match check_passphrase(device, passphrase) {
+                Ok(key) => {
+                    self.typed.insert(*volume, key);
+                }
+                Err(PassphraseError::WrongPassphrase(_)) => {}
+                Err(error) => problem = Some(chain(&error)),
+            }
+        }
+        match (self.typed.is_empty(), problem) {
+            (false, _) => Tried::Right(self.typed.keys().copied().collect()),
+            (true, None) => Tried::Wrong,
+            (true, Some(why)) => Tried::Failed(why),
+        }
+    }
+
+    fn activate(&mut self, volume: VolumeIndex) -> Result<Option<String>, String> {
+        let key = self.typed.remove(&volume).ok_or("its volume key is gone")?;
+        let warning = match &self.found[volume] {
+            Some((_, Some(token))) => key
+                .matches_bound(token)
+                .err()
+                .map(|mismatch| chain(&mismatch)),
+            _ => None,
+        };
+        key.activate(&self.entries[volume])
+            .map_err(|error| chain(&error))?;
+        Ok(warning)
+    }
+}
