@@ -12,8 +12,8 @@ use crate::xts::{KEY, SECTOR, Xts};
 
 const MIB: u64 = 1 << 20;
 /// Where the first partition starts; the boot loader's core image must end before it.
-const BOOT_START: u64 = MIB;
-const BOOT_SIZE: u64 = 256 * MIB;
+pub(crate) const BOOT_START: u64 = MIB;
+pub(crate) const BOOT_SIZE: u64 = 256 * MIB;
 const LUKS_START: u64 = BOOT_START + BOOT_SIZE;
 /// cryptsetup's default: two metadata areas and the keyslots.
 const LUKS_HEADER: u64 = 16 * MIB;

@@ -128,8 +128,7 @@ fn recipe_key() -> Key {
             "identity",
             [PASSPHRASE, MAPPING, LUKS_UUID, ROOT_UUID, BOOT_UUID].join(" "),
         )
-        .with("disk", include_str!("disk.rs"))
-        .with("guest", include_str!("guest.rs"));
+        .with("disk", include_str!("disk.rs"));
     for (name, content) in RECIPE {
         key = key.with(name, content);
     }

@@ -6,12 +6,17 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bound;
 pub mod cache;
 pub mod channel;
 pub mod console;
 pub mod disk;
 pub mod guest;
+pub mod keyserver;
 pub mod machine;
+pub mod network;
+pub mod product;
 pub mod qmp;
+pub mod stage;
 pub mod tool;
 pub mod xts;

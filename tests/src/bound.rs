@@ -1,0 +1,131 @@
+//! The bound machine: the Debian guest after `make install`, `latchkey join` and `latchkey bind` in it, with the
+//! key server it joined. Made once for each build of latchkey and cached; scenarios start from copies.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::cache::{self, CacheError, Key};
+use crate::guest::{self, Guest};
+use crate::keyserver::{KeyServer, KeyServerError};
+use crate::machine::{BootFiles, Disk, Machine, MachineError, Spec};
+use crate::network::HOST;
+use crate::product::{Product, ProductError};
+
+/// The name that the machine got with its invitation.
+pub const CLIENT: &str = "web1";
+/// The first of the key server's two ports; the token names both.
+pub const PORT: u16 = 7443;
+/// The second.
+pub const SECOND_PORT: u16 = 7444;
+
+/// The bound machine could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BoundError {
+    /// The cache folder cannot be used.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// The installed tree.
+    #[error(transparent)]
+    Product(#[from] ProductError),
+    /// The machine on which latchkey is installed.
+    #[error("failed to join and bind in the guest")]
+    Machine(#[from] MachineError),
+    /// The key server it joins.
+    #[error("failed to run the key server that the guest joins")]
+    KeyServer(#[from] KeyServerError),
+    /// A file of the snapshot.
+    #[error("failed to use '{}'", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The cached snapshot; nobody writes to it.
+#[derive(Debug, Clone)]
+pub struct Bound {
+    /// The machine's disk after `bind` and an orderly power-off.
+    pub disk: PathBuf,
+    /// Folder of the key server that it joined.
+    pub server: PathBuf,
+    /// Kernel and initramfs from its `/boot`.
+    pub boot: BootFiles,
+    /// What `bind` printed.
+    pub transcript: String,
+}
+
+/// The bound machine from the cache; made first if it is not there. The calling thread should be in a network of
+/// its own.
+///
+/// # Errors
+/// Whatever step failed.
+pub fn bound(guest: &Guest, product: &Product) -> Result<Bound, BoundError> {
+    let key = Key::default()
+        .with("guest", &guest.key)
+        .with("recipe", include_str!("bound.rs"));
+    let folder = cache::folder_for("bound", product.add_to(key)?, |folder| {
+        build(guest, product, folder)
+    })?;
+    let transcript = folder.join(TRANSCRIPT);
+    Ok(Bound {
+        disk: folder.join(DISK),
+        server: folder.join(SERVER),
+        boot: BootFiles::in_folder(&folder),
+        transcript: fs::read_to_string(&transcript).map_err(at(&transcript))?,
+    })
+}
+
+const DISK: &str = "disk.qcow2";
+const SERVER: &str = "server";
+const TRANSCRIPT: &str = "transcript";
+
+fn build(guest: &Guest, product: &Product, folder: &Path) -> Result<(), BoundError> {
+    eprintln!("joining and binding the guest (once for each build of latchkey)");
+    let names = [PORT, SECOND_PORT].map(|port| format!("{HOST}:{port}"));
+    let mut server = KeyServer::init(&product.latchkeyd(), &folder.join(SERVER), &names)?;
+    server.start(PORT)?;
+
+    let archive = folder.join("installed.tar");
+    product.archive(&archive)?;
+    let disk = Disk::over(&guest.disk, &folder.join(DISK))?;
+    let spec = Spec::new(&disk, &folder.join("console.log"))
+        .systemd()
+        .payload(&archive);
+    let mut machine = Machine::start(&spec)?;
+    machine.answer(guest::PROMPT, guest::PASSPHRASE)?;
+    machine.up()?;
+    let transcript = join_and_bind(&mut machine, &server)?;
+    machine.power_off()?;
+
+    let transcript_file = folder.join(TRANSCRIPT);
+    fs::write(&transcript_file, transcript).map_err(at(&transcript_file))?;
+    disk.boot_files(folder)?;
+    fs::remove_file(&archive).map_err(at(&archive))
+}
+
+/// The whole installation, as the README tells it; returns what the guest printed.
+///
+/// # Errors
+/// `Machine` if a command fails in the guest.
+pub fn join_and_bind(machine: &mut Machine, server: &KeyServer) -> Result<String, BoundError> {
+    machine.check("tar --extract --keep-directory-symlink --directory / --file /dev/vdb && systemctl daemon-reload")?;
+    let token = server.admin(&["invite", CLIENT])?;
+    let joined = machine.check(&format!("latchkey join - <<'TOKEN'\n{token}\nTOKEN"))?;
+    let bound = machine.check(&format!(
+        "printf %s '{}' > /run/rig/passphrase\n\
+         latchkey bind {} --key-file /run/rig/passphrase; status=$?\n\
+         rm /run/rig/passphrase; exit $status",
+        guest::PASSPHRASE,
+        guest::DEVICE
+    ))?;
+    Ok(format!("{joined}\n{bound}"))
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> BoundError {
+    let path = path.to_owned();
+    |source| BoundError::File { path, source }
+}

@@ -1,0 +1,23 @@
+//! The boot scenarios. `make boot` plays them all; `cargo test --test boot -- --ignored NAME` plays some.
+
+mod off;
+mod unattended;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use latchkey_tests::stage::{self, Scenario};
+
+const SCENARIOS: &[&[Scenario]] = &[unattended::SCENARIOS, off::SCENARIOS];
+
+fn main() -> ExitCode {
+    let scenarios: Vec<Scenario> = SCENARIOS
+        .iter()
+        .flat_map(|group| group.iter())
+        .copied()
+        .collect();
+    stage::run(
+        &scenarios,
+        &Path::new(env!("CARGO_TARGET_TMPDIR")).join("boot"),
+    )
+}
