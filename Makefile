@@ -50,7 +50,7 @@ lint: native
 
 unit: native
 	cargo test --locked --workspace
-	initramfs-tools-hook/tests/hook.sh
+	for script in initramfs-tools-hook/tests/*.sh; do $$script; done
 
 boot: native dist
 	cargo test --locked --package latchkey-tests --test boot -- --ignored
@@ -67,16 +67,15 @@ UNITS   := $(DESTDIR)$(PREFIX)/lib/systemd/system
 MAN     := $(DESTDIR)$(PREFIX)/share/man
 DOC     := $(DESTDIR)$(PREFIX)/share/doc/latchkey
 
-hook_files     = $(patsubst initramfs-tools-hook/%,%,$(shell find $(addprefix initramfs-tools-hook/,$(1)) -type f 2>/dev/null))
-hook_programs := $(call hook_files,hooks scripts)
-hook_settings := $(call hook_files,conf-hooks.d)
+hooks         := $(patsubst initramfs-tools-hook/%,%,$(shell find \
+	initramfs-tools-hook/hooks initramfs-tools-hook/scripts initramfs-tools-hook/conf-hooks.d -type f))
 admin_hooks   := $(notdir $(wildcard initramfs-tools-hook/etc-hooks/*))
 units         := $(shell find systemd \( -type f -o -type l \) ! -name '*.md' -printf '%P\n' 2>/dev/null)
 pages         := $(notdir $(wildcard docs/man/*.[1-9]))
 papers        := $(wildcard LICENSE LICENSE-* README.md CHANGELOG.md)
 installed     := \
 	$(DESTDIR)$(PREFIX)/bin/latchkey $(DESTDIR)$(PREFIX)/sbin/latchkeyd \
-	$(addprefix $(TOOLS)/,$(hook_programs) $(hook_settings)) \
+	$(addprefix $(TOOLS)/,$(hooks)) \
 	$(addprefix $(HOOKS)/,$(admin_hooks)) \
 	$(addprefix $(UNITS)/,$(units)) \
 	$(foreach page,$(pages),$(MAN)/man$(subst .,,$(suffix $(page)))/$(page)) \
@@ -86,8 +85,10 @@ installed     := \
 install: $(if $(and $(wildcard dist/latchkey),$(wildcard dist/latchkeyd)),,dist) ## put everything in place
 	install -D -m 755 dist/latchkey $(DESTDIR)$(PREFIX)/bin/latchkey
 	install -D -m 755 dist/latchkeyd $(DESTDIR)$(PREFIX)/sbin/latchkeyd
-	for file in $(hook_programs); do install -D -m 755 initramfs-tools-hook/$$file $(TOOLS)/$$file; done
-	for file in $(hook_settings); do install -D -m 644 initramfs-tools-hook/$$file $(TOOLS)/$$file; done
+	for file in $(hooks); do \
+		mode=644; [ ! -x initramfs-tools-hook/$$file ] || mode=755; \
+		install -D -m $$mode initramfs-tools-hook/$$file $(TOOLS)/$$file; \
+	done
 	for file in $(admin_hooks); do install -D -m 755 initramfs-tools-hook/etc-hooks/$$file $(HOOKS)/$$file; done
 	for file in $(units); do mkdir -p $$(dirname $(UNITS)/$$file); cp -dT --preserve=mode systemd/$$file $(UNITS)/$$file; done
 	for page in $(pages); do install -D -m 644 docs/man/$$page $(MAN)/man$${page##*.}/$$page; done
