@@ -197,6 +197,7 @@ impl Token {
         let token: Self = serde_json::from_slice(json)
             .map_err(|error| EnvelopeError::Format(error.to_string()))?;
         token.check_envelopes()?;
+        token.check_spelling(json)?;
         Ok(token)
     }
 
@@ -347,6 +348,19 @@ impl Token {
             &envelope.salt.0,
             &envelope.commitment.0,
         ])
+    }
+
+    /// Refuses what serde would take beside our own spelling, such as a list of a struct's values.
+    fn check_spelling(&self, json: &[u8]) -> Result<(), EnvelopeError> {
+        let format = |error: serde_json::Error| EnvelopeError::Format(error.to_string());
+        let read: serde_json::Value = serde_json::from_slice(json).map_err(format)?;
+        if serde_json::to_value(self).map_err(format)? == read {
+            Ok(())
+        } else {
+            Err(EnvelopeError::Format(
+                "not in the form that latchkey writes".to_owned(),
+            ))
+        }
     }
 
     fn check_envelopes(&self) -> Result<(), EnvelopeError> {

@@ -8,6 +8,7 @@ use hpke::aead::{AeadTag, ChaCha20Poly1305};
 use hpke::inout::InOutBuf;
 use hpke::kdf::HkdfSha256;
 use hpke::kem::X25519HkdfSha256;
+use hpke::rand_core::{TryCryptoRng, TryRng};
 use hpke::{Deserializable, Kem, OpModeR, OpModeS, Serializable};
 use latchkey_secret::{Secret, SecretError, process};
 
@@ -75,12 +76,26 @@ impl Share {
         ephemeral_key: &Bytes<32>,
         context: ReleaseContext<'_>,
     ) -> Result<SealedShare, ReleaseError> {
+        self.seal_with(ephemeral_key, context, Secret::random()?)
+    }
+
+    /// As [`Share::seal`], with the seed of the encapsulated key pair given: for test vectors only, because a seed
+    /// must not repeat.
+    ///
+    /// # Errors
+    /// As [`Share::seal`].
+    pub fn seal_with(
+        &self,
+        ephemeral_key: &Bytes<32>,
+        context: ReleaseContext<'_>,
+        encapsulation_seed: Secret<32>,
+    ) -> Result<SealedShare, ReleaseError> {
         let recipient = <X25519HkdfSha256 as Kem>::PublicKey::from_bytes(&ephemeral_key.0)
             .map_err(|_| ReleaseError::EphemeralKey)?;
         let mut sealed = [0u8; 80];
         let (encapsulated, rest) = sealed.split_at_mut(32);
         let (ciphertext, tag) = rest.split_at_mut(32);
-        let (key, authentication) = hpke::single_shot_seal_inout_detached::<
+        let (key, authentication) = hpke::single_shot_seal_inout_detached_with_rng::<
             ChaCha20Poly1305,
             HkdfSha256,
             X25519HkdfSha256,
@@ -91,6 +106,7 @@ impl Share {
             InOutBuf::new(self.0.expose_secret(), ciphertext)
                 .map_err(|_| ReleaseError::NotForUs)?,
             b"",
+            &mut SeedOnce(Some(encapsulation_seed)),
         )
         .map_err(|_| ReleaseError::EphemeralKey)?;
         encapsulated.copy_from_slice(&key.to_bytes());
@@ -99,6 +115,33 @@ impl Share {
         Ok(Bytes(sealed))
     }
 }
+
+/// Gives HPKE the one seed that it draws: 32 bytes, once, from a locked page.
+struct SeedOnce(Option<Secret<32>>);
+
+impl TryRng for SeedOnce {
+    type Error = std::convert::Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Self::Error> {
+        let mut bytes = [0; 4];
+        self.try_fill_bytes(&mut bytes)?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Self::Error> {
+        let mut bytes = [0; 8];
+        self.try_fill_bytes(&mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn try_fill_bytes(&mut self, out: &mut [u8]) -> Result<(), Self::Error> {
+        let seed = self.0.take().expect("DHKEM draws one seed");
+        out.copy_from_slice(seed.expose_secret());
+        Ok(())
+    }
+}
+
+impl TryCryptoRng for SeedOnce {}
 
 /// The X25519 key pair of one boot session. Only the seed is kept, on a locked page; the private key exists on
 /// the stack while a share is opened, and that stack is wiped.

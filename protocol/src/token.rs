@@ -1,13 +1,16 @@
 //! The join token: all that a new client needs, in one line that `latchkeyd invite` prints.
 //!
-//! `latchkey1.` and unpadded base64url of: the CA certificate's SHA-256 (32 bytes), the one-time secret (32), then
-//! length-prefixed (one byte) client name and addresses. The token is a secret until it is used or expires.
+//! `latchkey1.` and unpadded base64url of: the CA certificate's SHA-256 (32 bytes), the one-time secret (32),
+//! length-prefixed (one byte) client name and addresses, and a checksum (4), so that a line that was not copied
+//! whole is told apart from a shorter one. `docs/envelope.md` describes the bytes. The token is a secret until it is
+//! used or expires.
 
 use std::fmt;
 use std::str::FromStr;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use sha2::{Digest, Sha256};
 
 use crate::encoding::Bytes;
 use crate::ids::{ClientName, ServerId};
@@ -17,6 +20,8 @@ const PREFIX: &str = "latchkey1.";
 pub const LIMIT: usize = 2048;
 /// Most addresses in a token.
 pub const ADDRESSES_LIMIT: usize = 8;
+
+const CHECKSUM_SIZE: usize = 4;
 
 /// A parsed join token. `Debug` shows no secret.
 #[derive(Clone, PartialEq, Eq)]
@@ -162,6 +167,8 @@ impl JoinToken {
             );
             bytes.extend_from_slice(text.as_bytes());
         }
+        let checksum = checksum(&bytes);
+        bytes.extend_from_slice(&checksum);
         format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes))
     }
 }
@@ -177,6 +184,12 @@ impl FromStr for JoinToken {
         let bytes = URL_SAFE_NO_PAD
             .decode(body)
             .map_err(|_| TokenError::Damaged)?;
+        let (bytes, check) = bytes
+            .split_last_chunk::<CHECKSUM_SIZE>()
+            .ok_or(TokenError::Damaged)?;
+        if *check != checksum(bytes) {
+            return Err(TokenError::Damaged);
+        }
         let (server, rest) = bytes.split_first_chunk::<32>().ok_or(TokenError::Damaged)?;
         let (secret, mut rest) = rest.split_first_chunk::<32>().ok_or(TokenError::Damaged)?;
         let mut texts = Vec::new();
@@ -201,6 +214,14 @@ impl FromStr for JoinToken {
             addresses,
         })
     }
+}
+
+/// For people who copy lines; it protects nothing.
+fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_SIZE] {
+    let digest: [u8; 32] = Sha256::digest(bytes).into();
+    *digest
+        .first_chunk()
+        .expect("a digest is longer than its checksum")
 }
 
 impl fmt::Debug for JoinToken {
@@ -237,10 +258,18 @@ mod tests {
     fn damaged_tokens_are_refused_without_repeating_them() {
         let line = token().to_line();
         for cut in 0..line.len() {
-            let error = line[..cut].parse::<JoinToken>();
-            // A cut at a field's end leaves a shorter, well-formed token only where an address is dropped.
-            if let Ok(shorter) = error {
-                assert_eq!(shorter.addresses.len(), 1);
+            assert!(line[..cut].parse::<JoinToken>().is_err(), "cut at {cut}");
+        }
+        for at in PREFIX.len()..line.len() {
+            for typed in ["A", "b", "_", ""] {
+                let mistyped = format!("{}{typed}{}", &line[..at], &line[at + 1..]);
+                if mistyped != line {
+                    assert_eq!(
+                        mistyped.parse::<JoinToken>(),
+                        Err(TokenError::Damaged),
+                        "'{typed}' at {at}"
+                    );
+                }
             }
         }
         assert_eq!(

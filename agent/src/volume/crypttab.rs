@@ -314,6 +314,7 @@ mod tests {
                 tries: Some(0),
                 timeout: Some(Duration::from_secs(120)),
                 other: vec!["quiet".into(), "x-a=b".into()],
+                text: options.text.clone(),
             }
         );
         assert!(options.unsupported().is_empty());

@@ -1,0 +1,257 @@
+//! The JSON bodies are read strictly: no unknown field, none twice, none missing, no other version, limits kept.
+
+use latchkey_protocol::envelope::Token;
+use latchkey_protocol::wire::{
+    BODY_LIMIT, BootReport, Done, ErrorAnswer, JoinAnswer, JoinRequest, ReleaseAnswer,
+    ReleaseRequest, StatusAnswer, TEXT_LIMIT, Text, VOLUMES_LIMIT, VolumeAnswer, VolumeRequest,
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+/// Every body, its name, whether a text is one, and an example in which every field and every kind of verdict is.
+fn bodies() -> Vec<(&'static str, fn(&str) -> bool, Value)> {
+    let key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+    let sealed = format!("{}=", "A".repeat(107));
+    let volume = "0b5c2a58-8f5b-4f0e-9d7c-3a51d2f0c9aa";
+    let request = "000102030405060708090a0b0c0d0e0f";
+    vec![
+        (
+            "join request",
+            reads::<JoinRequest>,
+            json!({"version": 1, "secret": key, "boot_csr": "PEM", "host_csr": "PEM"}),
+        ),
+        (
+            "join answer",
+            reads::<JoinAnswer>,
+            json!({"version": 1, "boot_certificate": "PEM", "host_certificate": "PEM"}),
+        ),
+        (
+            "volume request",
+            reads::<VolumeRequest>,
+            json!({"version": 1, "request": request, "ephemeral_key": key, "volume": volume, "label": "root"}),
+        ),
+        (
+            "volume answer",
+            reads::<VolumeAnswer>,
+            json!({"version": 1, "generation": 1, "sealed": sealed, "policy": "allow"}),
+        ),
+        ("done", reads::<Done>, json!({"version": 1})),
+        (
+            "release request",
+            reads::<ReleaseRequest>,
+            json!({"version": 1, "request": request, "ephemeral_key": key,
+                "volumes": [{"volume": volume, "generation": 1}],
+                "facts": {"kernel": "6.1", "command_line": key, "image_built": 1}}),
+        ),
+        (
+            "release answer",
+            reads::<ReleaseAnswer>,
+            json!({"version": 1, "verdicts": [
+                {"volume": volume, "verdict": {"released": {"generation": 1, "sealed": sealed}}},
+                {"volume": volume, "verdict": {"pending": {"id": "7", "code": "ABCD", "retry_after": 5}}},
+                {"volume": volume, "verdict": {"denied": {"reason": "revoked", "retry_after": 300}}},
+                {"volume": volume, "verdict": "destroyed"},
+            ]}),
+        ),
+        (
+            "report",
+            reads::<BootReport>,
+            json!({"version": 1, "request": request, "lines": ["opened 'root'"]}),
+        ),
+        (
+            "status",
+            reads::<StatusAnswer>,
+            json!({"version": 1, "volumes": [
+                {"volume": volume, "generation": 1, "policy": "allow", "destroyed": false}]}),
+        ),
+        (
+            "error",
+            reads::<ErrorAnswer>,
+            json!({"version": 1, "error": "refused"}),
+        ),
+        (
+            "token",
+            |text| Token::parse(text.as_bytes()).is_ok(),
+            json!({"type": "latchkey", "keyslots": ["1"], "version": 1, "volume": volume, "uuid": "u",
+                "bound": {"luks2": {"keyslot": 1, "iterations": 1000, "cipher": "aes-xts-plain64",
+                    "key-size": 64, "sector-size": 512, "offset": 16777216, "volume-key-id": key}},
+                "envelopes": [{"server": "ab".repeat(32), "generation": 1, "salt": key,
+                    "nonce": "A".repeat(32), "commitment": key, "sealed": "A".repeat(64)}]}),
+        ),
+    ]
+}
+
+#[test]
+fn the_examples_are_read() {
+    for (name, reads, example) in bodies() {
+        assert!(reads(&example.to_string()), "{name}: {example}");
+    }
+}
+
+#[test]
+fn unknown_fields_are_refused_at_every_depth() {
+    for (name, reads, example) in bodies() {
+        let changed = spellings(&example, &|fields| {
+            let mut more = fields.to_vec();
+            more.push(r#""unexpected":1"#.to_owned());
+            vec![more]
+        });
+        assert!(!changed.is_empty(), "{name}");
+        for text in changed {
+            assert!(!reads(&text), "{name}: {text}");
+        }
+    }
+}
+
+#[test]
+fn duplicate_fields_are_refused_at_every_depth() {
+    for (name, reads, example) in bodies() {
+        let changed = spellings(&example, &|fields| {
+            let twice = |field: &String| [&fields[..], &[field.clone()]].concat();
+            fields.iter().map(twice).collect()
+        });
+        assert!(!changed.is_empty(), "{name}");
+        for text in changed {
+            assert!(!reads(&text), "{name}: {text}");
+        }
+    }
+}
+
+#[test]
+fn missing_fields_are_refused_at_every_depth() {
+    for (name, reads, example) in bodies() {
+        let changed = spellings(&example, &|fields| {
+            let without = |at: usize| [&fields[..at], &fields[at + 1..]].concat();
+            (0..fields.len()).map(without).collect()
+        });
+        for text in changed {
+            // A report of a boot without a session has no request.
+            let optional = name == "report" && !text.contains("request");
+            assert_eq!(reads(&text), optional, "{name}: {text}");
+        }
+    }
+}
+
+#[test]
+fn only_version_1_is_spoken() {
+    for (name, reads, mut example) in bodies() {
+        for version in [json!(0), json!(2), json!("1"), json!(1.0), json!(null)] {
+            example["version"] = version;
+            assert!(!reads(&example.to_string()), "{name}: {example}");
+        }
+    }
+}
+
+#[test]
+fn a_request_names_some_volumes_each_once_and_not_too_many() {
+    let volumes = |count: usize| -> Vec<Value> {
+        let wanted = |number| json!({"volume": format!("00000000-0000-4000-8000-{number:012x}"), "generation": 1});
+        (0..count).map(wanted).collect()
+    };
+    let (_, reads, mut request) = bodies()
+        .into_iter()
+        .find(|(name, ..)| *name == "release request")
+        .unwrap();
+    for (count, good) in [
+        (0, false),
+        (VOLUMES_LIMIT, true),
+        (VOLUMES_LIMIT + 1, false),
+    ] {
+        request["volumes"] = json!(volumes(count));
+        assert_eq!(reads(&request.to_string()), good, "{count} volumes");
+    }
+    request["volumes"] = json!([volumes(1), volumes(1)].concat());
+    assert!(!reads(&request.to_string()), "a volume named twice");
+}
+
+#[test]
+fn a_full_request_is_within_the_body_limit() {
+    let wanted = |number: usize| json!({"volume": format!("00000000-0000-4000-8000-{number:012x}"), "generation": u32::MAX});
+    let (_, reads, mut request) = bodies()
+        .into_iter()
+        .find(|(name, ..)| *name == "release request")
+        .unwrap();
+    request["volumes"] = json!((0..VOLUMES_LIMIT).map(wanted).collect::<Vec<_>>());
+    request["facts"]["kernel"] = json!("k".repeat(TEXT_LIMIT));
+    assert!(reads(&request.to_string()));
+    assert!(request.to_string().len() < BODY_LIMIT);
+}
+
+#[test]
+fn texts_are_limited() {
+    for (length, good) in [(TEXT_LIMIT, true), (TEXT_LIMIT + 1, false)] {
+        let error = json!({"version": 1, "error": "x".repeat(length)});
+        assert_eq!(reads::<ErrorAnswer>(&error.to_string()), good, "{length}");
+    }
+    // Cut where a character begins: the last of these would end after the limit.
+    let text = Text::cut(&format!("x{}", "é".repeat(TEXT_LIMIT)));
+    assert_eq!(text.as_str().len(), TEXT_LIMIT - 1);
+}
+
+#[test]
+fn a_verdict_is_one_verdict() {
+    let volume = "0b5c2a58-8f5b-4f0e-9d7c-3a51d2f0c9aa";
+    let denied = r#""denied":{"reason":"r","retry_after":1}"#;
+    let pending = r#""pending":{"id":"7","code":"c","retry_after":1}"#;
+    for (verdict, good) in [
+        (format!("{{{denied}}}"), true),
+        (format!("{{{denied},{pending}}}"), false),
+        (format!("{{{denied},{denied}}}"), false),
+        ("{}".to_owned(), false),
+        (r#""released""#.to_owned(), false),
+        (r#""unheard-of""#.to_owned(), false),
+        ("null".to_owned(), false),
+    ] {
+        let answer =
+            format!(r#"{{"version":1,"verdicts":[{{"volume":"{volume}","verdict":{verdict}}}]}}"#);
+        assert_eq!(reads::<ReleaseAnswer>(&answer), good, "{answer}");
+    }
+}
+
+fn reads<T: DeserializeOwned>(text: &str) -> bool {
+    serde_json::from_str::<T>(text).is_ok()
+}
+
+/// What a list of an object's fields, each as `"name":value`, is changed to: any number of lists.
+type Change<'a> = &'a dyn Fn(&[String]) -> Vec<Vec<String>>;
+
+/// All texts in which one object of `value`, at any depth, has its fields changed by `change`.
+fn spellings(value: &Value, change: Change<'_>) -> Vec<String> {
+    match value {
+        Value::Object(fields) => {
+            let parts: Vec<String> = fields
+                .iter()
+                .map(|(name, value)| field(name, &value.to_string()))
+                .collect();
+            let mut texts: Vec<String> = change(&parts)
+                .into_iter()
+                .map(|parts| format!("{{{}}}", parts.join(",")))
+                .collect();
+            for (at, (name, value)) in fields.iter().enumerate() {
+                for text in spellings(value, change) {
+                    let mut parts = parts.clone();
+                    parts[at] = field(name, &text);
+                    texts.push(format!("{{{}}}", parts.join(",")));
+                }
+            }
+            texts
+        }
+        Value::Array(items) => {
+            let parts: Vec<String> = items.iter().map(Value::to_string).collect();
+            let mut texts = Vec::new();
+            for (at, item) in items.iter().enumerate() {
+                for text in spellings(item, change) {
+                    let mut parts = parts.clone();
+                    parts[at] = text;
+                    texts.push(format!("[{}]", parts.join(",")));
+                }
+            }
+            texts
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn field(name: &str, value: &str) -> String {
+    format!("{}:{value}", Value::from(name))
+}
