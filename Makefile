@@ -47,6 +47,8 @@ lint: native
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	shellcheck native/build native/deps native/measure .ci/run
+	cd initramfs-tools-hook && shellcheck -s dash -e SC1091 \
+		hooks/* etc-hooks/* conf-hooks.d/* scripts/*/latchkey scripts/latchkey-* tests/*.sh
 
 unit: native
 	cargo test --locked --workspace

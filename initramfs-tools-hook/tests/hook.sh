@@ -73,7 +73,7 @@ the_image_says_when_it_was_built()
 	before="$(date +%s)"
 	run_hook
 	built="$(sed -n 's/^built = //p' "$image/etc/latchkey/image.toml")"
-	[ "$built" -ge "$before" ] && [ "$built" -le "$(date +%s)" ] || wrong "built = '$built'"
+	if [ "$built" -lt "$before" ] || [ "$built" -gt "$(date +%s)" ]; then wrong "built = '$built'"; fi
 	expect "$(sed -n 2p "$image/etc/latchkey/image.toml")" 'init = "/sbin/init"'
 }
 

@@ -1,4 +1,5 @@
 //! Whatever is sealed opens, whatever is written is read back, and no input makes a parser panic.
+#![allow(clippy::unwrap_used)] // the helpers of tests as well
 
 use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::envelope::{

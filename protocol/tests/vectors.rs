@@ -1,5 +1,6 @@
 //! The vectors of `tests/vectors`, which another program made from `docs/envelope.md`: our code writes the same
 //! bytes, reads them, and refuses what they say must be refused.
+#![allow(clippy::unwrap_used)] // the helpers of tests as well
 
 use latchkey_protocol::encoding::{Bytes, unhex};
 use latchkey_protocol::envelope::{Envelope, EnvelopeError, MachineSecret, Released, Token};

@@ -1,4 +1,5 @@
 //! The JSON bodies are read strictly: no unknown field, none twice, none missing, no other version, limits kept.
+#![allow(clippy::unwrap_used)] // the helpers of tests as well
 
 use latchkey_protocol::envelope::Token;
 use latchkey_protocol::wire::{
@@ -8,8 +9,10 @@ use latchkey_protocol::wire::{
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-/// Every body, its name, whether a text is one, and an example in which every field and every kind of verdict is.
-fn bodies() -> Vec<(&'static str, fn(&str) -> bool, Value)> {
+/// A body: its name, whether a text is one, and an example with every field.
+type Body = (&'static str, fn(&str) -> bool, Value);
+
+fn bodies() -> Vec<Body> {
     let key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
     let sealed = format!("{}=", "A".repeat(107));
     let volume = "0b5c2a58-8f5b-4f0e-9d7c-3a51d2f0c9aa";
@@ -107,7 +110,7 @@ fn unknown_fields_are_refused_at_every_depth() {
 fn duplicate_fields_are_refused_at_every_depth() {
     for (name, reads, example) in bodies() {
         let changed = spellings(&example, &|fields| {
-            let twice = |field: &String| [&fields[..], &[field.clone()]].concat();
+            let twice = |field: &String| [fields, std::slice::from_ref(field)].concat();
             fields.iter().map(twice).collect()
         });
         assert!(!changed.is_empty(), "{name}");
