@@ -4,6 +4,7 @@
 //! decides what happens at boot, `network` brings the network up there, and `unlock` does it all.
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod commands;
 pub mod failure;
 pub mod files;
