@@ -4,8 +4,12 @@
 //! revision, larger than all before it; a value carries the revision that wrote it. A committed transaction
 //! survives a power cut. Values are sealed before they get here ([`crate::sealed`]).
 
+mod lock;
 pub mod memory;
 pub mod sqlite;
+
+#[cfg(test)]
+mod conformance;
 
 use std::path::PathBuf;
 

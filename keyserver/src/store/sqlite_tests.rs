@@ -1,0 +1,269 @@
+//! What the SQLite store does beyond the conformance suite: durability, locking, damage, full and read-only disks.
+
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+use crate::store::conformance::{self, put, transaction};
+
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    folder
+}
+
+fn contains(folder: &Path, needle: &[u8]) -> bool {
+    fs::read_dir(folder).unwrap().any(|file| {
+        let bytes = fs::read(file.unwrap().path()).unwrap();
+        bytes.windows(needle.len()).any(|window| window == needle)
+    })
+}
+
+#[test]
+fn the_sqlite_store_conforms() {
+    let folders = folder();
+    let count = std::cell::Cell::new(0);
+    conformance::run(|| {
+        count.set(count.get() + 1);
+        let directory = folders.path().join(count.get().to_string());
+        Box::new(SqliteStore::create(&directory).unwrap())
+    });
+}
+
+#[test]
+fn what_was_committed_is_there_after_reopening() {
+    let folder = folder();
+    let store = SqliteStore::create(folder.path()).unwrap();
+    store.commit(&put("a", b"1")).unwrap();
+    let Outcome::Committed(revision) = store.commit(&put("b", b"2")).unwrap() else {
+        panic!("conflict");
+    };
+    drop(store);
+    let store = SqliteStore::open(folder.path()).unwrap();
+    assert_eq!(store.get("a").unwrap().unwrap().value, b"1");
+    assert_eq!(store.get("b").unwrap().unwrap().revision, revision);
+    let Outcome::Committed(next) = store.commit(&put("c", b"3")).unwrap() else {
+        panic!("conflict");
+    };
+    assert!(next > revision);
+}
+
+/// A copy of the files taken while the store is open is what a power cut would leave.
+#[test]
+fn what_was_committed_survives_a_power_cut() {
+    let (folder, after) = (folder(), folder());
+    let store = SqliteStore::create(folder.path()).unwrap();
+    for n in 0..20 {
+        store.commit(&put(&format!("k{n}"), b"v")).unwrap();
+        for file in fs::read_dir(folder.path()).unwrap() {
+            let path = file.unwrap().path();
+            fs::copy(&path, after.path().join(path.file_name().unwrap())).unwrap();
+        }
+        let copy = SqliteStore::open(after.path()).unwrap();
+        assert_eq!(copy.range("k", None, 100).unwrap().len(), n + 1);
+        drop(copy);
+        for file in fs::read_dir(after.path()).unwrap() {
+            fs::remove_file(file.unwrap().path()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_second_server_on_one_store_is_refused_and_told_who_has_it() {
+    let folder = folder();
+    let store = SqliteStore::create(folder.path()).unwrap();
+    for second in [
+        SqliteStore::open(folder.path()),
+        SqliteStore::create(folder.path()),
+    ] {
+        let error = second.err().unwrap().to_string();
+        let number = format!("process {}", std::process::id());
+        assert!(error.contains(&number), "{error}");
+    }
+    drop(store);
+    SqliteStore::open(folder.path()).unwrap();
+}
+
+#[test]
+fn making_a_store_overwrites_none() {
+    let folder = folder();
+    drop(SqliteStore::create(folder.path()).unwrap());
+    // Still empty: an interrupted set-up goes on.
+    let store = SqliteStore::create(folder.path()).unwrap();
+    store.commit(&put("a", b"1")).unwrap();
+    drop(store);
+    assert!(matches!(
+        SqliteStore::create(folder.path()),
+        Err(StoreError::Exists(_))
+    ));
+    let store = SqliteStore::open(folder.path()).unwrap();
+    assert!(store.get("a").unwrap().is_some());
+}
+
+#[test]
+fn files_are_for_the_owner_alone() {
+    let folders = folder();
+    let directory = folders.path().join("new");
+    let store = SqliteStore::create(&directory).unwrap();
+    store.commit(&put("a", b"1")).unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+    assert_eq!(mode(&directory), 0o700);
+    for file in fs::read_dir(&directory).unwrap() {
+        let path = file.unwrap().path();
+        assert_eq!(mode(&path), 0o600, "{}", path.display());
+    }
+    drop(store);
+    for (path, open) in [(directory.join(FILE), 0o640), (directory.clone(), 0o750)] {
+        let before = mode(&path);
+        fs::set_permissions(&path, fs::Permissions::from_mode(open)).unwrap();
+        assert!(matches!(
+            SqliteStore::open(&directory),
+            Err(StoreError::Permissions { .. })
+        ));
+        fs::set_permissions(&path, fs::Permissions::from_mode(before)).unwrap();
+    }
+    SqliteStore::open(&directory).unwrap();
+}
+
+#[test]
+fn missing_foreign_and_damaged_stores_are_told_apart() {
+    let folder = folder();
+    let open = || SqliteStore::open(folder.path()).err().unwrap();
+    assert!(matches!(open(), StoreError::Missing(_)));
+    let path = folder.path().join(FILE);
+    let write = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    write(b"");
+    assert!(matches!(open(), StoreError::Missing(_)));
+    write(&[b'x'; 8192]);
+    assert!(matches!(open(), StoreError::Damaged { .. }));
+    fs::remove_file(&path).unwrap();
+
+    let store = SqliteStore::create(folder.path()).unwrap();
+    for n in 0..50 {
+        store.commit(&put(&format!("k{n}"), &[7; 2000])).unwrap();
+    }
+    store.erase_traces().unwrap();
+    drop(store);
+    let whole = fs::read(&path).unwrap();
+    write(&whole[..whole.len() / 2]);
+    assert!(matches!(open(), StoreError::Damaged { .. }));
+    write(&whole);
+
+    let version = |pragma: &str| {
+        let connection = Connection::open(&path).unwrap();
+        connection.execute_batch(pragma).unwrap();
+    };
+    version("PRAGMA user_version = 2");
+    assert!(matches!(open(), StoreError::Schema { found: 2, .. }));
+    version("PRAGMA user_version = 1; PRAGMA application_id = 1");
+    assert!(matches!(open(), StoreError::Damaged { .. }));
+    version(&format!("PRAGMA application_id = {APPLICATION}"));
+    SqliteStore::open(folder.path()).unwrap();
+}
+
+#[test]
+fn no_flipped_byte_makes_it_panic() {
+    let folder = folder();
+    let store = SqliteStore::create(folder.path()).unwrap();
+    for n in 0..20 {
+        store.commit(&put(&format!("k{n}"), &[7; 100])).unwrap();
+    }
+    drop(store);
+    let path = folder.path().join(FILE);
+    let whole = fs::read(&path).unwrap();
+    let mut refused = 0;
+    for at in (0..whole.len()).step_by(97) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0xff;
+        fs::write(&path, &bytes).unwrap();
+        match SqliteStore::open(folder.path()) {
+            // A flip inside a value is found by its seal, not by SQLite.
+            Ok(store) => drop(store.range("", None, 100)),
+            Err(_) => refused += 1,
+        }
+        for side in ["store.sqlite3-wal", "store.sqlite3-shm"] {
+            drop(fs::remove_file(folder.path().join(side)));
+        }
+    }
+    assert!(refused > 0);
+}
+
+#[test]
+fn a_full_disk_changes_nothing_and_heals() {
+    let folder = folder();
+    let store = SqliteStore::create(folder.path()).unwrap();
+    store.commit(&put("a", b"1")).unwrap();
+    store.erase_traces().unwrap();
+    let limit = |pages: i64| {
+        let connection = store.connection();
+        let _: i64 = connection
+            .query_row(&format!("PRAGMA max_page_count = {pages}"), [], |row| {
+                row.get(0)
+            })
+            .unwrap();
+    };
+    limit(1);
+    let big = transaction(&[], &[("a", Some(b"2")), ("b", Some(&[1; 100_000]))]);
+    assert!(matches!(store.commit(&big), Err(StoreError::Full(_))));
+    assert_eq!(store.get("a").unwrap().unwrap().value, b"1");
+    assert_eq!(store.get("b").unwrap(), None);
+    limit(1 << 20);
+    assert!(matches!(store.commit(&big).unwrap(), Outcome::Committed(_)));
+    drop(store);
+    let store = SqliteStore::open(folder.path()).unwrap();
+    assert_eq!(store.get("a").unwrap().unwrap().value, b"2");
+}
+
+#[test]
+fn a_read_only_store_says_so_and_still_reads() {
+    let folder = folder();
+    let store = SqliteStore::create(folder.path()).unwrap();
+    store.commit(&put("a", b"1")).unwrap();
+    store
+        .connection()
+        .pragma_update(None, "query_only", true)
+        .unwrap();
+    assert!(matches!(
+        store.commit(&put("a", b"2")),
+        Err(StoreError::ReadOnly(_))
+    ));
+    assert_eq!(store.get("a").unwrap().unwrap().value, b"1");
+    store
+        .connection()
+        .pragma_update(None, "query_only", false)
+        .unwrap();
+    store.commit(&put("a", b"2")).unwrap();
+}
+
+#[test]
+fn after_a_disk_error_nothing_more_is_written() {
+    let folder = folder();
+    let store = SqliteStore::create(folder.path()).unwrap();
+    store.commit(&put("a", b"1")).unwrap();
+    let failure = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR);
+    store.write_error(rusqlite::Error::SqliteFailure(failure, None));
+    assert!(matches!(
+        store.commit(&put("a", b"2")),
+        Err(StoreError::Stopped)
+    ));
+    assert!(matches!(store.erase_traces(), Err(StoreError::Stopped)));
+    assert_eq!(store.get("a").unwrap().unwrap().value, b"1");
+}
+
+#[test]
+fn deleted_and_replaced_values_are_gone_from_the_files() {
+    let folder = folder();
+    let store = SqliteStore::create(folder.path()).unwrap();
+    let (first, second) = ([0xa5; 48], [0x5a; 48]);
+    store.commit(&put("a", &first)).unwrap();
+    store.commit(&put("b", &second)).unwrap();
+    store.erase_traces().unwrap();
+    assert!(contains(folder.path(), &first) && contains(folder.path(), &second));
+    store
+        .commit(&transaction(&[], &[("a", None), ("b", Some(b"new"))]))
+        .unwrap();
+    store.erase_traces().unwrap();
+    assert!(!contains(folder.path(), &first) && !contains(folder.path(), &second));
+}
