@@ -161,6 +161,13 @@ pub struct Session {
     pub peer: IpAddr,
 }
 
+impl Session {
+    /// Whether it has not ended.
+    pub fn is_open(&self, now: UnixMillis) -> bool {
+        now.is_within(self.created, self.expires)
+    }
+}
+
 /// How a session stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
