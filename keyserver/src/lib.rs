@@ -6,6 +6,7 @@
 
 pub mod audit;
 pub mod clock;
+mod ledger;
 pub mod master_key;
 pub mod policy;
 pub mod records;

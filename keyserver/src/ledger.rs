@@ -1,0 +1,248 @@
+//! The one place where changes are committed, each together with its audit entries.
+//!
+//! A piece of work reads records, changes some and names what happened. All that it read is compared when it is
+//! committed; if another server was faster it is done anew. (Several pieces could share one commit here.)
+
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+
+use latchkey_protocol::ids::{Generation, VolumeId};
+use latchkey_protocol::release::Share;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::audit::{self, Event, Head};
+use crate::clock::UnixMillis;
+use crate::policy::Authorised;
+use crate::records::{Record, key};
+use crate::sealed::{RecordError, SealedStore};
+use crate::store::{Compare, Expected, Operation, Outcome, Transaction};
+
+/// How often a piece of work is done anew when others were faster.
+const ATTEMPTS: usize = 32;
+
+/// A piece of work that has read and changed records, and is not committed.
+pub(crate) struct Work<'a> {
+    records: &'a SealedStore,
+    seen: BTreeMap<String, Expected>,
+    /// Sealed already; `None` deletes.
+    changes: BTreeMap<String, Option<Vec<u8>>>,
+    events: Vec<Event>,
+    erases: bool,
+}
+
+impl SealedStore {
+    /// Does a piece of work and commits it at `now`; its result is returned only when it is durable, audit entries
+    /// included. `work` may run several times. If it returns an error nothing is written.
+    ///
+    /// # Errors
+    /// What `work` returns; the store's; `Contention`.
+    pub(crate) fn transact<T, E: From<RecordError>>(
+        &self,
+        now: UnixMillis,
+        mut work: impl FnMut(&mut Work<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        // The lock guards no data: a panic of its holder left nothing half done.
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        for _ in 0..ATTEMPTS {
+            let mut open = Work {
+                records: self,
+                seen: BTreeMap::new(),
+                changes: BTreeMap::new(),
+                events: Vec::new(),
+                erases: false,
+            };
+            let result = work(&mut open)?;
+            if open.commit(now)? {
+                return Ok(result);
+            }
+        }
+        Err(RecordError::Contention.into())
+    }
+
+    /// One record, outside of any transaction.
+    pub(crate) fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, RecordError> {
+        match self.store.get(key)? {
+            Some(stored) => self.decode(key, &stored.value).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Up to `limit` records whose keys begin with `prefix` and come after `after`.
+    pub(crate) fn range<T: DeserializeOwned>(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<T>, RecordError> {
+        self.store
+            .range(prefix, after, limit)?
+            .iter()
+            .map(|entry| self.decode(&entry.key, &entry.stored.value))
+            .collect()
+    }
+
+    /// All records whose keys begin with `prefix`, page by page.
+    pub(crate) fn all<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<T>, RecordError> {
+        let mut records = Vec::new();
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.store.range(prefix, after.as_deref(), 256)?;
+            let Some(last) = page.last() else {
+                return Ok(records);
+            };
+            after = Some(last.key.clone());
+            for entry in &page {
+                records.push(self.decode(&entry.key, &entry.stored.value)?);
+            }
+        }
+    }
+
+    fn decode<T: DeserializeOwned>(&self, key: &str, sealed: &[u8]) -> Result<T, RecordError> {
+        let plain = self.unseal(key, sealed)?;
+        serde_json::from_slice(&plain).map_err(|_| RecordError::Damaged(key.to_owned()))
+    }
+}
+
+impl Work<'_> {
+    /// The record at `key`.
+    pub fn read<R: Record>(&mut self, key: &str) -> Result<Option<R>, RecordError> {
+        match self.sealed(key)? {
+            Some(sealed) => self.records.decode(key, &sealed).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Keys that begin with `prefix`, at most `limit`. What others add to them meanwhile is no conflict.
+    pub fn keys(&self, prefix: &str, limit: usize) -> Result<Vec<String>, RecordError> {
+        let entries = self.records.store.range(prefix, None, limit)?;
+        Ok(entries.into_iter().map(|entry| entry.key).collect())
+    }
+
+    /// Writes a record.
+    pub fn write<R: Record>(&mut self, record: &R) -> Result<(), RecordError> {
+        self.put(record.key(), record)
+    }
+
+    /// Notes that `volume` belongs to a client, so that its volumes can be listed without reading all.
+    pub fn write_owned(&mut self, key: String, volume: VolumeId) -> Result<(), RecordError> {
+        self.put(key, &volume)
+    }
+
+    /// Removes the record at `key`.
+    pub fn remove(&mut self, key: String) {
+        self.changes.insert(key, None);
+    }
+
+    /// Makes a new share.
+    pub fn make_share(
+        &mut self,
+        volume: &VolumeId,
+        generation: Generation,
+        share: &Share,
+    ) -> Result<(), RecordError> {
+        let key = key::share(volume, generation);
+        let sealed = self.records.seal(&key, share.0.expose_secret())?;
+        self.seen.insert(key.clone(), Expected::Absent);
+        self.changes.insert(key, Some(sealed));
+        Ok(())
+    }
+
+    /// The share that `authorised` stands for. There is no other way to one.
+    pub fn share(&mut self, authorised: &Authorised) -> Result<Share, RecordError> {
+        let key = key::share(&authorised.volume(), authorised.generation());
+        let sealed = self
+            .sealed(&key)?
+            .ok_or_else(|| RecordError::Missing(key.clone()))?;
+        self.records.unseal_secret(&key, &sealed).map(Share)
+    }
+
+    /// Deletes all shares of a volume, traces included once it is committed.
+    pub fn remove_shares(&mut self, volume: &VolumeId) -> Result<(), RecordError> {
+        for key in self.keys(&key::shares(volume), 1000)? {
+            self.remove(key);
+        }
+        self.erases = true;
+        Ok(())
+    }
+
+    /// Names what happened, for the audit.
+    pub fn audit(&mut self, event: Event) {
+        self.events.push(event);
+    }
+
+    fn put(&mut self, key: String, record: &impl Serialize) -> Result<(), RecordError> {
+        let plain = serde_json::to_vec(record).expect("records have only strings and numbers");
+        let sealed = self.records.seal(&key, &plain)?;
+        self.changes.insert(key, Some(sealed));
+        Ok(())
+    }
+
+    /// What is sealed at `key`, own changes included; remembered so that the commit compares it.
+    fn sealed(&mut self, key: &str) -> Result<Option<Vec<u8>>, RecordError> {
+        if let Some(change) = self.changes.get(key) {
+            return Ok(change.clone());
+        }
+        let stored = self.records.store.get(key)?;
+        let expected = match &stored {
+            Some(stored) => Expected::Revision(stored.revision),
+            None => Expected::Absent,
+        };
+        self.seen.insert(key.to_owned(), expected);
+        Ok(stored.map(|stored| stored.value))
+    }
+
+    /// Whether it was committed; if not, others were faster.
+    fn commit(mut self, now: UnixMillis) -> Result<bool, RecordError> {
+        if self.changes.is_empty() && self.events.is_empty() {
+            if self.erases {
+                self.records.store.erase_traces()?;
+            }
+            return Ok(true);
+        }
+        self.append_events(now)?;
+        let compares = self.seen.into_iter();
+        let operations = self.changes.into_iter();
+        let transaction = Transaction {
+            compares: compares
+                .map(|(key, expected)| Compare { key, expected })
+                .collect(),
+            operations: operations
+                .map(|(key, value)| match value {
+                    Some(value) => Operation::Put { key, value },
+                    None => Operation::Delete { key },
+                })
+                .collect(),
+        };
+        match self.records.store.commit(&transaction)? {
+            Outcome::Conflict => return Ok(false),
+            Outcome::Committed(_) => {}
+        }
+        if self.erases {
+            self.records.store.erase_traces()?;
+        }
+        Ok(true)
+    }
+
+    fn append_events(&mut self, now: UnixMillis) -> Result<(), RecordError> {
+        if self.events.is_empty() {
+            return Ok(());
+        }
+        let mut head: Head = match self.sealed(audit::HEAD)? {
+            Some(sealed) => self.records.decode(audit::HEAD, &sealed)?,
+            None => Head::default(),
+        };
+        for event in std::mem::take(&mut self.events) {
+            let entry = head.next(now, event);
+            head = Head {
+                sequence: entry.sequence,
+                hash: entry.hash,
+            };
+            let key = audit::entry_key(entry.sequence);
+            // An entry is written once: a head that was put back may not overwrite what stands there.
+            self.seen.insert(key.clone(), Expected::Absent);
+            self.put(key, &entry)?;
+        }
+        self.put(audit::HEAD.to_owned(), &head)
+    }
+}
