@@ -6,12 +6,21 @@ use std::time::Duration;
 use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::ids::{ClientName, VolumeId};
 
-use super::listing::{ClientListing, Destruction, VolumeListing};
+use super::join::secret_hash;
+use super::listing::{ClientListing, ClientState, Destruction, VolumeListing};
 use super::{AdminError, Service};
-use crate::audit::{AuditEntry, Verified};
+use crate::audit::{self, AuditEntry, Event, Kind, Verified};
 use crate::clock::UnixMillis;
-use crate::policy::Policy;
-use crate::records::Settings;
+use crate::ledger::Work;
+use crate::policy::{Elsewhere, Policy};
+use crate::records::{Client, Invite, Settings, Volume, VolumeState, key};
+use crate::sealed::RecordError;
+
+/// Shortest and longest life of an invitation.
+pub const LIFETIMES: (Duration, Duration) =
+    (Duration::from_secs(60), Duration::from_secs(30 * 86_400));
+/// Most entries of the audit in one answer.
+pub const AUDIT_LIMIT: usize = 10_000;
 
 /// An invitation that was just made. Its secret is stored nowhere. `Debug` does not show it.
 pub struct Invitation {
@@ -40,8 +49,46 @@ impl Service {
         lifetime: Duration,
         who: &str,
     ) -> Result<Invitation, AdminError> {
-        let _ = (client, lifetime, who);
-        unimplemented!()
+        let (shortest, longest) = LIFETIMES;
+        if !(shortest..=longest).contains(&lifetime) {
+            return Err(AdminError::Lifetime);
+        }
+        let mut secret = Bytes([0; 32]);
+        getrandom::fill(&mut secret.0)
+            .map_err(|error| RecordError::Secret(latchkey_secret::SecretError::Random(error)))?;
+        let hash = secret_hash(&secret);
+        let now = self.clock.now();
+        let expires = now.plus(lifetime);
+        self.records.transact(now, |work| {
+            let found: Option<Client> = work.read(&key::client(client))?;
+            let mut record = found.unwrap_or_else(|| Client {
+                name: client.clone(),
+                created: now,
+                invitation: None,
+                joined: None,
+                revoked: None,
+            });
+            if record.joined.is_some() && record.revoked.is_none() {
+                return Err(AdminError::Joined(client.clone()));
+            }
+            record.invitation = Some(hash);
+            work.write(&record)?;
+            work.write(&Invite {
+                hash,
+                client: client.clone(),
+                created: now,
+                expires,
+                used: None,
+            })?;
+            let text = format!("invited until {}", expires.text());
+            work.audit(Event::new(Kind::Invited, text).client(client).who(who));
+            Ok(())
+        })?;
+        Ok(Invitation {
+            secret,
+            client: client.clone(),
+            expires,
+        })
     }
 
     /// All clients, by name.
@@ -49,7 +96,11 @@ impl Service {
     /// # Errors
     /// The store's.
     pub fn clients(&self) -> Result<Vec<ClientListing>, AdminError> {
-        unimplemented!()
+        let clients: Vec<Client> = self.records.all(key::CLIENTS)?;
+        let listings = clients
+            .into_iter()
+            .map(|client| self.client_listing(client));
+        Ok(listings.collect::<Result<_, RecordError>>()?)
     }
 
     /// All volumes, by client and label.
@@ -57,7 +108,10 @@ impl Service {
     /// # Errors
     /// The store's.
     pub fn volumes(&self) -> Result<Vec<VolumeListing>, AdminError> {
-        unimplemented!()
+        let volumes: Vec<Volume> = self.records.all(key::VOLUMES)?;
+        let mut listings: Vec<_> = volumes.into_iter().map(VolumeListing::from).collect();
+        listings.sort_by(|a, b| (&a.client, &a.label, a.id).cmp(&(&b.client, &b.label, b.id)));
+        Ok(listings)
     }
 
     /// Revokes a client and its invitation. Idempotent.
@@ -65,8 +119,21 @@ impl Service {
     /// # Errors
     /// `NoClient`, `Record`.
     pub fn revoke(&self, client: &ClientName, who: &str) -> Result<ClientListing, AdminError> {
-        let _ = (client, who);
-        unimplemented!()
+        let now = self.clock.now();
+        let client = self.records.transact(now, |work| {
+            let found: Option<Client> = work.read(&key::client(client))?;
+            let mut record = found.ok_or_else(|| AdminError::NoClient(client.clone()))?;
+            let invited = record.invitation.take().is_some();
+            if record.revoked.is_none() {
+                record.revoked = Some(now);
+            } else if !invited {
+                return Ok(record);
+            }
+            work.write(&record)?;
+            work.audit(Event::new(Kind::Revoked, "revoked").client(client).who(who));
+            Ok::<_, AdminError>(record)
+        })?;
+        Ok(self.client_listing(client)?)
     }
 
     /// Destroys a volume's share. Idempotent.
@@ -74,8 +141,29 @@ impl Service {
     /// # Errors
     /// `NoVolume`, `Record`.
     pub fn destroy(&self, volume: &VolumeId, who: &str) -> Result<Destruction, AdminError> {
-        let _ = (volume, who);
-        unimplemented!()
+        let now = self.clock.now();
+        let (volume, at) = self.records.transact(now, |work| {
+            let mut record = volume_record(work, volume)?;
+            // Again even if it is gone: an earlier try may have failed before the traces were erased.
+            work.remove_shares(volume)?;
+            let at = match record.state {
+                VolumeState::Destroyed(at) => at,
+                VolumeState::Live | VolumeState::Retired(_) => {
+                    record.state = VolumeState::Destroyed(now);
+                    work.write(&record)?;
+                    let text = format!("share of '{}' destroyed", record.label);
+                    work.audit(
+                        Event::new(Kind::Destroyed, text)
+                            .client(&record.client)
+                            .volume(*volume)
+                            .who(who),
+                    );
+                    now
+                }
+            };
+            Ok::<_, AdminError>((record, at))
+        })?;
+        Ok(Destruction::of(volume, at))
     }
 
     /// A volume's policy.
@@ -83,8 +171,10 @@ impl Service {
     /// # Errors
     /// `NoVolume`, `Record`.
     pub fn policy(&self, volume: &VolumeId) -> Result<Policy, AdminError> {
-        let _ = volume;
-        unimplemented!()
+        let found: Option<Volume> = self.records.read(&key::volume(volume))?;
+        found
+            .map(|volume| volume.policy)
+            .ok_or(AdminError::NoVolume(*volume))
     }
 
     /// Sets a volume's policy.
@@ -97,8 +187,25 @@ impl Service {
         policy: &Policy,
         who: &str,
     ) -> Result<VolumeListing, AdminError> {
-        let _ = (volume, policy, who);
-        unimplemented!()
+        policy.check().map_err(AdminError::Policy)?;
+        let record = self.records.transact(self.clock.now(), |work| {
+            let mut record = volume_record(work, volume)?;
+            if record.state != VolumeState::Live {
+                return Err(AdminError::Policy("the volume's share is gone".to_owned()));
+            }
+            let before = record.policy.sentence();
+            record.policy = policy.clone();
+            work.write(&record)?;
+            let text = format!("policy: {}; before: {before}", record.policy.sentence());
+            work.audit(
+                Event::new(Kind::Changed, text)
+                    .client(&record.client)
+                    .volume(*volume)
+                    .who(who),
+            );
+            Ok(record)
+        })?;
+        Ok(record.into())
     }
 
     /// The settings of the server.
@@ -106,7 +213,7 @@ impl Service {
     /// # Errors
     /// The store's.
     pub fn settings(&self) -> Result<Settings, AdminError> {
-        unimplemented!()
+        Ok(self.records.read(key::SETTINGS)?.unwrap_or_default())
     }
 
     /// Changes the settings of the server.
@@ -114,8 +221,15 @@ impl Service {
     /// # Errors
     /// The store's.
     pub fn set_settings(&self, settings: &Settings, who: &str) -> Result<(), AdminError> {
-        let _ = (settings, who);
-        unimplemented!()
+        self.records.transact(self.clock.now(), |work| {
+            work.write(settings)?;
+            let text = match settings.elsewhere {
+                Elsewhere::Ask => "new volumes ask a person when asked from elsewhere",
+                Elsewhere::Deny => "new volumes are denied to other addresses",
+            };
+            work.audit(Event::new(Kind::Changed, text).who(who));
+            Ok(())
+        })
     }
 
     /// Up to `limit` entries of the audit that come after the entry `after` (0: from the first).
@@ -123,8 +237,8 @@ impl Service {
     /// # Errors
     /// The store's.
     pub fn audit(&self, after: u64, limit: usize) -> Result<Vec<AuditEntry>, AdminError> {
-        let _ = (after, limit);
-        unimplemented!()
+        let limit = limit.min(AUDIT_LIMIT);
+        Ok(audit::entries(&self.records, after, limit)?)
     }
 
     /// Walks the whole chain.
@@ -132,6 +246,42 @@ impl Service {
     /// # Errors
     /// `Chain` with the first bad entry, `Record`.
     pub fn verify_audit(&self) -> Result<Verified, AdminError> {
-        unimplemented!()
+        Ok(audit::verify(&self.records)??)
     }
+
+    fn client_listing(&self, client: Client) -> Result<ClientListing, RecordError> {
+        let now = self.clock.now();
+        let volumes: Vec<VolumeId> = self.records.all(&key::owned(&client.name))?;
+        let invited = match client.invitation {
+            None => false,
+            Some(hash) => self
+                .records
+                .read::<Invite>(&key::invite(&hash.0))?
+                .is_some_and(|invite| {
+                    invite.used.is_none() && now.is_within(invite.created, invite.expires)
+                }),
+        };
+        let joined = client.joined.as_ref();
+        Ok(ClientListing {
+            state: match (client.revoked, joined, invited) {
+                (_, _, true) => ClientState::Invited,
+                (Some(_), _, false) => ClientState::Revoked,
+                (None, Some(_), false) => ClientState::Joined,
+                (None, None, false) => ClientState::Expired,
+            },
+            created: client.created,
+            joined: joined.map(|joined| joined.at),
+            joined_from: joined.map(|joined| joined.from),
+            boot_key: joined.map(|joined| joined.boot),
+            host_key: joined.map(|joined| joined.host),
+            revoked: client.revoked,
+            volumes: volumes.len(),
+            name: client.name,
+        })
+    }
+}
+
+fn volume_record(work: &mut Work<'_>, volume: &VolumeId) -> Result<Volume, AdminError> {
+    work.read(&key::volume(volume))?
+        .ok_or(AdminError::NoVolume(*volume))
 }

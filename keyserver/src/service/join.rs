@@ -5,8 +5,15 @@ use std::net::IpAddr;
 use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::ids::ClientName;
 
+use latchkey_protocol::encoding::length_prefixed;
+use sha2::{Digest, Sha256};
+
 use super::Service;
-use crate::records::SpkiHash;
+use super::refusals::Refused;
+use crate::audit::{Event, Kind};
+use crate::clock::UnixMillis;
+use crate::ledger::Work;
+use crate::records::{Client, Invite, Joined, KnownKey, Role, SpkiHash, UsedBy, key};
 use crate::sealed::RecordError;
 
 /// What a new client shows.
@@ -59,7 +66,114 @@ impl Service {
     /// # Errors
     /// `JoinError`.
     pub fn join(&self, keys: JoinKeys<'_>, peer: IpAddr) -> Result<ClientName, JoinError> {
-        let _ = (keys.secret, keys.boot, keys.host, peer);
-        unimplemented!()
+        if keys.boot == keys.host {
+            return Err(JoinError::SameKey);
+        }
+        let now = self.clock.now();
+        let result = self
+            .records
+            .transact(now, |work| join(work, keys, peer, now))?;
+        result.map_err(|Refusal { error, invited }| {
+            let Some(client) = invited else {
+                return error;
+            };
+            let (kind, name) = match error {
+                JoinError::Used(_) => (Kind::Alarm, "join token used with other keys"),
+                JoinError::Expired(_) => (Kind::Refused, "join token expired"),
+                JoinError::Withdrawn(_) => (Kind::Refused, "join token withdrawn"),
+                _ => (Kind::Refused, "join with a key that is registered already"),
+            };
+            let noted = self.note(vec![Refused {
+                kind,
+                client,
+                volume: None,
+                request: None,
+                peer,
+                name,
+                text: name.to_owned(),
+            }]);
+            noted.map_or_else(JoinError::Record, |()| error)
+        })
     }
+}
+
+/// A refusal, and whose invitation it concerns if that is known.
+struct Refusal {
+    error: JoinError,
+    invited: Option<ClientName>,
+}
+
+/// The result of joining, once the store has answered.
+type Answer = Result<ClientName, Refusal>;
+
+fn join(
+    work: &mut Work<'_>,
+    keys: JoinKeys<'_>,
+    peer: IpAddr,
+    now: UnixMillis,
+) -> Result<Answer, RecordError> {
+    let hash = secret_hash(keys.secret);
+    let Some(mut invite) = work.read::<Invite>(&key::invite(&hash.0))? else {
+        return Ok(Err(Refusal {
+            error: JoinError::Unknown,
+            invited: None,
+        }));
+    };
+    let name = invite.client.clone();
+    let refused = |error: fn(ClientName) -> JoinError| {
+        Ok(Err(Refusal {
+            error: error(name.clone()),
+            invited: Some(name.clone()),
+        }))
+    };
+    let shown = UsedBy {
+        boot: keys.boot,
+        host: keys.host,
+    };
+    if invite.used.is_some_and(|used| used != shown) {
+        return refused(JoinError::Used);
+    }
+    if !now.is_within(invite.created, invite.expires) {
+        return refused(JoinError::Expired);
+    }
+    let at = key::client(&name);
+    let mut client: Client = work.read(&at)?.ok_or(RecordError::Missing(at))?;
+    if client.invitation != Some(hash) {
+        return refused(JoinError::Withdrawn);
+    }
+    if invite.used.is_some() {
+        return Ok(Ok(name));
+    }
+    for (spki, role) in [(keys.boot, Role::Boot), (keys.host, Role::Host)] {
+        if work.read::<KnownKey>(&key::known_key(&spki))?.is_some() {
+            return refused(|_| JoinError::KeyTaken);
+        }
+        work.write(&KnownKey {
+            spki,
+            client: name.clone(),
+            role,
+        })?;
+    }
+    invite.used = Some(shown);
+    work.write(&invite)?;
+    let replaced = client.joined.replace(Joined {
+        boot: keys.boot,
+        host: keys.host,
+        at: now,
+        from: peer.to_canonical(),
+    });
+    client.revoked = None;
+    work.write(&client)?;
+    let text = match replaced {
+        Some(_) => "joined anew; its earlier keys no longer count",
+        None => "joined",
+    };
+    work.audit(Event::new(Kind::Joined, text).client(&name).peer(peer));
+    Ok(Ok(name))
+}
+
+/// What is stored of an invitation's secret.
+pub(super) fn secret_hash(secret: &Bytes<32>) -> Bytes<32> {
+    let encoded = length_prefixed(&[b"latchkeyd invitation v1", &secret.0]);
+    Bytes(Sha256::digest(encoded).into())
 }

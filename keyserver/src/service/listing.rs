@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::UnixMillis;
 use crate::policy::Policy;
-use crate::records::SessionState;
+use crate::records::{SessionState, Volume, VolumeState};
 
 /// A client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,4 +124,48 @@ pub struct Destruction {
     pub done: Vec<String>,
     /// Copies that may exist and were not reached.
     pub not_reached: Vec<String>,
+}
+
+impl From<Volume> for VolumeListing {
+    fn from(volume: Volume) -> Self {
+        let (retired, destroyed) = match volume.state {
+            VolumeState::Live => (None, None),
+            VolumeState::Retired(at) => (Some(at), None),
+            VolumeState::Destroyed(at) => (None, Some(at)),
+        };
+        Self {
+            id: volume.id,
+            client: volume.client,
+            label: volume.label,
+            generation: volume.generation,
+            policy_text: volume.policy.sentence(),
+            policy: volume.policy,
+            created: volume.created,
+            retired,
+            destroyed,
+        }
+    }
+}
+
+impl Destruction {
+    /// What destroying the share of `volume` at `at` comes to.
+    pub(super) fn of(volume: Volume, at: UnixMillis) -> Self {
+        let date = at.text();
+        Self {
+            volume: volume.id,
+            client: volume.client,
+            label: volume.label,
+            destroyed: at,
+            done: vec![
+                "the share was deleted and overwritten in the store's files".to_owned(),
+                "the volume's id is kept as a tombstone and is never given a share again".to_owned(),
+            ],
+            not_reached: vec![
+                format!("backups of the store from before {date}: with the master key they still hold the share"),
+                "copies below the store's files: snapshots of the file system or the virtual disk, spare blocks of an SSD".to_owned(),
+                "the volume's other keyslots: every passphrase still opens it".to_owned(),
+                "a machine that has the volume open now".to_owned(),
+            ],
+        }
+    }
 }

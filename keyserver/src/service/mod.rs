@@ -7,24 +7,38 @@ pub mod administration;
 pub mod approval;
 pub mod join;
 pub mod listing;
+mod refusals;
 pub mod registration;
 pub mod release;
+#[cfg(test)]
+mod tests;
 
-use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use latchkey_protocol::ids::{ClientName, ServerId, VolumeId};
 
-use crate::audit::ChainError;
+use crate::audit::{ChainError, Event, Kind};
 use crate::clock::Clock;
-use crate::records::{Role, SpkiHash};
+use crate::ledger::Work;
+use crate::policy::Standing;
+use crate::records::{Client, Invite, KnownKey, Role, Session, SpkiHash, key};
 use crate::sealed::{RecordError, SealedStore};
+
+pub use administration::Invitation;
+pub use join::{JoinError, JoinKeys};
+pub use refusals::ENTRIES_PER_HOUR;
+
+/// How long an ended invitation is kept, so that its holder can be told what happened.
+const INVITE_KEPT: Duration = Duration::from_secs(30 * 86_400);
 
 /// The key server without its network.
 pub struct Service {
     records: SealedStore,
     server: ServerId,
     clock: Arc<dyn Clock>,
+    refusals: refusals::Refusals,
+    entries_per_hour: u32,
 }
 
 /// Who is at the other end of a connection. Only [`Service::identify`] makes one; every method looks again at
@@ -133,7 +147,16 @@ impl Service {
             records,
             server,
             clock,
+            refusals: refusals::Refusals::default(),
+            entries_per_hour: ENTRIES_PER_HOUR,
         }
+    }
+
+    /// Limits the requests that one client may have answered in an hour.
+    #[must_use]
+    pub fn with_entries_per_hour(mut self, limit: u32) -> Self {
+        self.entries_per_hour = limit;
+        self
     }
 
     /// The sealed store, for the network side's own secrets.
@@ -151,17 +174,93 @@ impl Service {
     /// # Errors
     /// The store's.
     pub fn identify(&self, spki: &SpkiHash) -> Result<Option<Identity>, RecordError> {
-        let _ = (spki, self.clock.now());
-        unimplemented!()
+        let Some(known) = self.records.read::<KnownKey>(&key::known_key(spki))? else {
+            return Ok(None);
+        };
+        let at = key::client(&known.client);
+        let client: Client = self.records.read(&at)?.ok_or(RecordError::Missing(at))?;
+        Ok(Some(Identity {
+            revoked: client.standing(known.role, spki) == Standing::Revoked,
+            client: known.client,
+            role: known.role,
+            spki: *spki,
+        }))
+    }
+
+    /// Writes into the audit that the server was set up.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn record_setup(&self, who: &str, text: &str) -> Result<(), RecordError> {
+        self.records.transact(self.clock.now(), |work| {
+            work.audit(Event::new(Kind::Initialised, text).who(who));
+            Ok(())
+        })
     }
 
     /// Housekeeping, to be called about once a minute and before the end: writes the counts of refusals that
-    /// were held back, removes ended sessions and old invitations.
+    /// were held back for an hour, removes ended sessions and old invitations.
     ///
     /// # Errors
     /// The store's.
     pub fn maintain(&self) -> Result<(), RecordError> {
-        unimplemented!()
+        self.write_held()?;
+        let now = self.clock.now();
+        let ended: Vec<Session> = self.records.all(key::SESSIONS)?;
+        let invites: Vec<Invite> = self.records.all(key::INVITES)?;
+        let sessions = ended
+            .iter()
+            .filter(|session| !session.is_open(now))
+            .flat_map(|session| {
+                [
+                    key::session(&session.client, &session.request),
+                    key::number(&session.number),
+                ]
+            });
+        let invites = invites
+            .iter()
+            .filter(|invite| invite.expires.plus(INVITE_KEPT) <= now)
+            .map(|invite| key::invite(&invite.hash.0));
+        let keys: Vec<String> = sessions.chain(invites).collect();
+        for some in keys.chunks(100) {
+            self.records.transact(now, |work| {
+                some.iter().cloned().for_each(|key| work.remove(key));
+                Ok::<_, RecordError>(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The client behind a host key that still counts.
+    fn host(&self, work: &mut Work<'_>, identity: &Identity) -> Result<Client, ServiceError> {
+        let client = client_of(work, identity)?;
+        if identity.role != Role::Host {
+            return Err(ServiceError::Refused(Refusal::Role));
+        }
+        match client.standing(Role::Host, &identity.spki) {
+            Standing::Good => Ok(client),
+            Standing::Revoked => Err(ServiceError::Refused(Refusal::Revoked)),
+        }
+    }
+}
+
+/// The client as it stands now, not as it stood when the connection began.
+fn client_of(work: &mut Work<'_>, identity: &Identity) -> Result<Client, RecordError> {
+    let at = key::client(&identity.client);
+    work.read(&at)?.ok_or(RecordError::Missing(at))
+}
+
+impl Client {
+    /// Whether `spki` is this client's key in `role` today.
+    fn standing(&self, role: Role, spki: &SpkiHash) -> Standing {
+        let current = self.joined.as_ref().map(|joined| match role {
+            Role::Boot => joined.boot,
+            Role::Host => joined.host,
+        });
+        match (self.revoked, current) {
+            (None, Some(current)) if current == *spki => Standing::Good,
+            _ => Standing::Revoked,
+        }
     }
 }
 
@@ -185,9 +284,4 @@ impl Identity {
     pub fn spki(&self) -> &SpkiHash {
         &self.spki
     }
-}
-
-/// The address of a peer, an IPv4-mapped one as IPv4.
-pub fn normal(address: IpAddr) -> IpAddr {
-    address.to_canonical()
 }

@@ -2,10 +2,26 @@
 
 use std::net::IpAddr;
 
-use latchkey_protocol::ids::VolumeId;
-use latchkey_protocol::wire::{BootReport, StatusAnswer, VolumeAnswer, VolumeRequest};
+use latchkey_protocol::ids::{Generation, VolumeId};
+use latchkey_protocol::release::{Purpose, Share};
+use latchkey_protocol::wire::{
+    BootReport, StatusAnswer, Text, Version, VolumeAnswer, VolumeRequest, VolumeStatus,
+    WantedVolume,
+};
+use latchkey_secret::Secret;
 
-use super::{Identity, Service, ServiceError};
+use super::{Identity, Refusal, Service, ServiceError};
+use crate::audit::{Event, Kind, printable};
+use crate::clock::UnixMillis;
+use crate::ledger::Work;
+use crate::policy::{self, Decision, Policy, PolicyRequest, Reason, Standing, StoredState};
+use crate::records::{Client, Settings, Volume, VolumeState, key};
+use crate::sealed::RecordError;
+
+/// Volumes that one client may have registered, ended ones included.
+pub const OWNED_LIMIT: usize = 256;
+/// Most bytes of a label.
+const LABEL_LIMIT: usize = 200;
 
 impl Service {
     /// Registers a volume and returns its sealed share. The same client may do it again for the same id: same
@@ -19,8 +35,72 @@ impl Service {
         peer: IpAddr,
         request: &VolumeRequest,
     ) -> Result<VolumeAnswer, ServiceError> {
-        let _ = (identity, peer, request);
-        unimplemented!()
+        let now = self.clock.now();
+        self.admit(identity.client(), now)?;
+        let result = self.records.transact(now, |work| {
+            let client = self.host(work, identity)?;
+            self.register_volume(work, &client, peer.to_canonical(), request, now)
+        });
+        self.noted(identity, peer, result)
+    }
+
+    fn register_volume(
+        &self,
+        work: &mut Work<'_>,
+        client: &Client,
+        peer: IpAddr,
+        request: &VolumeRequest,
+        now: UnixMillis,
+    ) -> Result<VolumeAnswer, ServiceError> {
+        let (volume, text) = match work.read::<Volume>(&key::volume(&request.volume))? {
+            Some(volume) => (volume, "registered again, the same share"),
+            None => (new_volume(work, client, peer, request, now)?, "registered"),
+        };
+        let asked = PolicyRequest {
+            purpose: Purpose::Registration,
+            client: &client.name,
+            standing: Standing::Good,
+            request: request.request,
+            ephemeral_key: &request.ephemeral_key,
+            peer,
+            wanted: WantedVolume {
+                volume: request.volume,
+                generation: volume.generation,
+            },
+        };
+        let state = StoredState {
+            volume: Some(&volume),
+            session: None,
+        };
+        let authorised = match policy::decide(&asked, state, now) {
+            Decision::Release(authorised) => authorised,
+            Decision::Destroyed => return Err(ServiceError::Destroyed),
+            Decision::Deny(Reason::NotOwned) => {
+                return Err(ServiceError::Refused(Refusal::NotOwned));
+            }
+            Decision::Deny(_) | Decision::Ask | Decision::Pending => {
+                return Err(ServiceError::Refused(Refusal::Unknown));
+            }
+        };
+        let sealed = self.seal_share(work, &authorised)?;
+        let policy = volume.policy.sentence();
+        let text = format!(
+            "{text}: '{}', generation {}, {policy}",
+            volume.label, volume.generation
+        );
+        work.audit(
+            Event::new(Kind::Registered, text)
+                .client(&client.name)
+                .volume(volume.id)
+                .request(request.request)
+                .peer(peer),
+        );
+        Ok(VolumeAnswer {
+            version: Version::default(),
+            generation: volume.generation,
+            sealed,
+            policy: Text::cut(&policy),
+        })
     }
 
     /// Gives a volume up: its share is deleted. Idempotent.
@@ -33,8 +113,31 @@ impl Service {
         peer: IpAddr,
         volume: VolumeId,
     ) -> Result<(), ServiceError> {
-        let _ = (identity, peer, volume);
-        unimplemented!()
+        let now = self.clock.now();
+        self.admit(identity.client(), now)?;
+        let result = self.records.transact(now, |work| {
+            let client = self.host(work, identity)?;
+            let Some(mut found) = work.read::<Volume>(&key::volume(&volume))? else {
+                return Err(ServiceError::Refused(Refusal::Unknown));
+            };
+            if found.client != client.name {
+                return Err(ServiceError::Refused(Refusal::NotOwned));
+            }
+            work.remove_shares(&volume)?;
+            if found.state == VolumeState::Live {
+                found.state = VolumeState::Retired(now);
+                work.write(&found)?;
+                let text = format!("given up by its machine: '{}', share deleted", found.label);
+                work.audit(
+                    Event::new(Kind::Retired, text)
+                        .client(&client.name)
+                        .volume(volume)
+                        .peer(peer),
+                );
+            }
+            Ok(())
+        });
+        self.noted(identity, peer, result)
     }
 
     /// Takes the report of a boot into the audit.
@@ -47,8 +150,20 @@ impl Service {
         peer: IpAddr,
         report: &BootReport,
     ) -> Result<(), ServiceError> {
-        let _ = (identity, peer, report);
-        unimplemented!()
+        let now = self.clock.now();
+        self.admit(identity.client(), now)?;
+        let lines: Vec<&str> = report.lines.iter().map(Text::as_str).collect();
+        let text = lines.join("; ");
+        let result = self.records.transact(now, |work| {
+            let client = self.host(work, identity)?;
+            let mut event = Event::new(Kind::BootReport, &text)
+                .client(&client.name)
+                .peer(peer);
+            event.request = report.request;
+            work.audit(event);
+            Ok(())
+        });
+        self.noted(identity, peer, result)
     }
 
     /// What the server holds of this client.
@@ -56,7 +171,55 @@ impl Service {
     /// # Errors
     /// `Refused`, `Record`.
     pub fn status(&self, identity: &Identity) -> Result<StatusAnswer, ServiceError> {
-        let _ = identity;
-        unimplemented!()
+        let volumes = self.records.transact(self.clock.now(), |work| {
+            let client = self.host(work, identity)?;
+            let owned: Vec<VolumeId> = self.records.all(&key::owned(&client.name))?;
+            let mut volumes = Vec::with_capacity(owned.len());
+            for id in owned {
+                let at = key::volume(&id);
+                let volume: Volume = work.read(&at)?.ok_or(RecordError::Missing(at))?;
+                volumes.push(VolumeStatus {
+                    volume: id,
+                    generation: volume.generation,
+                    policy: Text::cut(&volume.policy.sentence()),
+                    destroyed: volume.state != VolumeState::Live,
+                });
+            }
+            Ok::<_, ServiceError>(volumes)
+        })?;
+        Ok(StatusAnswer {
+            version: Version::default(),
+            volumes,
+        })
     }
+}
+
+fn new_volume(
+    work: &mut Work<'_>,
+    client: &Client,
+    peer: IpAddr,
+    request: &VolumeRequest,
+    now: UnixMillis,
+) -> Result<Volume, ServiceError> {
+    let owned = key::owned(&client.name);
+    if work.keys(&owned, OWNED_LIMIT)?.len() >= OWNED_LIMIT {
+        return Err(ServiceError::Invalid(
+            "this client has registered too many volumes",
+        ));
+    }
+    let settings: Settings = work.read(key::SETTINGS)?.unwrap_or_default();
+    let volume = Volume {
+        id: request.volume,
+        client: client.name.clone(),
+        label: printable(request.label.as_str(), LABEL_LIMIT),
+        generation: Generation::FIRST,
+        policy: Policy::default_for(peer, settings.elsewhere),
+        created: now,
+        state: VolumeState::Live,
+    };
+    let share = Share(Secret::random().map_err(RecordError::from)?);
+    work.make_share(&volume.id, volume.generation, &share)?;
+    work.write(&volume)?;
+    work.write_owned(format!("{owned}{}", volume.id), volume.id)?;
+    Ok(volume)
 }
