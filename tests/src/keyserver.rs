@@ -179,6 +179,20 @@ impl KeyServer {
         Ok(String::from_utf8_lossy(&output).trim().to_owned())
     }
 
+    /// Gives it one more name, so that its next start makes a new certificate.
+    ///
+    /// # Errors
+    /// `Host` if its configuration cannot be changed.
+    pub fn add_name(&self, name: &str) -> Result<(), KeyServerError> {
+        let path = self.data().join("latchkeyd.toml");
+        let config = fs::read_to_string(&path).map_err(|source| self.host(source))?;
+        let changed = config.replacen("names = [", &format!("names = [\"{name}\", "), 1);
+        if changed == config {
+            return Err(self.host(io::Error::other("no 'names' in latchkeyd.toml")));
+        }
+        fs::write(&path, changed).map_err(|source| self.host(source))
+    }
+
     /// All that it logged.
     pub fn logged(&self) -> String {
         fs::read_to_string(self.log()).unwrap_or_default()

@@ -1,14 +1,25 @@
 //! The boot scenarios. `make boot` plays them all; `cargo test --test boot -- --ignored NAME` plays some.
 
+mod clocks;
 mod off;
+mod servers;
+mod typing;
 mod unattended;
+mod verdicts;
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use latchkey_tests::stage::{self, Scenario};
 
-const SCENARIOS: &[&[Scenario]] = &[unattended::SCENARIOS, off::SCENARIOS];
+const SCENARIOS: &[&[Scenario]] = &[
+    unattended::SCENARIOS,
+    off::SCENARIOS,
+    typing::SCENARIOS,
+    servers::SCENARIOS,
+    verdicts::SCENARIOS,
+    clocks::SCENARIOS,
+];
 
 fn main() -> ExitCode {
     let scenarios: Vec<Scenario> = SCENARIOS

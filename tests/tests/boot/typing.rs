@@ -1,0 +1,84 @@
+//! The prompt: as early as the native one, and whatever is typed at it.
+
+use std::time::Duration;
+
+use latchkey_tests::bound::PORT;
+use latchkey_tests::guest::{PASSPHRASE, PROMPT};
+use latchkey_tests::machine::{Disk, Machine, Spec};
+use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "without the key server the prompt comes no later than the native one + 1 s",
+        play: prompt_in_time,
+    },
+    Scenario {
+        name: "three wrong passphrases and then the right one open",
+        play: wrong_then_right,
+    },
+    Scenario {
+        name: "a wrong passphrase does not stop the key server from opening",
+        play: wrong_then_server,
+    },
+];
+
+const LIMIT: Duration = Duration::from_secs(180);
+const WRONG: &str = "no keyslot opens with this passphrase";
+
+fn prompt_in_time(stage: &Stage) -> Outcome {
+    let disk = stage.bound_disk()?;
+    let control = |number| {
+        stage
+            .bound_machine(&disk, &format!("native-{number}"))
+            .kernel_line("latchkey=off")
+    };
+    let agent = |number| stage.bound_machine(&disk, &format!("latchkey-{number}"));
+    // The better of two each: a busy host delays single boots.
+    let native = prompt_time(&control(1))?.min(prompt_time(&control(2))?);
+    let ours = prompt_time(&agent(1))?.min(prompt_time(&agent(2))?);
+    println!("       native prompt at {native:?}, latchkey's at {ours:?}");
+    ensure(ours <= native + Duration::from_secs(1), || {
+        format!("the prompt came at {ours:?}, the native one at {native:?}")
+    })
+}
+
+/// When the prompt appeared, by the guest's clock; then the passphrase opens, whatever the network does meanwhile.
+fn prompt_time(spec: &Spec) -> Result<Duration, Failure> {
+    let mut machine = Machine::start(spec)?;
+    let prompt = machine.answer(PROMPT, PASSPHRASE)?;
+    machine.up()?;
+    machine.power_off()?;
+    Ok(prompt.guest.ok_or("the guest's clock is not known")?)
+}
+
+fn wrong_then_right(stage: &Stage) -> Outcome {
+    let mut machine = Machine::start(&stage.bound_machine(&stage.bound_disk()?, "boot"))?;
+    wrong_three_times(&mut machine)?;
+    machine.console.type_line(PASSPHRASE)?;
+    machine.expect("'vda2_crypt' was opened by a typed passphrase", LIMIT)?;
+    machine.up()?;
+    machine.power_off()?;
+    Ok(())
+}
+
+fn wrong_then_server(stage: &Stage) -> Outcome {
+    let mut server = stage.key_server()?;
+    let disk: Disk = stage.bound_disk()?;
+    let mut machine = Machine::start(&stage.bound_machine(&disk, "boot"))?;
+    wrong_three_times(&mut machine)?;
+    server.start(PORT)?;
+    machine.expect("'vda2_crypt' was opened automatically", LIMIT)?;
+    machine.up()?;
+    machine.power_off()?;
+    Ok(())
+}
+
+fn wrong_three_times(machine: &mut Machine) -> Outcome {
+    machine.expect(PROMPT, LIMIT)?;
+    for _ in 0..3 {
+        machine.console.type_line("not the passphrase")?;
+        machine.expect(WRONG, LIMIT)?;
+        machine.expect(PROMPT, LIMIT)?;
+    }
+    Ok(())
+}
