@@ -19,4 +19,9 @@ pub mod stack;
 pub mod tokens;
 pub mod typed;
 
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
 pub use context::CryptError;

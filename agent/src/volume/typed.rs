@@ -106,7 +106,12 @@ pub fn check_passphrase(
     device: &Path,
     passphrase: &SecretBytes,
 ) -> Result<TypedKey, PassphraseError> {
-    check_passphrase_except(device, passphrase, None)
+    Attempt {
+        passphrase,
+        except: None,
+        memory: total_memory(),
+    }
+    .run(device)
 }
 
 /// As [`check_passphrase`], without keyslot `except`.
@@ -115,13 +120,12 @@ pub(crate) fn check_passphrase_except(
     passphrase: &SecretBytes,
     except: Option<u32>,
 ) -> Result<TypedKey, PassphraseError> {
-    let key = match HeaderCopy::read(device) {
-        Ok(header) => check_luks2(header, passphrase, except),
-        Err(HeaderError::NotLuks2(_)) => check_luks1(device, passphrase, except),
-        Err(error) => Err(error.into()),
-    };
-    process::wipe_stack();
-    key
+    Attempt {
+        passphrase,
+        except,
+        memory: total_memory(),
+    }
+    .run(device)
 }
 
 impl TypedKey {
@@ -189,112 +193,130 @@ impl TypedKey {
     }
 }
 
-fn check_luks2(
-    header: HeaderCopy,
-    passphrase: &SecretBytes,
-    except: Option<u32>,
-) -> Result<TypedKey, PassphraseError> {
-    let device = header.device().to_owned();
-    if is_reencrypting(header.json()) {
-        return Err(PassphraseError::Reencryption(device));
-    }
-    let failed = |source| PassphraseError::Crypt {
-        device: device.clone(),
-        source,
-    };
-    let mut context = header.context().map_err(failed)?;
-    let mut problem = None;
-    for slot in usable_keyslots(header.json()) {
-        if Some(slot) == except {
-            continue;
-        }
-        match try_keyslot(&header, &mut context, slot, passphrase) {
-            Ok(Some(key)) => {
-                return Ok(TypedKey {
-                    device,
-                    uuid: header.uuid().to_owned(),
-                    key,
-                    keyslot: slot,
-                    header: Header::Luks2(header),
-                });
-            }
-            Ok(None) => {}
-            // Another keyslot may still open: one that cannot be tried must not lock its owner out.
-            Err(error) => {
-                problem.get_or_insert(error);
-            }
-        }
-    }
-    Err(problem.unwrap_or(PassphraseError::WrongPassphrase(device)))
+/// A passphrase to be tried on all keyslots of a volume.
+pub(crate) struct Attempt<'a> {
+    pub(crate) passphrase: &'a SecretBytes,
+    /// A keyslot to leave out.
+    pub(crate) except: Option<u32>,
+    /// KiB of memory that the machine has, if known.
+    pub(crate) memory: Option<u64>,
 }
 
-/// The volume key, or `None` if the passphrase is not this keyslot's.
-fn try_keyslot(
-    header: &HeaderCopy,
-    context: &mut CryptDevice,
-    slot: u32,
-    passphrase: &SecretBytes,
-) -> Result<Option<SecretBytes>, PassphraseError> {
-    let kibibytes = memory_cost(header.json(), slot);
-    let no_memory = || PassphraseError::Memory {
-        device: header.device().to_owned(),
-        slot,
-        mebibytes: kibibytes.div_ceil(1024),
-    };
-    // malloc(3) would grant it, and the kernel would then kill us for using it.
-    if total_memory().is_some_and(|total| kibibytes > total) {
-        return Err(no_memory());
+impl Attempt<'_> {
+    pub(crate) fn run(&self, device: &Path) -> Result<TypedKey, PassphraseError> {
+        let key = match HeaderCopy::read(device) {
+            Ok(header) => self.luks2(header),
+            Err(HeaderError::NotLuks2(_)) => self.luks1(device),
+            Err(error) => Err(error.into()),
+        };
+        process::wipe_stack();
+        key
     }
-    header.copy_keyslot(slot)?;
-    let key = match open::volume_key(context, slot, passphrase.expose_secret()) {
-        Ok(key) => key,
-        Err(KeyError::Secret(error)) => return Err(error.into()),
-        Err(KeyError::Crypt(error)) if error.is(Errno::EPERM) || error.is(Errno::ENOENT) => {
-            return Ok(None);
-        }
-        Err(KeyError::Crypt(error)) if error.is(Errno::ENOMEM) => return Err(no_memory()),
-        Err(KeyError::Crypt(source)) => {
-            return Err(PassphraseError::Crypt {
-                device: header.device().to_owned(),
-                source,
-            });
-        }
-    };
-    // A keyslot may hold a key that is not the volume's.
-    let is_volume_key = context
-        .volume_key_handle()
-        .verify(key.expose_secret())
-        .is_ok();
-    Ok(is_volume_key.then_some(key))
-}
 
-fn check_luks1(
-    device: &Path,
-    passphrase: &SecretBytes,
-    except: Option<u32>,
-) -> Result<TypedKey, PassphraseError> {
-    let failed = |source| PassphraseError::Crypt {
-        device: device.to_owned(),
-        source,
-    };
-    let mut context = luks1(device).map_err(|_| PassphraseError::NotLuks(device.to_owned()))?;
-    for slot in (0..LUKS1_KEYSLOTS).filter(|slot| Some(*slot) != except) {
-        match open::volume_key(&mut context, slot, passphrase.expose_secret()) {
-            Ok(key) => {
-                return Ok(TypedKey {
-                    device: device.to_owned(),
-                    uuid: context::uuid(&mut context).map_err(failed)?,
-                    key,
-                    keyslot: slot,
-                    header: Header::Luks1,
-                });
+    fn luks2(&self, header: HeaderCopy) -> Result<TypedKey, PassphraseError> {
+        let device = header.device().to_owned();
+        if is_reencrypting(header.json()) {
+            return Err(PassphraseError::Reencryption(device));
+        }
+        let failed = |source| PassphraseError::Crypt {
+            device: device.clone(),
+            source,
+        };
+        let mut context = header.context().map_err(failed)?;
+        let mut problem = None;
+        for slot in self.chosen(usable_keyslots(header.json())) {
+            match self.keyslot(&header, &mut context, slot) {
+                Ok(Some(key)) => {
+                    return Ok(TypedKey {
+                        device,
+                        uuid: header.uuid().to_owned(),
+                        key,
+                        keyslot: slot,
+                        header: Header::Luks2(header),
+                    });
+                }
+                Ok(None) => {}
+                // Another keyslot may still open: one that cannot be tried must not lock its owner out.
+                Err(error) => {
+                    problem.get_or_insert(error);
+                }
             }
+        }
+        Err(problem.unwrap_or(PassphraseError::WrongPassphrase(device)))
+    }
+
+    /// The volume key, or `None` if the passphrase is not this keyslot's.
+    fn keyslot(
+        &self,
+        header: &HeaderCopy,
+        context: &mut CryptDevice,
+        slot: u32,
+    ) -> Result<Option<SecretBytes>, PassphraseError> {
+        let kibibytes = memory_cost(header.json(), slot);
+        let no_memory = || PassphraseError::Memory {
+            device: header.device().to_owned(),
+            slot,
+            mebibytes: kibibytes.div_ceil(1024),
+        };
+        // malloc(3) would grant it, and the kernel would then kill us for using it.
+        if self.memory.is_some_and(|total| kibibytes > total) {
+            return Err(no_memory());
+        }
+        header.copy_keyslot(slot)?;
+        let key = match open::volume_key(context, slot, self.passphrase.expose_secret()) {
+            Ok(key) => key,
             Err(KeyError::Secret(error)) => return Err(error.into()),
-            Err(KeyError::Crypt(error)) if error.is(Errno::EPERM) || error.is(Errno::ENOENT) => {}
-            Err(KeyError::Crypt(source)) => return Err(failed(source)),
-        }
+            Err(KeyError::Crypt(error)) if is_wrong(&error) => return Ok(None),
+            Err(KeyError::Crypt(error)) if error.is(Errno::ENOMEM) => return Err(no_memory()),
+            Err(KeyError::Crypt(source)) => {
+                return Err(PassphraseError::Crypt {
+                    device: header.device().to_owned(),
+                    source,
+                });
+            }
+        };
+        // A keyslot may hold a key that is not the volume's.
+        let is_volume_key = context
+            .volume_key_handle()
+            .verify(key.expose_secret())
+            .is_ok();
+        Ok(is_volume_key.then_some(key))
     }
-    Err(PassphraseError::WrongPassphrase(device.to_owned()))
+
+    fn luks1(&self, device: &Path) -> Result<TypedKey, PassphraseError> {
+        let failed = |source| PassphraseError::Crypt {
+            device: device.to_owned(),
+            source,
+        };
+        let mut context = luks1(device).map_err(|_| PassphraseError::NotLuks(device.to_owned()))?;
+        for slot in self.chosen((0..LUKS1_KEYSLOTS).collect()) {
+            match open::volume_key(&mut context, slot, self.passphrase.expose_secret()) {
+                Ok(key) => {
+                    return Ok(TypedKey {
+                        device: device.to_owned(),
+                        uuid: context::uuid(&mut context).map_err(failed)?,
+                        key,
+                        keyslot: slot,
+                        header: Header::Luks1,
+                    });
+                }
+                Err(KeyError::Secret(error)) => return Err(error.into()),
+                Err(KeyError::Crypt(error)) if is_wrong(&error) => {}
+                Err(KeyError::Crypt(source)) => return Err(failed(source)),
+            }
+        }
+        Err(PassphraseError::WrongPassphrase(device.to_owned()))
+    }
+
+    fn chosen(&self, slots: Vec<u32>) -> impl Iterator<Item = u32> {
+        let except = self.except;
+        slots.into_iter().filter(move |slot| Some(*slot) != except)
+    }
+}
+
+/// libcryptsetup's errors for a passphrase that is not the keyslot's, and for a keyslot that is none of the volume.
+fn is_wrong(error: &CryptError) -> bool {
+    error.is(Errno::EPERM) || error.is(Errno::ENOENT)
 }
 
 /// LUKS1 on-disk format, 1.2.3: `LUKS_NUMKEYS`.

@@ -1,0 +1,166 @@
+//! LUKS volumes in files, for tests: they need neither root nor device-mapper.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use latchkey_protocol::envelope::{Bound, MachineSecret, Released, Token, TokenKind};
+use latchkey_protocol::ids::{Generation, ServerId, VolumeId};
+use latchkey_protocol::release::Share;
+use latchkey_protocol::wire::Version;
+use latchkey_secret::{Secret, SecretBytes};
+use libcryptsetup_rs::consts::flags::{CryptPbkdf, CryptVolumeKey};
+use libcryptsetup_rs::consts::vals::{CryptKdf, EncryptionFormat};
+use libcryptsetup_rs::{CryptPbkdfType, Either};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::{context, keyslots, tokens};
+
+/// What a person types at the volumes below.
+pub(crate) const PASSPHRASE: &str = "correct horse";
+
+/// A file with a LUKS header; keyslot 0 opens with [`PASSPHRASE`].
+pub(crate) struct Volume {
+    file: tempfile::NamedTempFile,
+}
+
+/// A volume that was bound, and all that opens it.
+pub(crate) struct BoundVolume {
+    pub(crate) volume: Volume,
+    pub(crate) secret: MachineSecret,
+    pub(crate) share: Share,
+    pub(crate) token: Token,
+    pub(crate) token_id: u32,
+}
+
+impl Volume {
+    pub(crate) fn luks2() -> Self {
+        Self::format(EncryptionFormat::Luks2)
+    }
+
+    pub(crate) fn luks1() -> Self {
+        Self::format(EncryptionFormat::Luks1)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// Adds a keyslot as a person would.
+    pub(crate) fn add_passphrase(&self, new: &str) -> u32 {
+        let mut context = context::luks2(self.path()).unwrap();
+        context.settings_handle().set_pbkdf_type(&cheap()).unwrap();
+        context
+            .keyslot_handle()
+            .add_by_passphrase(None, PASSPHRASE.as_bytes(), new.as_bytes())
+            .unwrap()
+    }
+
+    pub(crate) fn bind(self) -> BoundVolume {
+        let secret = MachineSecret::random().unwrap();
+        let slot = keyslots::free_keyslot(self.path()).unwrap();
+        keyslots::add_keyslot(self.path(), slot, &passphrase(PASSPHRASE), &secret).unwrap();
+        let facts = keyslots::bound_facts(self.path(), slot, &secret).unwrap();
+        let mut token = Token {
+            kind: TokenKind::Latchkey,
+            keyslots: vec![slot.to_string()],
+            version: Version::default(),
+            volume: VolumeId::random().unwrap(),
+            uuid: facts.uuid,
+            bound: Bound::Luks2(facts.bound),
+            envelopes: vec![],
+        };
+        let share = Share(Secret::random().unwrap());
+        let released = Released {
+            share: &share,
+            volume: token.volume,
+            generation: Generation(1),
+        };
+        let server = ServerId::of_ca(b"a key server");
+        let envelope = token.seal(server, released, &secret).unwrap();
+        token.envelopes.push(envelope);
+        let token_id = tokens::add(self.path(), &token).unwrap();
+        BoundVolume {
+            volume: self,
+            secret,
+            share,
+            token,
+            token_id,
+        }
+    }
+
+    /// Writes a header as an attacker would: with `edit` applied to its JSON, checksums made anew.
+    pub(crate) fn forge(&self, edit: impl FnOnce(&mut Value)) {
+        const JSON: usize = 4096;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(self.path())
+            .unwrap();
+        let mut binary = [0; 16];
+        file.read_exact_at(&mut binary, 0).unwrap();
+        let size = u64::from_be_bytes(binary[8..].try_into().unwrap());
+        let mut header = vec![0; usize::try_from(size).unwrap()];
+        file.read_exact_at(&mut header, 0).unwrap();
+        let end = header[JSON..].iter().position(|byte| *byte == 0).unwrap();
+        let mut json: Value = serde_json::from_slice(&header[JSON..JSON + end]).unwrap();
+        edit(&mut json);
+        let text = json.to_string();
+        for offset in [0, size] {
+            file.read_exact_at(&mut header, offset).unwrap();
+            header[JSON..].fill(0);
+            header[JSON..JSON + text.len()].copy_from_slice(text.as_bytes());
+            header[448..512].fill(0);
+            let checksum = Sha256::digest(&header);
+            header[448..480].copy_from_slice(&checksum);
+            file.write_all_at(&header, offset).unwrap();
+        }
+    }
+
+    /// Overwrites bytes of the device.
+    pub(crate) fn wipe(&self, offset: u64, length: usize) {
+        let file = File::options().write(true).open(self.path()).unwrap();
+        file.write_all_at(&vec![0; length], offset).unwrap();
+    }
+
+    fn format(format: EncryptionFormat) -> Self {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(20 << 20).unwrap();
+        let mut context = context::attached(file.path()).unwrap();
+        context.settings_handle().set_pbkdf_type(&cheap()).unwrap();
+        context
+            .context_handle()
+            .format::<()>(
+                format,
+                ("aes", "xts-plain64"),
+                None,
+                Either::Right(64),
+                None,
+            )
+            .unwrap();
+        context
+            .keyslot_handle()
+            .add_by_key(None, None, PASSPHRASE.as_bytes(), CryptVolumeKey::empty())
+            .unwrap();
+        Self { file }
+    }
+}
+
+pub(crate) fn passphrase(text: &str) -> SecretBytes {
+    let mut secret = SecretBytes::with_capacity(text.len()).unwrap();
+    secret.push(text.as_bytes()).unwrap();
+    secret
+}
+
+fn cheap() -> CryptPbkdfType {
+    CryptPbkdfType {
+        type_: CryptKdf::Pbkdf2,
+        hash: Some("sha256".to_owned()),
+        time_ms: 0,
+        iterations: 1000,
+        max_memory_kb: 0,
+        parallel_threads: 0,
+        flags: CryptPbkdf::NO_BENCHMARK,
+    }
+}

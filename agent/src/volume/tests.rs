@@ -1,0 +1,487 @@
+//! Volumes from binding to opening, on files. Mappings need device-mapper: the machines of `tests/` make them.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use latchkey_protocol::envelope::{Bound, MachineSecret, Released};
+use latchkey_protocol::ids::Generation;
+use serde_json::json;
+
+use super::backup::{self, BackupError};
+use super::gate::GateError;
+use super::header::{HeaderCopy, HeaderError};
+use super::keyslots::{self, KeyslotError};
+use super::open::{self, OpenError, check_automatically};
+use super::testing::{BoundVolume, PASSPHRASE, Volume, passphrase};
+use super::tokens::{self, TokenError};
+use super::typed::{Attempt, Mismatch, PassphraseError, check_passphrase};
+
+fn check(bound: &BoundVolume) -> Result<(), OpenError> {
+    check_automatically(bound.volume.path(), &bound.token, &bound.secret)
+}
+
+#[track_caller]
+fn assert_refused(bound: &BoundVolume, expected: &GateError) {
+    match check(bound) {
+        Err(OpenError::Gate { source, .. }) => assert_eq!(&source, expected),
+        other => panic!("expected '{expected}', got {other:?}"),
+    }
+}
+
+#[test]
+fn a_bound_volume_opens_with_the_secret_and_with_the_passphrase() {
+    let bound = Volume::luks2().bind();
+    check(&bound).unwrap();
+    let typed = check_passphrase(bound.volume.path(), &passphrase(PASSPHRASE)).unwrap();
+    assert_eq!(typed.keyslot(), 0);
+    assert_eq!(typed.uuid(), bound.token.uuid);
+    typed.matches_bound(&bound.token).unwrap();
+}
+
+#[test]
+fn a_wrong_secret_and_a_wrong_passphrase_are_told_as_such() {
+    let mut bound = Volume::luks2().bind();
+    let error = check_passphrase(bound.volume.path(), &passphrase("wrong")).unwrap_err();
+    assert!(
+        matches!(error, PassphraseError::WrongPassphrase(_)),
+        "{error}"
+    );
+    // K1, K2: 32 other bytes; K3: the right ones and a newline.
+    let mut longer = passphrase("");
+    assert!(longer.push(b"x").is_err());
+    longer = super::testing::passphrase(&"x".repeat(33));
+    longer.expose_secret_mut()[..32].copy_from_slice(bound.secret.0.expose_secret());
+    longer.expose_secret_mut()[32] = b'\n';
+    for wrong in [MachineSecret::random().unwrap(), MachineSecret(longer)] {
+        bound.secret = wrong;
+        let error = check(&bound).unwrap_err();
+        assert!(matches!(error, OpenError::WrongSecret { .. }), "{error}");
+    }
+}
+
+#[test]
+fn the_machine_secret_is_not_tried_as_a_passphrase() {
+    let bound = Volume::luks2().bind();
+    let error = check_passphrase(bound.volume.path(), &bound.secret.0).unwrap_err();
+    assert!(
+        matches!(error, PassphraseError::WrongPassphrase(_)),
+        "{error}"
+    );
+    let slots = keyslots::list(bound.volume.path()).unwrap();
+    let seen: Vec<_> = slots.iter().map(|s| (s.slot, s.typed, s.ours)).collect();
+    assert_eq!(seen, [(0, true, false), (1, false, true)]);
+}
+
+#[test]
+fn what_was_copied_is_opened_whatever_the_device_says_later() {
+    let bound = Volume::luks2().bind();
+    let Bound::Luks2(facts) = &bound.token.bound;
+    let header = HeaderCopy::read(bound.volume.path()).unwrap();
+    header.copy_keyslot(facts.keyslot).unwrap();
+    header.seal().unwrap();
+    let typed = check_passphrase(bound.volume.path(), &passphrase(PASSPHRASE)).unwrap();
+    bound.volume.wipe(0, 16 << 20);
+
+    let mut context = header.context().unwrap();
+    let secret = bound.secret.0.expose_secret();
+    let key = open::volume_key(&mut context, facts.keyslot, secret).unwrap();
+    assert_eq!(
+        open::volume_key_id(&key, &bound.token.uuid),
+        facts.volume_key_id
+    );
+    typed.matches_bound(&bound.token).unwrap();
+    let error = check(&bound).unwrap_err();
+    assert!(
+        matches!(error, OpenError::Header(HeaderError::NotLuks2(_))),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_sealed_copy_takes_no_more_bytes() {
+    let bound = Volume::luks2().bind();
+    let header = HeaderCopy::read(bound.volume.path()).unwrap();
+    header.seal().unwrap();
+    assert!(matches!(
+        header.copy_keyslot(0),
+        Err(HeaderError::Memory(_))
+    ));
+}
+
+#[test]
+fn the_second_copy_of_a_header_is_enough() {
+    let bound = Volume::luks2().bind();
+    bound.volume.wipe(0, 4096);
+    check(&bound).unwrap();
+    check_passphrase(bound.volume.path(), &passphrase(PASSPHRASE)).unwrap();
+    bound.volume.wipe(0x4000, 4096);
+    let error = check(&bound).unwrap_err();
+    assert!(matches!(error, OpenError::Header(_)), "{error}");
+}
+
+#[test]
+fn the_volume_key_of_another_volume_is_refused() {
+    // T9: the attacker knows the token and gives his own volume the same UUID, keyslot and machine secret.
+    let bound = Volume::luks2().bind();
+    let own = Volume::luks2();
+    let uuid = bound.token.uuid.parse().unwrap();
+    let mut context = super::context::luks2(own.path()).unwrap();
+    context.context_handle().set_uuid(Some(uuid)).unwrap();
+    drop(context);
+    keyslots::add_keyslot(own.path(), 1, &passphrase(PASSPHRASE), &bound.secret).unwrap();
+    let error = check_automatically(own.path(), &bound.token, &bound.secret).unwrap_err();
+    assert!(matches!(error, OpenError::WrongVolumeKey { .. }), "{error}");
+    let typed = check_passphrase(own.path(), &passphrase(PASSPHRASE)).unwrap();
+    assert_eq!(typed.matches_bound(&bound.token), Err(Mismatch::VolumeKey));
+}
+
+#[test]
+fn a_forged_header_on_the_device_is_refused_before_anything_costly() {
+    let bound = Volume::luks2().bind();
+    let raise = |iterations: u64| {
+        bound.volume.forge(|json| {
+            json["keyslots"]["1"]["kdf"]["iterations"] = json!(iterations);
+        });
+    };
+    for iterations in [1001, u64::from(u32::MAX)] {
+        raise(iterations);
+        assert_refused(
+            &bound,
+            &GateError::Iterations {
+                found: iterations,
+                bound: 1000,
+            },
+        );
+    }
+    // T13: the passphrase's own keyslot is not concerned.
+    check_passphrase(bound.volume.path(), &passphrase(PASSPHRASE)).unwrap();
+    raise(1000);
+    check(&bound).unwrap();
+
+    bound.volume.forge(|json| {
+        json["segments"]["0"]["encryption"] = json!("cipher_null-ecb");
+    });
+    assert_refused(&bound, &GateError::NullCipher);
+    let typed = check_passphrase(bound.volume.path(), &passphrase(PASSPHRASE)).unwrap();
+    assert_eq!(
+        typed.matches_bound(&bound.token),
+        Err(Mismatch::Header(GateError::NullCipher))
+    );
+}
+
+#[test]
+fn a_reencryption_is_left_to_cryptsetup() {
+    let bound = Volume::luks2().bind();
+    bound.volume.forge(|json| {
+        json["config"]["requirements"] = json!({"mandatory": ["online-reencrypt-v2"]});
+    });
+    assert_refused(&bound, &GateError::Requirements);
+    let error = check_passphrase(bound.volume.path(), &passphrase(PASSPHRASE)).unwrap_err();
+    assert!(matches!(error, PassphraseError::Reencryption(_)), "{error}");
+}
+
+#[test]
+fn a_killed_keyslot_is_told_and_the_passphrase_still_works() {
+    let bound = Volume::luks2().bind();
+    keyslots::destroy_keyslot(bound.volume.path(), 1, None).unwrap();
+    assert_refused(&bound, &GateError::NoKeyslot(1));
+    check_passphrase(bound.volume.path(), &passphrase(PASSPHRASE)).unwrap();
+    // Done already is done.
+    keyslots::destroy_keyslot(bound.volume.path(), 1, None).unwrap();
+}
+
+#[test]
+fn a_keyslot_that_needs_too_much_memory_hinders_no_other() {
+    let volume = Volume::luks2();
+    let second = volume.add_passphrase("second");
+    volume.forge(|json| {
+        let salt = json["keyslots"]["0"]["kdf"]["salt"].clone();
+        json["keyslots"]["0"]["kdf"] =
+            json!({"type": "argon2id", "time": 4, "memory": 4_194_304, "cpus": 4, "salt": salt});
+    });
+    let attempt = |text: &str| {
+        Attempt {
+            passphrase: &passphrase(text),
+            except: None,
+            memory: Some(1 << 20),
+        }
+        .run(volume.path())
+    };
+    assert_eq!(attempt("second").unwrap().keyslot(), second);
+    let error = attempt(PASSPHRASE).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("needs 4096 MiB of memory, more than this machine has"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_token_survives_what_libcryptsetup_writes_around_it() {
+    let bound = Volume::luks2().bind();
+    let path = bound.volume.path();
+    let second = bound.volume.add_passphrase("second");
+    let mut context = super::context::luks2(path).unwrap();
+    context.keyslot_handle().destroy(second).unwrap();
+    context
+        .context_handle()
+        .set_label(Some("a label"), None)
+        .unwrap();
+    drop(context);
+    let found = tokens::find(path).unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].id, bound.token_id);
+    let token = found[0].token.as_ref().unwrap();
+    assert_eq!(token, &bound.token);
+    let released = Released {
+        share: &bound.share,
+        volume: token.volume,
+        generation: Generation(1),
+    };
+    let secret = token.open(&token.envelopes[0], released).unwrap();
+    check_automatically(path, token, &secret).unwrap();
+}
+
+#[test]
+fn tokens_are_replaced_and_removed_and_others_are_left_alone() {
+    let mut bound = Volume::luks2().bind();
+    let path = bound.volume.path();
+    bound.token.envelopes[0].generation = Generation(2);
+    tokens::replace(path, bound.token_id, &bound.token).unwrap();
+    let second = tokens::add(path, &bound.token).unwrap();
+    assert_eq!(second, bound.token_id + 1);
+    let foreign = json!({"type": "other", "keyslots": []});
+    let broken = json!({"type": "latchkey", "keyslots": ["1"], "version": 7});
+    let mut context = super::context::luks2(path).unwrap();
+    for (id, json) in [(7, &foreign), (9, &broken)] {
+        let input = libcryptsetup_rs::TokenInput::ReplaceToken(id, json);
+        context.token_handle().json_set(input).unwrap();
+    }
+    drop(context);
+
+    let found = tokens::find(path).unwrap();
+    let seen: Vec<_> = found.iter().map(|f| (f.id, f.token.is_ok())).collect();
+    assert_eq!(seen, [(0, true), (1, true), (9, false)]);
+    assert_eq!(found[0].token.as_ref().unwrap(), &bound.token);
+    for id in [7, 8] {
+        let error = tokens::remove(path, id).unwrap_err();
+        assert!(matches!(error, TokenError::NotOurs { .. }), "{error}");
+        let error = tokens::replace(path, id, &bound.token).unwrap_err();
+        assert!(matches!(error, TokenError::NotOurs { .. }), "{error}");
+    }
+    for id in [0, 1, 9] {
+        tokens::remove(path, id).unwrap();
+    }
+    assert!(tokens::find(path).unwrap().is_empty());
+    let header = HeaderCopy::read(path).unwrap();
+    assert_eq!(header.json()["tokens"]["7"], foreign);
+}
+
+#[test]
+fn thirty_two_tokens_are_the_end() {
+    let bound = Volume::luks2().bind();
+    let path = bound.volume.path();
+    let mut context = super::context::luks2(path).unwrap();
+    for id in 1..32 {
+        let json = json!({"type": "other", "keyslots": []});
+        let input = libcryptsetup_rs::TokenInput::ReplaceToken(id, &json);
+        context.token_handle().json_set(input).unwrap();
+    }
+    drop(context);
+    let error = tokens::add(path, &bound.token).unwrap_err();
+    assert!(matches!(error, TokenError::NoFreeToken(_)), "{error}");
+}
+
+#[test]
+fn a_token_without_room_leaves_the_header_as_it_was() {
+    let bound = Volume::luks2().bind();
+    let path = bound.volume.path();
+    let before = HeaderCopy::read(path).unwrap();
+    let error = loop {
+        match tokens::add(path, &bound.token) {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, TokenError::NoRoom(_)), "{error}");
+    let after = HeaderCopy::read(path).unwrap();
+    assert_eq!(after.json()["keyslots"], before.json()["keyslots"]);
+    check(&bound).unwrap();
+}
+
+#[test]
+fn thirty_two_keyslots_are_the_end() {
+    let volume = Volume::luks2();
+    for number in 1..32 {
+        volume.add_passphrase(&format!("passphrase {number}"));
+    }
+    let error = keyslots::free_keyslot(volume.path()).unwrap_err();
+    assert!(matches!(error, KeyslotError::NoFreeKeyslot(_)), "{error}");
+    let secret = MachineSecret::random().unwrap();
+    let error =
+        keyslots::add_keyslot(volume.path(), 5, &passphrase(PASSPHRASE), &secret).unwrap_err();
+    assert!(matches!(error, KeyslotError::NoFreeKeyslot(_)), "{error}");
+    check_passphrase(volume.path(), &passphrase("passphrase 31")).unwrap();
+}
+
+#[test]
+fn only_keyslots_of_latchkey_are_destroyed_and_never_the_last() {
+    let bound = Volume::luks2().bind();
+    let path = bound.volume.path();
+    let second = bound.volume.add_passphrase("second");
+    for slot in [0, second] {
+        let error = keyslots::destroy_keyslot(path, slot, None).unwrap_err();
+        assert!(matches!(error, KeyslotError::NotOurs { .. }), "{error}");
+    }
+    // A binding that was interrupted before it wrote its token: the journal alone names the keyslot.
+    let secret = MachineSecret::random().unwrap();
+    let slot = keyslots::free_keyslot(path).unwrap();
+    keyslots::add_keyslot(path, slot, &passphrase("second"), &secret).unwrap();
+    assert!(keyslots::destroy_keyslot(path, slot, None).is_err());
+    keyslots::destroy_keyslot(path, slot, Some(slot)).unwrap();
+
+    let mut context = super::context::luks2(path).unwrap();
+    for slot in [0, second] {
+        context.keyslot_handle().destroy(slot).unwrap();
+    }
+    drop(context);
+    let error = keyslots::destroy_keyslot(path, 1, None).unwrap_err();
+    assert!(matches!(error, KeyslotError::LastKeyslot { .. }), "{error}");
+    check(&bound).unwrap();
+}
+
+#[test]
+fn adding_a_keyslot_needs_a_right_passphrase_and_changes_nothing_without() {
+    let volume = Volume::luks2();
+    let before = keyslots::list(volume.path()).unwrap();
+    let secret = MachineSecret::random().unwrap();
+    let error = keyslots::add_keyslot(volume.path(), 1, &passphrase("wrong"), &secret).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            KeyslotError::Passphrase(PassphraseError::WrongPassphrase(_))
+        ),
+        "{error}"
+    );
+    assert_eq!(keyslots::list(volume.path()).unwrap(), before);
+    assert!(matches!(
+        keyslots::bound_facts(volume.path(), 0, &secret),
+        Err(KeyslotError::WrongSecret { slot: 0, .. })
+    ));
+}
+
+#[test]
+fn a_passphrase_is_proved_on_another_keyslot() {
+    let volume = Volume::luks2();
+    let second = volume.add_passphrase("second");
+    let prove =
+        |text: &str, not| keyslots::prove_other_keyslot(volume.path(), &passphrase(text), not).ok();
+    assert_eq!(prove(PASSPHRASE, None), Some(0));
+    assert_eq!(prove(PASSPHRASE, Some(second)), Some(0));
+    assert_eq!(prove(PASSPHRASE, Some(0)), None);
+    assert_eq!(prove("second", Some(0)), Some(second));
+}
+
+#[test]
+fn a_keyslot_without_the_volume_key_opens_nothing() {
+    use libcryptsetup_rs::Either;
+    use libcryptsetup_rs::consts::flags::CryptVolumeKey;
+    let volume = Volume::luks2();
+    let mut context = super::context::luks2(volume.path()).unwrap();
+    context
+        .keyslot_handle()
+        .add_by_key(
+            None,
+            Some(Either::Left(&[7; 64])),
+            b"unbound",
+            CryptVolumeKey::NO_SEGMENT,
+        )
+        .unwrap();
+    drop(context);
+    let error = check_passphrase(volume.path(), &passphrase("unbound")).unwrap_err();
+    assert!(
+        matches!(error, PassphraseError::WrongPassphrase(_)),
+        "{error}"
+    );
+}
+
+#[test]
+fn luks1_opens_by_passphrase_and_has_no_tokens() {
+    let volume = Volume::luks1();
+    let typed = check_passphrase(volume.path(), &passphrase(PASSPHRASE)).unwrap();
+    assert_eq!(typed.keyslot(), 0);
+    let error = check_passphrase(volume.path(), &passphrase("wrong")).unwrap_err();
+    assert!(
+        matches!(error, PassphraseError::WrongPassphrase(_)),
+        "{error}"
+    );
+    assert!(matches!(
+        tokens::find(volume.path()),
+        Err(TokenError::Header(HeaderError::NotLuks2(_)))
+    ));
+    let bound = Volume::luks2().bind();
+    assert_eq!(typed.matches_bound(&bound.token), Err(Mismatch::Format));
+    let empty = tempfile::NamedTempFile::new().unwrap();
+    empty.as_file().set_len(1 << 20).unwrap();
+    let error = check_passphrase(empty.path(), &passphrase(PASSPHRASE)).unwrap_err();
+    assert!(matches!(error, PassphraseError::NotLuks(_)), "{error}");
+}
+
+#[test]
+fn a_volume_that_could_never_open_automatically_cannot_be_bound() {
+    let volume = Volume::luks2();
+    keyslots::check_fit(volume.path()).unwrap();
+    volume.forge(|json| json["segments"]["0"]["encryption"] = json!("cipher_null-ecb"));
+    let error = keyslots::check_fit(volume.path()).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            KeyslotError::Unfit {
+                source: GateError::NullCipher,
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_backup_is_private_complete_and_overwrites_nothing() {
+    let bound = Volume::luks2().bind();
+    let path = bound.volume.path();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("header.img");
+    backup::backup_header(path, &file).unwrap();
+    let mode = fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let error = backup::backup_header(path, &file).unwrap_err();
+    assert!(matches!(error, BackupError::Exists(_)), "{error}");
+
+    bound.volume.wipe(0, 16 << 20);
+    let mut context = super::context::attached(path).unwrap();
+    context.backup_handle().header_restore(None, &file).unwrap();
+    drop(context);
+    check(&bound).unwrap();
+    check_passphrase(path, &passphrase(PASSPHRASE)).unwrap();
+
+    let absent = directory.path().join("absent/header.img");
+    let error = backup::backup_header(path, &absent).unwrap_err();
+    assert!(matches!(error, BackupError::Crypt { .. }), "{error}");
+    let none = tempfile::NamedTempFile::new().unwrap();
+    let other = directory.path().join("other.img");
+    assert!(backup::backup_header(none.path(), &other).is_err());
+    assert!(!other.exists());
+}
+
+#[test]
+fn a_device_that_is_too_short_or_missing_is_an_error_and_no_panic() {
+    for length in [0, 16, 4095, 4096, 5000, 0x8000] {
+        let bound = Volume::luks2();
+        let header = fs::read(bound.path()).unwrap();
+        fs::write(bound.path(), &header[..length]).unwrap();
+        assert!(HeaderCopy::read(bound.path()).is_err(), "{length} bytes");
+    }
+    let error = HeaderCopy::read("/absent".as_ref()).unwrap_err();
+    assert_eq!(error.to_string(), "failed to read the header of '/absent'");
+}
