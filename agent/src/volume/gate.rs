@@ -540,3 +540,498 @@ fn number_text(value: &Value, name: &'static str) -> Result<u64, GateError> {
         Err(GateError::Shape(name))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const UUID: &str = "8a3d7d0e-0d5b-4f3c-9d52-1e1fa2a1c0de";
+
+    fn bound() -> BoundLuks2 {
+        BoundLuks2 {
+            keyslot: 1,
+            iterations: 1000,
+            cipher: "aes-xts-plain64".into(),
+            key_size: 64,
+            sector_size: 512,
+            offset: 16_777_216,
+            volume_key_id: Bytes([0; 32]),
+        }
+    }
+
+    /// A header as `cryptsetup luksFormat` and a binding leave it.
+    fn good() -> Value {
+        let area = |offset: &str| {
+            json!({
+                "type": "raw", "offset": offset, "size": "258048",
+                "encryption": "aes-xts-plain64", "key_size": 64
+            })
+        };
+        let af = json!({"type": "luks1", "stripes": 4000, "hash": "sha256"});
+        json!({
+            "keyslots": {
+                "0": {
+                    "type": "luks2", "key_size": 64, "af": af, "area": area("32768"),
+                    "kdf": {
+                        "type": "argon2id", "time": 7, "memory": 1_048_576, "cpus": 4,
+                        "salt": "uWpeDY8Ek+4tSVDGtFxjfTZUkjsmrCJiMRrRrrX6kXY="
+                    }
+                },
+                "1": {
+                    "type": "luks2", "key_size": 64, "priority": 0, "af": af,
+                    "area": area("290816"),
+                    "kdf": {
+                        "type": "pbkdf2", "hash": "sha256", "iterations": 1000,
+                        "salt": "1CPmCAZq6D7lgSc2LRp7H6CrWUyXcrkSwTFRcxMGAYo="
+                    }
+                }
+            },
+            "tokens": {"0": {"type": "latchkey", "keyslots": ["1"]}},
+            "segments": {
+                "0": {
+                    "type": "crypt", "offset": "16777216", "size": "dynamic", "iv_tweak": "0",
+                    "encryption": "aes-xts-plain64", "sector_size": 512
+                }
+            },
+            "digests": {
+                "0": {
+                    "type": "pbkdf2", "keyslots": ["0", "1"], "segments": ["0"],
+                    "hash": "sha256", "iterations": 129_774,
+                    "salt": "Jk3vbEL1AGKiDSeQzYQFVG0dEwp4cFcXCkcQsrAVmTY=",
+                    "digest": "o9xRdd8WmjFUiZFRwtSyEVgsqrQKUbS9WtpdqGkIGXw="
+                }
+            },
+            "config": {"json_size": "12288", "keyslots_size": "16744448"}
+        })
+    }
+
+    fn verdict(json: &Value) -> Result<(), GateError> {
+        check(UUID, json, UUID, &bound())
+    }
+
+    #[test]
+    fn a_header_as_it_was_bound_passes() {
+        verdict(&good()).unwrap();
+        check_fit(&good()).unwrap();
+        assert_eq!(facts(&good(), 1, Bytes([0; 32])), Ok(bound()));
+    }
+
+    #[test]
+    fn what_an_administrator_may_change_passes() {
+        let changes: [(&str, Value); 7] = [
+            (
+                "/config/flags",
+                json!(["allow-discards", "no-read-workqueue"]),
+            ),
+            ("/keyslots/1/kdf/iterations", json!(999)),
+            ("/keyslots/1/kdf/hash", json!("sha512")),
+            ("/keyslots/1/priority", json!(1)),
+            ("/keyslots/0/kdf/memory", json!(4_194_304)),
+            ("/digests/0/hash", json!("whirlpool")),
+            (
+                "/tokens/7",
+                json!({"type": "systemd-tpm2", "keyslots": ["0"]}),
+            ),
+        ];
+        for (pointer, value) in changes {
+            assert_eq!(verdict(&changed(pointer, Some(value))), Ok(()), "{pointer}");
+        }
+    }
+
+    /// The good header with one value set, or taken away.
+    fn changed(pointer: &str, value: Option<Value>) -> Value {
+        let mut json = good();
+        let (parent, name) = pointer.rsplit_once('/').unwrap();
+        let parent = json.pointer_mut(parent).unwrap().as_object_mut().unwrap();
+        match value {
+            Some(value) => parent.insert(name.to_owned(), value),
+            None => parent.remove(name),
+        };
+        json
+    }
+
+    /// FAULTS T10, T12, T13: what a forger can write, and by which check each is refused.
+    #[test]
+    fn every_forged_header_is_refused_by_the_check_for_it() {
+        use GateError as E;
+        let segment = |change: Value| {
+            let mut segment = good()["segments"]["0"].clone();
+            let object = segment.as_object_mut().unwrap();
+            object.extend(change.as_object().unwrap().clone());
+            segment
+        };
+        let digest = |segments: Value, keyslots: Value| {
+            let mut digest = good()["digests"]["0"].clone();
+            digest["segments"] = segments;
+            digest["keyslots"] = keyslots;
+            digest
+        };
+        let cipher = |found: &str| E::Cipher {
+            found: found.into(),
+            bound: "aes-xts-plain64".into(),
+        };
+        let unknown = |place, field: &str| E::UnknownField {
+            place,
+            field: field.into(),
+        };
+        let slot_hash = |hash: &str| E::Hash {
+            place: "keyslot's kdf",
+            hash: hash.into(),
+        };
+        let iterations = |found| E::Iterations { found, bound: 1000 };
+        let reencrypt = json!({"type": "reencrypt", "mode": "decrypt", "key_size": 1});
+        let corpus: Vec<(&str, Option<Value>, GateError)> = vec![
+            // the data segment
+            (
+                "/segments/0/encryption",
+                Some(json!("cipher_null-ecb")),
+                E::NullCipher,
+            ),
+            (
+                "/segments/0/encryption",
+                Some(json!("cipher_null-xts-plain64")),
+                E::NullCipher,
+            ),
+            (
+                "/segments/0/encryption",
+                Some(json!("capi:ecb(cipher_null)-plain64")),
+                E::NullCipher,
+            ),
+            ("/segments/0/encryption", Some(json!("")), E::NullCipher),
+            ("/segments/0/encryption", Some(json!("null")), E::NullCipher),
+            (
+                "/segments/0/encryption",
+                Some(json!("aes-ecb")),
+                cipher("aes-ecb"),
+            ),
+            (
+                "/segments/0/encryption",
+                Some(json!("aes-xts-plain")),
+                cipher("aes-xts-plain"),
+            ),
+            (
+                "/segments/0/encryption",
+                Some(json!("AES-xts-plain64")),
+                cipher("AES-xts-plain64"),
+            ),
+            (
+                "/segments/0/encryption",
+                Some(json!(7)),
+                E::Shape("encryption"),
+            ),
+            ("/segments/0/encryption", None, E::Shape("encryption")),
+            (
+                "/segments/0/sector_size",
+                Some(json!(4096)),
+                E::SectorSize {
+                    found: 4096,
+                    bound: 512,
+                },
+            ),
+            (
+                "/segments/0/sector_size",
+                Some(json!("512")),
+                E::Shape("sector_size"),
+            ),
+            (
+                "/segments/0/sector_size",
+                Some(json!(-512)),
+                E::Shape("sector_size"),
+            ),
+            (
+                "/segments/0/offset",
+                Some(json!("0")),
+                E::Offset {
+                    found: 0,
+                    bound: 16_777_216,
+                },
+            ),
+            (
+                "/segments/0/offset",
+                Some(json!("16777728")),
+                E::Offset {
+                    found: 16_777_728,
+                    bound: 16_777_216,
+                },
+            ),
+            (
+                "/segments/0/offset",
+                Some(json!("18446744073709551616")),
+                E::Shape("offset"),
+            ),
+            (
+                "/segments/0/offset",
+                Some(json!("+16777216")),
+                E::Shape("offset"),
+            ),
+            ("/segments/0/offset", Some(json!("")), E::Shape("offset")),
+            ("/segments/0/size", Some(json!("1048576")), E::SegmentSize),
+            ("/segments/0/size", None, E::Shape("size")),
+            ("/segments/0/iv_tweak", Some(json!("8")), E::IvTweak),
+            (
+                "/segments/0/type",
+                Some(json!("linear")),
+                E::SegmentType("linear".into()),
+            ),
+            ("/segments/0/type", None, E::Shape("type")),
+            (
+                "/segments/0/flags",
+                Some(json!(["in-reencryption"])),
+                E::SegmentFlags,
+            ),
+            (
+                "/segments/0/integrity",
+                Some(json!({"type": "hmac(sha256)"})),
+                E::Integrity,
+            ),
+            (
+                "/segments/0/opal_segment_number",
+                Some(json!(1)),
+                unknown("segment", "opal_segment_number"),
+            ),
+            ("/segments/0", None, E::Segments(0)),
+            (
+                "/segments/1",
+                Some(segment(json!({"offset": "33554432"}))),
+                E::Segments(2),
+            ),
+            (
+                "/segments/1",
+                Some(segment(json!({"flags": ["backup-final"]}))),
+                E::Segments(2),
+            ),
+            (
+                "/segments",
+                Some(json!({"1": segment(json!({}))})),
+                E::Segments(0),
+            ),
+            ("/segments", None, E::Shape("segments")),
+            (
+                "/segments",
+                Some(json!([segment(json!({}))])),
+                E::Shape("segments"),
+            ),
+            // reencryption and flags
+            (
+                "/config/requirements",
+                Some(json!({"mandatory": ["offline-reencrypt"]})),
+                E::Requirements,
+            ),
+            (
+                "/config/requirements",
+                Some(json!({"mandatory": ["online-reencrypt-v2"]})),
+                E::Requirements,
+            ),
+            (
+                "/config/requirements",
+                Some(json!({"mandatory": ["opal"]})),
+                E::Requirements,
+            ),
+            ("/config/requirements", Some(json!({})), E::Requirements),
+            (
+                "/config/flags",
+                Some(json!(["no-journal"])),
+                E::Flag("no-journal".into()),
+            ),
+            (
+                "/config/flags",
+                Some(json!("allow-discards")),
+                E::Shape("flags"),
+            ),
+            ("/config/flags", Some(json!([1])), E::Shape("flags")),
+            ("/config/extra", Some(json!(1)), unknown("config", "extra")),
+            ("/config", None, E::Shape("config")),
+            ("/extra", Some(json!({})), unknown("header", "extra")),
+            (
+                "/keyslots/2",
+                Some(reencrypt),
+                E::KeyslotType {
+                    slot: "2".into(),
+                    kind: "reencrypt".into(),
+                },
+            ),
+            // the bound keyslot
+            ("/keyslots/1", None, E::NoKeyslot(1)),
+            ("/keyslots", None, E::Shape("keyslots")),
+            (
+                "/keyslots/1/type",
+                Some(json!("luks1")),
+                E::KeyslotType {
+                    slot: "1".into(),
+                    kind: "luks1".into(),
+                },
+            ),
+            (
+                "/keyslots/1/key_size",
+                Some(json!(32)),
+                E::KeySize {
+                    found: 32,
+                    bound: 64,
+                },
+            ),
+            (
+                "/keyslots/1/extra",
+                Some(json!(1)),
+                unknown("keyslot", "extra"),
+            ),
+            (
+                "/keyslots/1/kdf",
+                Some(good()["keyslots"]["0"]["kdf"].clone()),
+                E::Kdf("argon2id".into()),
+            ),
+            (
+                "/keyslots/1/kdf/type",
+                Some(json!("argon2i")),
+                E::Kdf("argon2i".into()),
+            ),
+            (
+                "/keyslots/1/kdf/memory",
+                Some(json!(4_194_304)),
+                unknown("keyslot's kdf", "memory"),
+            ),
+            (
+                "/keyslots/1/kdf/iterations",
+                Some(json!(1001)),
+                iterations(1001),
+            ),
+            (
+                "/keyslots/1/kdf/iterations",
+                Some(json!(4_294_967_295_u32)),
+                iterations(4_294_967_295),
+            ),
+            (
+                "/keyslots/1/kdf/iterations",
+                Some(json!(u64::MAX)),
+                iterations(u64::MAX),
+            ),
+            (
+                "/keyslots/1/kdf/iterations",
+                Some(json!(1e30)),
+                E::Shape("iterations"),
+            ),
+            ("/keyslots/1/kdf/iterations", None, E::Shape("iterations")),
+            (
+                "/keyslots/1/kdf/hash",
+                Some(json!("crc32")),
+                slot_hash("crc32"),
+            ),
+            ("/keyslots/1/kdf", None, E::Shape("type")),
+            (
+                "/keyslots/1/area/encryption",
+                Some(json!("cipher_null-ecb")),
+                E::AreaCipher("cipher_null-ecb".into()),
+            ),
+            (
+                "/keyslots/1/area/encryption",
+                Some(json!("aes-ecb")),
+                E::AreaCipher("aes-ecb".into()),
+            ),
+            (
+                "/keyslots/1/area/key_size",
+                Some(json!(1)),
+                E::AreaCipher("aes-xts-plain64".into()),
+            ),
+            ("/keyslots/1/area/type", Some(json!("journal")), E::Area),
+            ("/keyslots/1/area/offset", Some(json!("0")), E::Area),
+            ("/keyslots/1/area/offset", Some(json!("16777216")), E::Area),
+            (
+                "/keyslots/1/area/offset",
+                Some(json!("18446744073709551615")),
+                E::Area,
+            ),
+            (
+                "/keyslots/1/area/size",
+                Some(json!("1099511627776")),
+                E::Area,
+            ),
+            ("/keyslots/1/area/size", Some(json!("4096")), E::Area),
+            ("/config/keyslots_size", Some(json!("33554432")), E::Area),
+            (
+                "/config/json_size",
+                Some(json!("18446744073709551615")),
+                E::Area,
+            ),
+            ("/keyslots/1/af/stripes", Some(json!(1)), E::AntiForensic),
+            ("/keyslots/1/af/type", Some(json!("none")), E::AntiForensic),
+            ("/keyslots/1/af", None, E::Shape("type")),
+            // digests
+            ("/digests", Some(json!({})), E::Digest),
+            (
+                "/digests/0",
+                Some(digest(json!([]), json!(["0", "1"]))),
+                E::Digest,
+            ),
+            (
+                "/digests/0",
+                Some(digest(json!(["0"]), json!(["0"]))),
+                E::Digest,
+            ),
+            (
+                "/digests/1",
+                Some(digest(json!(["0"]), json!(["1"]))),
+                E::Digest,
+            ),
+            (
+                "/digests/1",
+                Some(digest(json!([]), json!(["1"]))),
+                E::Digest,
+            ),
+            (
+                "/digests/0/segments",
+                Some(json!("0")),
+                E::Shape("segments"),
+            ),
+            ("/digests/0/type", Some(json!("none")), E::Digest),
+            (
+                "/digests/0/iterations",
+                Some(json!(4_294_967_295_u32)),
+                E::DigestIterations(4_294_967_295),
+            ),
+            (
+                "/digests/0/hash",
+                Some(json!("md5")),
+                E::Hash {
+                    place: "digest",
+                    hash: "md5".into(),
+                },
+            ),
+        ];
+        for (pointer, value, expected) in corpus {
+            let forged = changed(pointer, value);
+            assert_ne!(forged, good(), "{pointer}");
+            let given = forged.pointer(pointer);
+            assert_eq!(verdict(&forged), Err(expected), "{pointer} = {given:?}");
+        }
+    }
+
+    #[test]
+    fn another_uuid_is_refused() {
+        for found in ["", "8A3D7D0E-0D5B-4F3C-9D52-1E1FA2A1C0DE", "other"] {
+            let error = check(found, &good(), UUID, &bound()).unwrap_err();
+            assert!(matches!(error, GateError::Uuid { .. }), "{found}");
+        }
+    }
+
+    #[test]
+    fn what_was_bound_with_a_null_cipher_does_not_open_either() {
+        let mut bound = bound();
+        bound.cipher = "cipher_null-ecb".into();
+        let forged = changed("/segments/0/encryption", Some(json!("cipher_null-ecb")));
+        assert_eq!(
+            check(UUID, &forged, UUID, &bound),
+            Err(GateError::NullCipher)
+        );
+        assert_eq!(check_fit(&forged), Err(GateError::NullCipher));
+    }
+
+    #[test]
+    fn no_other_json_passes_or_panics() {
+        for json in [json!(null), json!([]), json!("x"), json!({}), json!(1)] {
+            verdict(&json).unwrap_err();
+            check_fit(&json).unwrap_err();
+            facts(&json, 1, Bytes([0; 32])).unwrap_err();
+        }
+    }
+}

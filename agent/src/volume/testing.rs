@@ -153,7 +153,7 @@ pub(crate) fn passphrase(text: &str) -> SecretBytes {
     secret
 }
 
-fn cheap() -> CryptPbkdfType {
+pub(crate) fn cheap() -> CryptPbkdfType {
     CryptPbkdfType {
         type_: CryptKdf::Pbkdf2,
         hash: Some("sha256".to_owned()),

@@ -47,9 +47,7 @@ fn a_wrong_secret_and_a_wrong_passphrase_are_told_as_such() {
         "{error}"
     );
     // K1, K2: 32 other bytes; K3: the right ones and a newline.
-    let mut longer = passphrase("");
-    assert!(longer.push(b"x").is_err());
-    longer = super::testing::passphrase(&"x".repeat(33));
+    let mut longer = passphrase(&"x".repeat(33));
     longer.expose_secret_mut()[..32].copy_from_slice(bound.secret.0.expose_secret());
     longer.expose_secret_mut()[32] = b'\n';
     for wrong in [MachineSecret::random().unwrap(), MachineSecret(longer)] {
@@ -171,13 +169,76 @@ fn a_forged_header_on_the_device_is_refused_before_anything_costly() {
 
 #[test]
 fn a_reencryption_is_left_to_cryptsetup() {
+    use libcryptsetup_rs::consts::flags::{CryptReencrypt, CryptVolumeKey};
+    use libcryptsetup_rs::consts::vals::{CryptReencryptDirectionInfo, CryptReencryptModeInfo};
+    use libcryptsetup_rs::{CryptParamsLuks2, CryptParamsReencrypt, Either};
     let bound = Volume::luks2().bind();
-    bound.volume.forge(|json| {
-        json["config"]["requirements"] = json!({"mandatory": ["online-reencrypt-v2"]});
-    });
+    let path = bound.volume.path();
+    let mut context = super::context::luks2(path).unwrap();
+    context
+        .settings_handle()
+        .set_pbkdf_type(&super::testing::cheap())
+        .unwrap();
+    let new = context
+        .keyslot_handle()
+        .add_by_key(
+            None,
+            Some(Either::Right(64)),
+            PASSPHRASE.as_bytes(),
+            CryptVolumeKey::NO_SEGMENT,
+        )
+        .unwrap();
+    let luks2 = CryptParamsLuks2 {
+        pbkdf: None,
+        integrity: None,
+        integrity_params: None,
+        data_alignment: 0,
+        data_device: None,
+        sector_size: 512,
+        label: None,
+        subsystem: None,
+    };
+    let params = CryptParamsReencrypt {
+        mode: CryptReencryptModeInfo::Reencrypt,
+        direction: CryptReencryptDirectionInfo::Forward,
+        resilience: "checksum".to_owned(),
+        hash: "sha256".to_owned(),
+        data_shift: 0,
+        max_hotzone_size: 0,
+        device_size: 0,
+        luks2: Some(luks2),
+        flags: CryptReencrypt::INITIALIZE_ONLY,
+    };
+    context
+        .reencrypt_handle()
+        .reencrypt_init_by_passphrase(
+            None,
+            PASSPHRASE.as_bytes(),
+            Some(0),
+            Some(new),
+            Some(("aes", "xts-plain64")),
+            params,
+        )
+        .unwrap();
+    drop(context);
     assert_refused(&bound, &GateError::Requirements);
-    let error = check_passphrase(bound.volume.path(), &passphrase(PASSPHRASE)).unwrap_err();
+    let error = check_passphrase(path, &passphrase(PASSPHRASE)).unwrap_err();
     assert!(matches!(error, PassphraseError::Reencryption(_)), "{error}");
+}
+
+#[test]
+fn a_requirement_that_is_not_known_is_left_to_cryptsetup() {
+    let bound = Volume::luks2().bind();
+    for requirement in ["offline-reencrypt", "from the future"] {
+        bound.volume.forge(|json| {
+            json["config"]["requirements"] = json!({"mandatory": [requirement]});
+        });
+        assert_refused(&bound, &GateError::Requirements);
+        let error = check_passphrase(bound.volume.path(), &passphrase(PASSPHRASE)).unwrap_err();
+        assert!(matches!(error, PassphraseError::Reencryption(_)), "{error}");
+        let unfit = keyslots::check_fit(bound.volume.path()).unwrap_err();
+        assert!(matches!(unfit, KeyslotError::Unfit { .. }), "{unfit}");
+    }
 }
 
 #[test]
@@ -476,12 +537,21 @@ fn a_backup_is_private_complete_and_overwrites_nothing() {
 
 #[test]
 fn a_device_that_is_too_short_or_missing_is_an_error_and_no_panic() {
-    for length in [0, 16, 4095, 4096, 5000, 0x8000] {
+    for length in [0, 16, 4095, 4096, 5000, 0x7fff] {
         let bound = Volume::luks2();
         let header = fs::read(bound.path()).unwrap();
         fs::write(bound.path(), &header[..length]).unwrap();
         assert!(HeaderCopy::read(bound.path()).is_err(), "{length} bytes");
     }
+    // The metadata is there, the keyslots are not.
+    let volume = Volume::luks2();
+    let header = fs::read(volume.path()).unwrap();
+    fs::write(volume.path(), &header[..0x8000]).unwrap();
+    let error = check_passphrase(volume.path(), &passphrase(PASSPHRASE)).unwrap_err();
+    assert!(
+        matches!(error, PassphraseError::Header(HeaderError::Read { .. })),
+        "{error}"
+    );
     let error = HeaderCopy::read("/absent".as_ref()).unwrap_err();
     assert_eq!(error.to_string(), "failed to read the header of '/absent'");
 }
