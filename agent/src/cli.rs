@@ -1,164 +1,330 @@
-//! The command line: what is asked for, and how its result is told.
-//!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage; `unlock` 4 when the native prompt has to go on; `wait` 1 when
-//! devices are missing, 3 when it could not wait.
+//! The command line: what there is, and which part of the library does it.
 
-use std::path::PathBuf;
+use std::error::Error;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use latchkey_secret::process;
 use log::LevelFilter;
 use nix::unistd::Pid;
 
-use crate::commands::join::{self, TokenSource};
+use crate::commands::initramfs::Rebuild;
+use crate::commands::join::TokenSource;
+use crate::commands::list::Format;
+use crate::commands::status::Health;
+use crate::commands::{bind, join, list, record_network, report, status, unbind};
 use crate::failure::chain;
 use crate::files::Files;
 use crate::flow::Outcome;
+use crate::logging;
+use crate::unlock::wait::Waited;
 use crate::unlock::{self, cleanup, finish, wait};
-use crate::{logging, network};
 
-/// `unlock`: what is locked is left to the native prompt.
-const LEFT_TO_NATIVE: u8 = 4;
-/// `wait`: it could not.
-const CANNOT_WAIT: u8 = 3;
+const EXAMPLES: &str = "\
+A machine that opens its root by itself at boot:
+  latchkeyd invite web-1           on the key server; prints a join token
+  latchkey join                    here; paste the token
+  latchkey bind /dev/vda3          here; type a passphrase of the volume once
 
-/// Opens encrypted volumes at boot with what a key server releases; a passphrase always works too.
-#[derive(Debug, Parser)]
+Every passphrase keeps working at the boot prompt. 'latchkey=off' on the kernel command line boots without latchkey.
+latchkey(8) describes files, exit codes and limits.";
+
+#[derive(Parser)]
 #[command(
     name = "latchkey",
     version,
-    after_help = "A new machine: 'latchkey join' with the token that 'latchkeyd invite' printed, then \
-                  'latchkey bind DEVICE'.\nSee latchkey(8)."
+    about = "Opens encrypted volumes at boot with keys that your key server releases",
+    after_help = EXAMPLES,
+    max_term_width = 100
 )]
-struct Arguments {
-    /// Take all files below this folder; for tests and images
-    #[arg(long, hide = true, default_value = "/", global = true)]
+struct CommandLine {
+    /// Look for all files below this folder
+    #[arg(
+        long,
+        global = true,
+        hide = true,
+        default_value = "/",
+        value_name = "DIR"
+    )]
     root: PathBuf,
-    /// Tell more
-    #[arg(long, short, global = true)]
+    /// Say more about what is done; never secrets
+    #[arg(short, long, global = true)]
     verbose: bool,
     #[command(subcommand)]
     command: Command,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Subcommand)]
 enum Command {
-    /// Make this machine a client of a key server
-    #[command(after_help = "Example: latchkey join -   (then paste the token and press Ctrl-D)")]
+    /// Join a key server with the token that 'latchkeyd invite' printed there
+    ///
+    /// Makes two key pairs: the boot key, which lies in the initramfs and can only ask for a release, and the host
+    /// key for everything else. If it is interrupted, run it again with the same token.
     Join {
-        /// The token; '-' reads it from standard input, nothing asks for it. As an argument other users can see it
+        /// '-' reads the token from stdin; without it you are asked. A token here can be read by every user
+        #[arg(value_name = "-")]
         token: Option<String>,
     },
-    /// Open the volumes of crypttab; what the boot hooks run
+    /// Bind a LUKS2 volume, so that the key servers you joined can open it at boot
+    ///
+    /// Asks for a passphrase of the volume, backs its header up to /var/lib/latchkey, adds one keyslot and one
+    /// token, proves that they open the volume, and rebuilds the initramfs. Other keyslots are never changed. If it
+    /// is interrupted, run it again.
+    Bind {
+        /// The encrypted device, its mapping or its mount point, such as /dev/vda3 or /
+        device: PathBuf,
+        /// The name in /etc/crypttab, where the device has several
+        #[arg(long)]
+        name: Option<String>,
+        /// Read the passphrase from this file ('-': stdin); the whole content counts, line ends too
+        #[arg(long, value_name = "FILE")]
+        key_file: Option<PathBuf>,
+        #[command(flatten)]
+        rebuild: RebuildFlag,
+    },
+    /// Take a binding away: token, keyslot, and the key servers' shares
+    Unbind {
+        /// The encrypted device, its mapping or its mount point
+        device: PathBuf,
+        #[command(flatten)]
+        rebuild: RebuildFlag,
+    },
+    /// List the volumes of /etc/crypttab and whether they are bound
+    List {
+        #[command(flatten)]
+        json: JsonFlag,
+    },
+    /// Show who this machine is to its key servers, whether they answer, and which policies hold
+    ///
+    /// Exit code 3 if something would keep the next boot from opening a bound volume by itself.
+    Status {
+        #[command(flatten)]
+        json: JsonFlag,
+    },
+    /// Open the bound volumes of /etc/crypttab; the boot scripts run this in the initramfs
+    ///
+    /// Exit code 4 if something is left to the boot framework's own prompt.
     Unlock {
         /// Only these mappings
+        #[arg(value_name = "NAME")]
         names: Vec<String>,
-        /// Seconds until missing devices are left to the boot framework
-        #[arg(long, default_value_t = 30)]
+        /// How long devices may be missing before they are left to the boot framework
+        #[arg(long, value_name = "SECONDS", default_value_t = 30)]
         device_limit: u64,
     },
-    /// Wait until the agent has ended
+    /// Wait until the agent has ended (0), or until its devices have been missing for so long (1)
     #[command(hide = true)]
     Wait {
-        /// Its process id
-        #[arg(long)]
+        /// Its process id; else the one that it left
+        #[arg(long, value_name = "PID")]
         agent: Option<i32>,
-        /// Seconds to wait while it only waits for devices
-        #[arg(long, default_value_t = 5)]
+        /// How long devices may be missing
+        #[arg(long, value_name = "SECONDS", default_value_t = 5)]
         device_timeout: u64,
     },
-    /// Take back whatever an agent left behind
+    /// End an agent that is left, take its network back, wipe the credentials
     #[command(hide = true)]
     Cleanup,
-    /// Check before switch-root that root lies on the volume that was opened
+    /// Clean up, and make sure that root lies on a volume that was opened
     #[command(hide = true)]
-    Finish,
-    /// Record the network of the running system for the next image
+    Finish {
+        /// Where root is mounted; else $rootmnt, else /root
+        mount_point: Option<PathBuf>,
+    },
+    /// Record the running network for the next boot
     #[command(hide = true)]
     RecordNetwork,
+    /// Send the report of this boot to the key servers
+    #[command(hide = true)]
+    Report,
 }
 
-/// Runs the program.
+#[derive(Args)]
+struct RebuildFlag {
+    /// Do not rebuild the initramfs; do it yourself before the next boot
+    #[arg(long)]
+    no_initramfs: bool,
+}
+
+#[derive(Args)]
+struct JsonFlag {
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+impl From<RebuildFlag> for Rebuild {
+    fn from(flag: RebuildFlag) -> Self {
+        if flag.no_initramfs {
+            Self::No
+        } else {
+            Self::Yes
+        }
+    }
+}
+
+impl From<JsonFlag> for Format {
+    fn from(flag: JsonFlag) -> Self {
+        if flag.json { Self::Json } else { Self::Text }
+    }
+}
+
+/// Something that `main` shows for the last time.
+type Failure = Box<dyn Error>;
+
+/// Exit code of `unlock` where something is left to the native prompt.
+const LEFT_TO_NATIVE: u8 = 4;
+/// Exit code of `status` where something is wrong, and of `wait` where it could not wait.
+const TROUBLE: u8 = 3;
+
+/// Runs the command of this process's arguments.
+///
+/// 0 done, 1 failed, 2 wrong usage; others as latchkey(8) says.
 pub fn run() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = CommandLine::parse();
     logging::start(if arguments.verbose {
         LevelFilter::Debug
     } else {
         LevelFilter::Info
     });
-    let files = Files::under(&arguments.root);
-    match arguments.command {
-        Command::Join { token } => done(join::run(&files, source(token))),
+    let failed = match arguments.command {
+        Command::Wait { .. } => TROUBLE,
+        _ => 1,
+    };
+    match dispatch(arguments.command, &Files::under(arguments.root)) {
+        Ok(code) => code,
+        Err(error) => {
+            log::error!("{}", chain(error.as_ref()));
+            ExitCode::from(failed)
+        }
+    }
+}
+
+fn dispatch(command: Command, files: &Files) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Join { token } => {
+            prepare()?;
+            let source = match token.as_deref() {
+                None => TokenSource::Prompt,
+                Some("-") => TokenSource::Stdin,
+                Some(token) => TokenSource::Argument(token.to_owned()),
+            };
+            join::run(files, source)?;
+        }
+        Command::Bind {
+            device,
+            name,
+            key_file,
+            rebuild,
+        } => {
+            prepare()?;
+            let arguments = bind::Arguments {
+                device,
+                name,
+                key_file,
+                rebuild: rebuild.into(),
+            };
+            bind::run(files, &arguments)?;
+        }
+        Command::Unbind { device, rebuild } => {
+            prepare()?;
+            let rebuild = rebuild.into();
+            unbind::run(files, &unbind::Arguments { device, rebuild })?;
+        }
+        Command::List { json } => list::run(files, json.into())?,
+        Command::Status { json } => {
+            prepare()?;
+            if status::run(files, json.into())? == Health::Trouble {
+                return Ok(ExitCode::from(TROUBLE));
+            }
+        }
+        Command::RecordNetwork => record_network::run(files)?,
+        Command::Report => {
+            prepare()?;
+            report::run(files)?;
+        }
+        boot => return dispatch_boot(boot, files),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the boot scripts call.
+fn dispatch_boot(command: Command, files: &Files) -> Result<ExitCode, Failure> {
+    match command {
         Command::Unlock {
             names,
             device_limit,
         } => {
-            let device_limit = Duration::from_secs(device_limit);
-            match unlock::run(
-                &files,
-                &unlock::Settings {
-                    names,
-                    device_limit,
-                },
-            ) {
-                Ok(Outcome::Open) => ExitCode::SUCCESS,
-                Ok(_) => LEFT_TO_NATIVE.into(),
-                Err(error) => failed(&error),
+            let settings = unlock::Settings {
+                names,
+                device_limit: Duration::from_secs(device_limit),
+            };
+            if unlock::run(files, &settings)? != Outcome::Open {
+                return Ok(ExitCode::from(LEFT_TO_NATIVE));
             }
         }
         Command::Wait {
             agent,
             device_timeout,
         } => {
-            match wait::run(
-                &files,
-                agent.map(Pid::from_raw),
-                Duration::from_secs(device_timeout),
-            ) {
-                Ok(wait::Waited::AgentGone) => ExitCode::SUCCESS,
-                Ok(wait::Waited::DevicesMissing) => ExitCode::FAILURE,
-                Err(error) => {
-                    log::error!("failed to wait for the agent: {error}");
-                    CANNOT_WAIT.into()
-                }
+            let limit = Duration::from_secs(device_timeout);
+            if wait::run(files, agent.map(Pid::from_raw), limit)? == Waited::DevicesMissing {
+                return Ok(ExitCode::FAILURE);
             }
         }
-        Command::Cleanup => {
-            cleanup::run(&files);
-            ExitCode::SUCCESS
+        Command::Cleanup => cleanup::run(files),
+        Command::Finish { mount_point } => {
+            let from_environment = || std::env::var_os("rootmnt").map(PathBuf::from);
+            let mount_point = mount_point
+                .or_else(from_environment)
+                .filter(|path| path.is_absolute());
+            finish::run(files, mount_point.as_deref().unwrap_or(Path::new("/root")))?;
         }
-        Command::Finish => {
-            // initramfs-tools says where it mounted root.
-            let root =
-                std::env::var_os("rootmnt").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
-            done(finish::run(&files, &root))
-        }
-        Command::RecordNetwork => done(record_network(&files)),
+        _ => unreachable!("dispatch() does the rest"),
     }
+    Ok(ExitCode::SUCCESS)
 }
 
-fn source(token: Option<String>) -> TokenSource {
-    match token.as_deref() {
-        None => TokenSource::Prompt,
-        Some("-") => TokenSource::Stdin,
-        Some(_) => TokenSource::Argument(token.unwrap_or_default()),
-    }
-}
-
-fn record_network(files: &Files) -> Result<(), Box<dyn std::error::Error>> {
-    crate::server::block_on(network::record(&files.path("/"), &[]))??;
+/// Before secrets are handled or names looked up on the running system.
+fn prepare() -> Result<(), Failure> {
+    process::harden().map_err(Harden)?;
+    process::pin_name_service();
+    latchkey_secret::udev::link();
     Ok(())
 }
 
-fn done<T, E: Into<Box<dyn std::error::Error>>>(result: Result<T, E>) -> ExitCode {
-    match result {
-        Ok(_) => ExitCode::SUCCESS,
-        Err(error) => failed(&*error.into()),
-    }
-}
+#[derive(Debug, thiserror::Error)]
+#[error("failed to harden the process")]
+struct Harden(#[source] std::io::Error);
 
-fn failed(error: &dyn std::error::Error) -> ExitCode {
-    log::error!("{}", chain(error));
-    ExitCode::FAILURE
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn the_short_help_names_what_people_type_only() {
+        let help = CommandLine::command().render_help().to_string();
+        for shown in ["join", "bind", "unbind", "list", "status", "unlock"] {
+            assert!(help.contains(&format!("\n  {shown} ")), "{shown} in {help}");
+        }
+        for hidden in [
+            "wait",
+            "cleanup",
+            "finish",
+            "record-network",
+            "report",
+            "--root",
+        ] {
+            assert!(!help.contains(&format!("  {hidden}")), "{hidden} in {help}");
+        }
+    }
 }

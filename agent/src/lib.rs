@@ -6,6 +6,7 @@
 
 pub mod cli;
 pub mod commands;
+pub mod date;
 pub mod failure;
 pub mod files;
 pub mod flow;

@@ -1,9 +1,8 @@
-//! `latchkey`: see latchkey(8).
+//! `latchkey`: everything is in the library.
 
-use std::process::ExitCode;
+// The wiping `free` that build.rs links, and the udev functions of libdevmapper.
+use latchkey_secret as _;
 
-use latchkey_secret as _; // the wiping `free` that build.rs links, and the udev functions of libdevmapper
-
-fn main() -> ExitCode {
+fn main() -> std::process::ExitCode {
     latchkey::cli::run()
 }

@@ -1,5 +1,15 @@
 //! What a person types: one file per command. Each has its own error type whose text says what to do; the command
 //! line prints it with its causes.
 
+pub mod bind;
+pub mod initramfs;
 pub mod join;
+pub mod journal;
+pub mod list;
 pub mod prompt;
+pub mod record_network;
+pub mod report;
+pub mod shares;
+pub mod status;
+pub mod target;
+pub mod unbind;

@@ -1,5 +1,7 @@
 //! When a certificate ends: the one field that we show and that the TLS library keeps to itself.
 
+use crate::date::days;
+
 /// The notAfter of a certificate in DER, Unix seconds; `None` if it is no X.509 certificate (RFC 5280 §4.1) or
 /// ends before 1970. Nothing is verified.
 pub fn end(der: &[u8]) -> Option<u64> {
@@ -67,16 +69,6 @@ fn time(der: &[u8]) -> Option<u64> {
     u64::try_from(seconds).ok()
 }
 
-/// Days from 1970-01-01 to a date of the Gregorian calendar. Years begin in March, so that a leap day is a year's
-/// last day.
-fn days(year: i64, month: i64, day: i64) -> i64 {
-    let year = if month <= 2 { year - 1 } else { year };
-    let month_from_march = (month + 9) % 12;
-    let day_of_year = (153 * month_from_march + 2) / 5 + day - 1;
-    year * 365 + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + day_of_year
-        - 719_468
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,18 +89,6 @@ mod tests {
             for cut in 0..certificate.der().len() {
                 assert_eq!(end(&certificate.der()[..cut]), None, "cut at {cut}");
             }
-        }
-    }
-
-    #[test]
-    fn days_follow_the_calendar() {
-        for (date, expected) in [
-            ((1970, 1, 1), 0),
-            ((2000, 2, 29), 11_016),
-            ((2000, 3, 1), 11_017),
-            ((2026, 11, 20), 20_777),
-        ] {
-            assert_eq!(days(date.0, date.1, date.2), expected, "{date:?}");
         }
     }
 }

@@ -91,6 +91,18 @@ impl KeyServer {
         }
         Err(Unreachable::Everywhere(tries))
     }
+
+    /// Sends `request` to every address, in order, whatever the others answer.
+    pub async fn ask_each<A>(
+        &self,
+        request: impl AsyncFn(&Client, &Address) -> Result<A, ClientError>,
+    ) -> Vec<Result<A, ClientError>> {
+        let mut answers = Vec::new();
+        for address in &self.settings.addresses {
+            answers.push(request(&self.client, address).await);
+        }
+        answers
+    }
 }
 
 /// Runs `future` to its end on this thread.

@@ -5,7 +5,7 @@
 //! No system store, no other root, no revocation lists: who must go is revoked at the key server.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use latchkey_protocol::ServerId;
 use rustls::client::WebPkiServerVerifier;
@@ -30,8 +30,7 @@ pub struct CertificateTime(pub u64);
 impl CertificateTime {
     /// What the clock says now; for joining, when no better evidence exists.
     pub fn of_clock() -> Self {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        Self(since.unwrap_or_default().as_secs())
+        Self(crate::date::now())
     }
 }
 

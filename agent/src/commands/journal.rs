@@ -1,0 +1,282 @@
+//! What a binding that is being made or taken away has touched, so that whoever runs the command next can take it
+//! back after an interruption at any point. No secrets.
+//!
+//! The journal of a volume is written before each step and removed at the end. Undoing is one code path, for
+//! failures and for interruptions, and can be repeated. It touches only what the journal names and what still
+//! looks as this program makes it.
+
+use std::path::PathBuf;
+
+use latchkey_protocol::{ServerId, VolumeId};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::shares;
+use super::target::Target;
+use crate::failure::chain;
+use crate::files::{self, Files, FilesError};
+use crate::server::KeyServer;
+use crate::volume::header::{HeaderCopy, HeaderError};
+use crate::volume::keyslots::{self, KeyslotError};
+use crate::volume::tokens::{self, TokenError};
+
+/// The PBKDF2 iterations of the keyslots that we make.
+const OUR_ITERATIONS: u64 = 1000;
+
+/// One unfinished change of one volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Journal {
+    /// The UUID in the volume's header.
+    pub uuid: String,
+    /// The volume's name at the key servers; none for a token that cannot be read.
+    pub volume: Option<VolumeId>,
+    /// The key servers that may hold a share of it.
+    pub servers: Vec<ServerId>,
+    /// Tokens to remove, beside those that carry the volume's name.
+    pub tokens: Vec<u32>,
+    /// Keyslots that were made, or were about to be.
+    pub keyslots: Vec<JournalledKeyslot>,
+    /// The backup of the header from before.
+    pub backup: Option<PathBuf>,
+}
+
+/// A keyslot in a journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct JournalledKeyslot {
+    /// Its number.
+    pub slot: u32,
+    /// The salt of its key derivation as it stands in the header, once it exists: no other keyslot has it.
+    pub salt: Option<String>,
+}
+
+/// What could not be taken back; the journal stays, and running the command again tries again.
+#[derive(Debug, thiserror::Error)]
+pub enum UndoError {
+    /// A token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// A keyslot.
+    #[error(transparent)]
+    Keyslot(#[from] KeyslotError),
+    /// The header could not be read.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// The journal.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+}
+
+impl Journal {
+    /// The journal of a volume that nothing has happened to.
+    pub fn new(target: &Target) -> Self {
+        Self {
+            uuid: target.uuid.clone(),
+            volume: None,
+            servers: Vec::new(),
+            tokens: Vec::new(),
+            keyslots: Vec::new(),
+            backup: None,
+        }
+    }
+
+    /// The journal that an interrupted run left for `target`.
+    ///
+    /// # Errors
+    /// `Read`, `Format`.
+    pub fn load(files: &Files, target: &Target) -> Result<Option<Self>, FilesError> {
+        let path = path(files, &target.uuid);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let journal: Self =
+            serde_json::from_slice(&files::read(&path)?).map_err(|error| FilesError::Format {
+                path: path.clone(),
+                reason: error.to_string(),
+            })?;
+        Ok(Some(journal))
+    }
+
+    /// Writes the journal durably.
+    ///
+    /// # Errors
+    /// `Write`.
+    pub fn save(&self, files: &Files) -> Result<(), FilesError> {
+        files::make_dir(&files.state())?;
+        let json = serde_json::to_vec_pretty(self).expect("a journal is plain text and numbers");
+        files::replace(&path(files, &self.uuid), &json)
+    }
+
+    /// Forgets the journal: what it names is finished.
+    ///
+    /// # Errors
+    /// `Write`.
+    pub fn remove(&self, files: &Files) -> Result<(), FilesError> {
+        files::remove(&path(files, &self.uuid))
+    }
+
+    /// Takes back what the journal names: first the tokens, then the keyslots; then the key servers are told, as
+    /// far as they can be reached, and the journal goes. Can be repeated.
+    ///
+    /// # Errors
+    /// A variant of [`UndoError`]; the journal is still there.
+    pub fn undo(
+        &self,
+        files: &Files,
+        target: &Target,
+        servers: &[KeyServer],
+    ) -> Result<(), UndoError> {
+        self.remove_tokens(target)?;
+        self.destroy_keyslots(target)?;
+        if let Some(volume) = self.volume {
+            self.retire(volume, servers);
+        }
+        Ok(self.remove(files)?)
+    }
+
+    fn remove_tokens(&self, target: &Target) -> Result<(), TokenError> {
+        for found in tokens::find(&target.device)? {
+            let same_volume = found
+                .token
+                .as_ref()
+                .is_ok_and(|token| Some(token.volume) == self.volume);
+            if same_volume || self.tokens.contains(&found.id) {
+                tokens::remove(&target.device, found.id)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn destroy_keyslots(&self, target: &Target) -> Result<(), UndoError> {
+        for journalled in &self.keyslots {
+            let header = HeaderCopy::read(&target.device)?;
+            if journalled.is_in(header.json()) {
+                let slot = journalled.slot;
+                keyslots::destroy_keyslot(&target.device, slot, Some(slot))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn retire(&self, volume: VolumeId, servers: &[KeyServer]) {
+        for id in &self.servers {
+            let server = servers.iter().find(|server| server.settings.id == *id);
+            let told = server.map(|server| shares::retire(server, volume));
+            let why = match told {
+                Some(Ok(())) => continue,
+                Some(Err(error)) => chain(&error),
+                None => "this machine has not joined it any more".to_owned(),
+            };
+            log::warn!(
+                "key server {} could not be told that the volume is no longer bound: {why}\n\
+                 there, the administrator can run: latchkeyd destroy {volume}",
+                id.short()
+            );
+        }
+    }
+}
+
+impl JournalledKeyslot {
+    /// Keyslot `slot` of the header `json` as it stands there now.
+    pub fn of(json: &Value, slot: u32) -> Self {
+        let salt = json["keyslots"][slot.to_string()]["kdf"]["salt"].as_str();
+        Self {
+            slot,
+            salt: salt.map(str::to_owned),
+        }
+    }
+
+    /// Whether the keyslot is such as we make them.
+    pub fn looks_like_ours(&self, json: &Value) -> bool {
+        let kdf = &json["keyslots"][self.slot.to_string()]["kdf"];
+        kdf["type"] == "pbkdf2" && kdf["iterations"] == OUR_ITERATIONS
+    }
+
+    /// Whether the keyslot is in the header and still the one that was meant. Where its salt was not written down
+    /// (interrupted in between), it must look as we make them, and no token of anybody may name it.
+    fn is_in(&self, json: &Value) -> bool {
+        let slot = self.slot.to_string();
+        let keyslot = &json["keyslots"][&slot];
+        match &self.salt {
+            _ if keyslot.is_null() => false,
+            Some(salt) => keyslot["kdf"]["salt"] == *salt,
+            None => {
+                let named = |token: &Value| {
+                    let keyslots = token["keyslots"].as_array();
+                    keyslots.is_some_and(|all| all.iter().any(|one| *one == slot))
+                };
+                let tokens = json["tokens"].as_object();
+                let is_named = tokens.is_some_and(|all| all.values().any(named));
+                self.looks_like_ours(json) && !is_named
+            }
+        }
+    }
+}
+
+fn path(files: &Files, uuid: &str) -> PathBuf {
+    // The UUID comes from a header that anybody may have written.
+    let name: String = uuid
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
+        .collect();
+    files.state().join(format!("bind-{name}.json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn header(kdf: &Value, token: &Value) -> Value {
+        json!({ "keyslots": { "1": { "type": "luks2", "kdf": kdf } }, "tokens": { "0": token } })
+    }
+
+    #[test]
+    fn only_the_keyslot_that_was_meant_is_destroyed() {
+        let ours = json!({ "type": "pbkdf2", "iterations": 1000, "salt": "aa" });
+        let slow = json!({ "type": "pbkdf2", "iterations": 900_000, "salt": "bb" });
+        let argon = json!({ "type": "argon2id", "salt": "cc" });
+        let (none, foreign) = (json!(null), json!({ "type": "clevis", "keyslots": ["1"] }));
+        let about = |slot, salt: Option<&str>| JournalledKeyslot {
+            slot,
+            salt: salt.map(str::to_owned),
+        };
+        for (keyslot, header, expected) in [
+            (about(1, Some("aa")), header(&ours, &none), true),
+            (about(1, Some("zz")), header(&ours, &none), false),
+            (about(1, None), header(&ours, &none), true),
+            (about(1, None), header(&slow, &none), false),
+            (about(1, None), header(&argon, &none), false),
+            (about(1, None), header(&ours, &foreign), false),
+            (about(2, None), header(&ours, &none), false),
+            (about(2, Some("aa")), header(&ours, &none), false),
+        ] {
+            assert_eq!(keyslot.is_in(&header), expected, "{keyslot:?} in {header}");
+        }
+    }
+
+    #[test]
+    fn a_journal_reads_back_and_stays_in_its_folder() {
+        let root = tempfile::tempdir().unwrap();
+        let files = Files::under(root.path());
+        let target = Target {
+            device: "/dev/null".into(),
+            uuid: "../../etc/passwd".to_owned(),
+        };
+        let mut journal = Journal::new(&target);
+        journal.keyslots.push(JournalledKeyslot {
+            slot: 3,
+            salt: None,
+        });
+        journal.save(&files).unwrap();
+        assert_eq!(
+            Journal::load(&files, &target).unwrap(),
+            Some(journal.clone())
+        );
+        assert!(files.state().join("bind-etcpasswd.json").exists());
+        journal.remove(&files).unwrap();
+        assert_eq!(Journal::load(&files, &target).unwrap(), None);
+    }
+}

@@ -1,0 +1,226 @@
+//! `latchkey list`: the volumes of crypttab, and whether the boot can open them by itself.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use latchkey_protocol::envelope::{Bound, Token};
+use latchkey_protocol::{ServerId, VolumeId};
+use serde::Serialize;
+
+use super::target::{Target, read_crypttab};
+use crate::failure::chain;
+use crate::files::{Files, FilesError};
+use crate::volume::crypttab::{Entry, Key};
+use crate::volume::keyslots;
+use crate::volume::tokens;
+
+/// How a listing is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON document.
+    Json,
+}
+
+/// One volume of crypttab.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Listed {
+    /// The mapping.
+    pub name: String,
+    /// The second field of crypttab.
+    pub source: String,
+    /// The device, if it is there.
+    pub device: Option<PathBuf>,
+    /// Whether the mapping is open now.
+    pub open: bool,
+    /// The state of its binding.
+    pub binding: Binding,
+    /// Whatever keeps the boot from opening it by itself, in words.
+    pub problems: Vec<String>,
+}
+
+/// Whether a volume is bound.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "state")]
+pub enum Binding {
+    /// A token with an envelope for each of these key servers.
+    Bound {
+        /// Its name at the key servers.
+        volume: VolumeId,
+        /// The keyslot that holds the machine secret.
+        keyslot: u32,
+        /// The key servers.
+        servers: Vec<ServerId>,
+    },
+    /// No token of latchkey.
+    NotBound,
+    /// The device is missing or no LUKS2, or its token is damaged; `problems` says more.
+    Unknown,
+}
+
+/// No listing.
+#[derive(Debug, thiserror::Error)]
+pub enum ListError {
+    /// crypttab or a key server's files.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// stdout.
+    #[error("failed to write the listing")]
+    Write(#[source] io::Error),
+}
+
+/// Prints the volumes of crypttab to stdout.
+///
+/// # Errors
+/// A variant of [`ListError`].
+pub fn run(files: &Files, format: Format) -> Result<(), ListError> {
+    let volumes = volumes(files)?;
+    print(&volumes, format).map_err(ListError::Write)
+}
+
+/// The volumes of crypttab.
+///
+/// # Errors
+/// `Read`, `Format`.
+pub fn volumes(files: &Files) -> Result<Vec<Listed>, FilesError> {
+    let joined: Vec<ServerId> = files
+        .servers()?
+        .into_iter()
+        .flatten()
+        .map(|server| server.settings.id)
+        .collect();
+    let entries = read_crypttab(files)?;
+    Ok(entries
+        .iter()
+        .map(|entry| volume(files, entry, &joined))
+        .collect())
+}
+
+fn volume(files: &Files, entry: &Entry, joined: &[ServerId]) -> Listed {
+    let mut problems = problems_of_entry(entry);
+    let device = match entry.source.resolve_below(files.root()) {
+        Ok(device) => device.map(|device| files.path(&device.to_string_lossy())),
+        Err(error) => {
+            problems.push(error.to_string());
+            None
+        }
+    };
+    let binding = match &device {
+        Some(device) => binding(device, joined, &mut problems),
+        None => {
+            problems.push("the device is not there".to_owned());
+            Binding::Unknown
+        }
+    };
+    Listed {
+        name: entry.name.clone(),
+        source: entry.source.to_string(),
+        open: crate::volume::mapping::name_is_taken(&entry.name),
+        device,
+        binding,
+        problems,
+    }
+}
+
+fn problems_of_entry(entry: &Entry) -> Vec<String> {
+    let mut problems = Vec::new();
+    if let Key::File(path) = &entry.key {
+        problems.push(format!("crypttab names the key file '{}'", path.display()));
+    }
+    for option in entry.options.unsupported() {
+        problems.push(format!("latchkey does not honour the option '{option}'"));
+    }
+    problems
+}
+
+fn binding(device: &std::path::Path, joined: &[ServerId], problems: &mut Vec<String>) -> Binding {
+    let target = match Target::find(device) {
+        Ok(target) => target,
+        Err(error) => {
+            problems.push(first_line(&chain(&error)));
+            return Binding::Unknown;
+        }
+    };
+    let mut found = match tokens::find(&target.device) {
+        Ok(found) => found,
+        Err(error) => {
+            problems.push(first_line(&chain(&error)));
+            return Binding::Unknown;
+        }
+    };
+    if found.len() > 1 {
+        problems.push(format!("the header has {} latchkey tokens", found.len()));
+    }
+    let first = (!found.is_empty()).then(|| found.remove(0).token);
+    match first {
+        None => Binding::NotBound,
+        Some(Err(error)) => {
+            problems.push(error.to_string());
+            Binding::Unknown
+        }
+        Some(Ok(token)) => bound(&target, &token, joined, problems),
+    }
+}
+
+fn bound(
+    target: &Target,
+    token: &Token,
+    joined: &[ServerId],
+    problems: &mut Vec<String>,
+) -> Binding {
+    let Bound::Luks2(bound) = &token.bound;
+    let servers: Vec<ServerId> = token.envelopes.iter().map(|e| e.server).collect();
+    let keyslots = keyslots::list(&target.device).unwrap_or_default();
+    if !keyslots.iter().any(|one| one.slot == bound.keyslot) {
+        problems.push(format!("keyslot {} of the binding is gone", bound.keyslot));
+    }
+    if token.uuid != target.uuid {
+        problems.push(format!(
+            "the token is of the volume with the UUID {}",
+            token.uuid
+        ));
+    }
+    for server in joined.iter().filter(|server| !servers.contains(server)) {
+        problems.push(format!(
+            "not bound to the joined key server {}",
+            server.short()
+        ));
+    }
+    if !servers.iter().any(|server| joined.contains(server)) {
+        problems.push("this machine has joined none of the key servers it is bound to".to_owned());
+    }
+    Binding::Bound {
+        volume: token.volume,
+        keyslot: bound.keyslot,
+        servers,
+    }
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+fn print(volumes: &[Listed], format: Format) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if format == Format::Json {
+        serde_json::to_writer_pretty(&mut out, volumes)?;
+        return writeln!(out);
+    }
+    for volume in volumes {
+        let state = match &volume.binding {
+            Binding::Bound { servers, .. } => {
+                let servers: Vec<String> = servers.iter().map(ServerId::short).collect();
+                format!("bound to {}", servers.join(", "))
+            }
+            Binding::NotBound => "not bound".to_owned(),
+            Binding::Unknown => "unknown".to_owned(),
+        };
+        writeln!(out, "{}\t{}\t{state}", volume.name, volume.source)?;
+        for problem in &volume.problems {
+            writeln!(out, "\t! {problem}")?;
+        }
+    }
+    Ok(())
+}

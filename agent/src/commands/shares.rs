@@ -1,0 +1,175 @@
+//! Shares on the running system: registering a volume, fetching a share back as a proof, retiring a volume. Every
+//! share travels sealed to a key pair that is made for the one request.
+
+use std::io;
+
+use latchkey_protocol::encoding::Bytes;
+use latchkey_protocol::release::{Purpose, ReleaseContext, ReleaseError};
+use latchkey_protocol::wire::{
+    BootFacts, ReleaseRequest, Text, Verdict, Version, VolumeRequest, WantedVolume,
+};
+use latchkey_protocol::{BootKeyPair, Generation, RequestId, ServerId, Share, VolumeId};
+
+use crate::failure::printable;
+use crate::server::{KeyServer, Unreachable, block_on};
+
+/// A volume's share at one key server.
+#[derive(Debug)]
+pub struct Registered {
+    /// The key server.
+    pub server: ServerId,
+    /// The share.
+    pub share: Share,
+    /// Its generation.
+    pub generation: Generation,
+    /// The policy in force, in the key server's words.
+    pub policy: String,
+}
+
+/// A key server gave no share.
+#[derive(Debug, thiserror::Error)]
+pub enum ShareError {
+    /// It does not answer, or refuses.
+    #[error(transparent)]
+    Unreachable(#[from] Unreachable),
+    /// What it sent does not open.
+    #[error("the share from key server {server} is not usable")]
+    Sealed {
+        /// Its short id.
+        server: String,
+        /// Why.
+        #[source]
+        source: ReleaseError,
+    },
+    /// It denies the proof.
+    #[error("key server {server} does not give the share back: {reason}")]
+    NotReleased {
+        /// Its short id.
+        server: String,
+        /// Its reason.
+        reason: String,
+    },
+    /// No key pair for the request.
+    #[error(transparent)]
+    KeyPair(ReleaseError),
+    /// No randomness.
+    #[error("the kernel gave no random bytes")]
+    Random(#[source] getrandom::Error),
+    /// No event queue.
+    #[error("failed to start")]
+    Start(#[source] io::Error),
+}
+
+/// Registers `volume` and returns its share. Doing it again for the same volume gives the same share.
+///
+/// # Errors
+/// A variant of [`ShareError`].
+pub fn register(
+    server: &KeyServer,
+    volume: VolumeId,
+    label: &str,
+) -> Result<Registered, ShareError> {
+    let key_pair = BootKeyPair::generate().map_err(ShareError::KeyPair)?;
+    let request = VolumeRequest {
+        version: Version::default(),
+        request: RequestId::random().map_err(ShareError::Random)?,
+        ephemeral_key: key_pair.public(),
+        volume,
+        label: Text::cut(label),
+    };
+    let asked = server.ask(async |client, address| client.register(address, &request).await);
+    let answer = block_on(asked).map_err(ShareError::Start)??;
+    let context = ReleaseContext {
+        purpose: Purpose::Registration,
+        server: &server.settings.id,
+        client: &server.settings.client,
+        request: &request.request,
+        volume: &volume,
+        generation: answer.generation,
+    };
+    let share = key_pair.open(&answer.sealed, context);
+    Ok(Registered {
+        server: server.settings.id,
+        share: share.map_err(|source| sealed(server, source))?,
+        generation: answer.generation,
+        policy: printable(answer.policy.as_str()),
+    })
+}
+
+/// Fetches the share of `volume` back with the host key.
+///
+/// # Errors
+/// A variant of [`ShareError`].
+pub fn prove(
+    server: &KeyServer,
+    volume: VolumeId,
+    generation: Generation,
+) -> Result<Share, ShareError> {
+    let key_pair = BootKeyPair::generate().map_err(ShareError::KeyPair)?;
+    let request = ReleaseRequest {
+        version: Version::default(),
+        request: RequestId::random().map_err(ShareError::Random)?,
+        ephemeral_key: key_pair.public(),
+        volumes: vec![WantedVolume { volume, generation }],
+        facts: running_system(),
+    };
+    let asked = server.ask(async |client, address| client.proof(address, &request).await);
+    let answer = block_on(asked).map_err(ShareError::Start)??;
+    let verdict = answer.verdicts.into_iter().next().map(|one| one.verdict);
+    let not_released = |reason: &str| ShareError::NotReleased {
+        server: server.settings.id.short(),
+        reason: printable(reason),
+    };
+    match verdict {
+        Some(Verdict::Released {
+            generation: released,
+            sealed: share,
+        }) if released == generation => {
+            let context = ReleaseContext {
+                purpose: Purpose::Proof,
+                server: &server.settings.id,
+                client: &server.settings.client,
+                request: &request.request,
+                volume: &volume,
+                generation,
+            };
+            key_pair
+                .open(&share, context)
+                .map_err(|source| sealed(server, source))
+        }
+        Some(Verdict::Released { .. }) => Err(not_released("it has another generation")),
+        Some(Verdict::Denied { reason, .. }) => Err(not_released(reason.as_str())),
+        Some(Verdict::Pending { .. }) => Err(not_released("it wants a person's approval first")),
+        Some(Verdict::Destroyed) => Err(not_released("it was destroyed there")),
+        None => Err(not_released("it gave no verdict")),
+    }
+}
+
+/// Tells a key server that `volume` is no longer bound.
+///
+/// # Errors
+/// A variant of [`ShareError`].
+pub fn retire(server: &KeyServer, volume: VolumeId) -> Result<(), ShareError> {
+    let asked = server.ask(async |client, address| client.retire(address, volume).await);
+    block_on(asked).map_err(ShareError::Start)??;
+    Ok(())
+}
+
+fn sealed(server: &KeyServer, source: ReleaseError) -> ShareError {
+    ShareError::Sealed {
+        server: server.settings.id.short(),
+        source,
+    }
+}
+
+/// There is no boot whose facts a proof could tell.
+fn running_system() -> BootFacts {
+    let kernel = nix::sys::utsname::uname()
+        .map(|name| name.release().to_string_lossy().into_owned())
+        .unwrap_or_default();
+    BootFacts {
+        kernel: Text::cut(&kernel),
+        command_line: Bytes([0; 32]),
+        image_built: 0,
+    }
+}
