@@ -23,6 +23,8 @@ main()
 		the_native_prompt_follows_the_agent
 		an_agent_that_crashes_leaves_the_native_prompt
 		late_disks_are_waited_for_in_local_block
+		an_agent_that_ends_in_local_block_leaves_the_native_prompt
+		the_native_script_asks_who_has_the_prompt
 		a_broken_wait_waits_for_the_agent
 		no_shell_before_the_credentials_are_gone
 		a_good_root_boots_on
@@ -111,8 +113,45 @@ late_disks_are_waited_for_in_local_block()
 	expect "$status" 0
 	! lives || wrong "local-block did not wait"
 	run local-block
-	expect "$(calls)" "unlock wait:--device-timeout:5 wait:--device-timeout:1 cleanup"
+	expect "$(calls)" "unlock wait:--device-timeout:5 wait:--device-timeout:1 cleanup native:/dev/x"
 	expect_wiped
+}
+
+# By then initramfs-tools may have given up on the root device: nothing else would prompt.
+an_agent_that_ends_in_local_block_leaves_the_native_prompt()
+{
+	initramfs
+	agent unlock 'while [ ! -e ended ]; do sleep 0.1; done; kill -ABRT $$'
+	agent wait '[ "$4" = 1 ] || exit 1; touch ended; until_gone "$2"'
+	agent cleanup 'kill -ABRT $$'
+	run local-top
+	run local-block
+	expect "$status" 0
+	expect "$(calls)" "unlock wait:--device-timeout:5 wait:--device-timeout:1 cleanup native:/dev/x"
+	expect_wiped
+}
+
+the_native_script_asks_who_has_the_prompt()
+{
+	initramfs
+	asked 1 # no agent
+	agent unlock 'while [ ! -e ended ]; do sleep 0.1; done'
+	agent wait 'exit 1'
+	run local-top
+	asked 0
+	touch "$root/agent/ended"
+	while lives; do sleep 0.1; done
+	asked 1
+	asked 1
+	expect "$(calls)" "unlock wait:--device-timeout:5 cleanup"
+	expect_wiped
+}
+
+asked()
+{
+	answer=0
+	(cd "$root/agent" && $shell "$root/scripts/latchkey-holds-prompt") || answer=$?
+	expect "$answer" "$1"
 }
 
 a_broken_wait_waits_for_the_agent()
@@ -193,6 +232,8 @@ initramfs()
 		resolve_device() { echo "\$1"; }
 		get_fstype() { cat "$root/fstype"; }
 	END
+	printf '#!/bin/sh\necho "native:$1" >>calls\n' >"$root/scripts/local-block/cryptroot"
+	chmod +x "$root/scripts/local-block/cryptroot"
 	cp "$(command -v dash)" "$root/usr/bin/latchkey"
 	echo "id" >"$root/etc/latchkey/servers/0123456789abcdef/server.toml"
 	echo "boot key" >"$key"
@@ -232,7 +273,7 @@ lives()
 run()
 {
 	status=0
-	output="$(cd "$root/agent" && resume="${resume-}" $shell "$root/scripts/$1/latchkey" 2>"$root/errors")" || status=$?
+	output="$(cd "$root/agent" && resume="${resume-}" $shell "$root/scripts/$1/latchkey" /dev/x 2>"$root/errors")" || status=$?
 }
 
 expect()

@@ -174,9 +174,9 @@ native_prompt_is_guarded()
 {
 	machine
 	run_hook
-	sed "s|/scripts/latchkey-agent-lives|$root/lives|" "$image/scripts/local-top/cryptroot" >"$root/native"
+	sed "s|/scripts/latchkey-holds-prompt|$root/lives|" "$image/scripts/local-top/cryptroot" >"$root/native"
 	chmod +x "$root/native"
-	expect "$("$root/native")" "native prompt" # no such program: prompt
+	expect "$("$root/native" 2>/dev/null)" "native prompt" # no such program: prompt
 	answer 1
 	expect "$("$root/native")" "native prompt"
 	answer 0
