@@ -4,12 +4,17 @@
 //! administrator can ask for, without network; [`audit`] is the chain that every change and release stands in.
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod audit;
+pub mod ca;
 pub mod clock;
+pub mod config;
 mod ledger;
+pub mod logging;
 pub mod master_key;
 pub mod policy;
 pub mod records;
 pub mod sealed;
 pub mod service;
 pub mod store;
+pub mod tls;
