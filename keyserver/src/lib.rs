@@ -4,14 +4,21 @@
 //! administrator can ask for, without network; [`audit`] is the chain that every change and release stands in.
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod admission;
 pub mod audit;
 pub mod ca;
 pub mod clock;
+pub mod commands;
 pub mod config;
+pub mod daemon;
+pub mod http;
+pub mod keyring;
 mod ledger;
+pub mod listener;
 pub mod logging;
 pub mod master_key;
+pub mod notify;
 pub mod policy;
 pub mod records;
 pub mod sealed;

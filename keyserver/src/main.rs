@@ -1,2 +1,6 @@
-//! Skeleton.
-fn main() {}
+//! `latchkeyd`, the key server. Everything is in the library.
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    latchkeyd::commands::main()
+}

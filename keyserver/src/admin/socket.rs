@@ -1,0 +1,280 @@
+//! The server's end of the administrator's socket.
+
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use latchkey_protocol::token::{Address, JoinToken};
+use nix::unistd::Uid;
+use serde::Serialize;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::protocol::{
+    AUDIT_PAGE, Answer, AuditState, JoinInvitation, REQUEST_DEADLINE, REQUEST_LIMIT, Request,
+};
+use crate::logging::chain;
+use crate::service::{AdminError, Service};
+
+/// Most commands at once.
+const CONNECTIONS_LIMIT: usize = 16;
+/// Pause after accept(2) failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Until the answer must be read.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Does what the administrator asks for.
+pub struct Admin {
+    service: Arc<Service>,
+    names: RwLock<Vec<Address>>,
+}
+
+/// The socket could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Others could put another socket in its place.
+    #[error(
+        "the directory '{0}' of the admin socket is open to other users\nuse a directory with mode 0700 that belongs to latchkeyd's user"
+    )]
+    Directory(PathBuf),
+    /// Another server has it.
+    #[error(
+        "the admin socket '{0}' belongs to a running latchkeyd\nstop that one, or give this one another 'admin-socket'"
+    )]
+    InUse(PathBuf),
+    /// It failed.
+    #[error("failed to make the admin socket '{0}'")]
+    Make(PathBuf, #[source] std::io::Error),
+}
+
+impl Admin {
+    /// `names` are the addresses that join tokens name.
+    pub fn new(service: Arc<Service>, names: Vec<Address>) -> Self {
+        Self {
+            service,
+            names: RwLock::new(names),
+        }
+    }
+
+    /// Names other addresses in join tokens from now on.
+    pub fn set_names(&self, names: Vec<Address>) {
+        *self.names.write().unwrap_or_else(PoisonError::into_inner) = names;
+    }
+
+    /// Does what `request` asks for, on behalf of `who`.
+    fn perform(&self, request: Request, who: &str) -> Answer {
+        let service = &self.service;
+        match request {
+            Request::Invite { client, seconds } => answer(
+                service
+                    .invite(&client, Duration::from_secs(seconds), who)
+                    .map(|invitation| JoinInvitation {
+                        expires: invitation.expires.text(),
+                        token: JoinToken {
+                            server: *service.server(),
+                            secret: invitation.secret,
+                            client: invitation.client,
+                            addresses: self
+                                .names
+                                .read()
+                                .unwrap_or_else(PoisonError::into_inner)
+                                .clone(),
+                        }
+                        .to_line(),
+                    }),
+            ),
+            Request::Clients => answer(service.clients()),
+            Request::Volumes => answer(service.volumes()),
+            Request::Requests => answer(service.requests()),
+            Request::Approve { id, code } => answer(service.approve(&id, &code, who)),
+            Request::Deny { id } => answer(service.deny(&id, who)),
+            Request::Revoke { client } => answer(service.revoke(&client, who)),
+            Request::Destroy { volume } => answer(service.destroy(&volume, who)),
+            Request::SetPolicy { volume, policy } => {
+                answer(service.set_policy(&volume, &policy, who))
+            }
+            Request::Audit { after, limit } => answer(service.audit(after, limit.min(AUDIT_PAGE))),
+            Request::VerifyAudit => answer(service.verify_audit().map(AuditState::from)),
+        }
+    }
+}
+
+/// Makes the socket, 0600, in a directory that is ours alone (made if it is missing).
+///
+/// # Errors
+/// Any of [`SocketError`].
+pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
+    let make = |error| SocketError::Make(path.to_owned(), error);
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    match std::fs::DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(make(error));
+        }
+        _ => {}
+    }
+    let facts = std::fs::metadata(directory).map_err(make)?;
+    if facts.mode() & 0o077 != 0 || facts.uid() != Uid::effective().as_raw() {
+        return Err(SocketError::Directory(directory.to_owned()));
+    }
+    // A socket that nobody answers is what a killed server left behind.
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => return Err(SocketError::InUse(path.to_owned())),
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).map_err(make)?;
+        }
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(path).map_err(make)?;
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).map_err(make)?;
+    Ok(listener)
+}
+
+/// Answers commands until it is dropped.
+pub async fn serve(listener: UnixListener, admin: Arc<Admin>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_LIMIT));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let admin = Arc::clone(&admin);
+                tokio::spawn(async move {
+                    if let Err(problem) = connection(stream, admin).await {
+                        log::warn!("admin socket: {problem}");
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                log::warn!("failed to accept an admin connection, pausing: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(mut stream: UnixStream, admin: Arc<Admin>) -> Result<(), String> {
+    let peer = stream.peer_cred().map_err(|error| error.to_string())?;
+    if peer.uid() != 0 && peer.uid() != Uid::effective().as_raw() {
+        return Err(format!("refused uid {}", peer.uid()));
+    }
+    let who = user_name(peer.uid());
+    let mut line = Vec::new();
+    let (reading, mut writing) = stream.split();
+    let mut reading = BufReader::new(reading).take(REQUEST_LIMIT as u64 + 1);
+    timeout(REQUEST_DEADLINE, reading.read_until(b'\n', &mut line))
+        .await
+        .map_err(|_| "no request in time".to_owned())?
+        .map_err(|error| error.to_string())?;
+    if line.is_empty() {
+        // Whoever only looks whether the server runs.
+        return Ok(());
+    }
+    let answer = if line.len() > REQUEST_LIMIT || !line.ends_with(b"\n") {
+        Answer::Failed("the request is larger than the server takes, or cut short".to_owned())
+    } else {
+        match serde_json::from_slice::<Request>(&line) {
+            Err(error) => Answer::Failed(format!(
+                "the server does not understand the request: {error}\nuse the 'latchkeyd' of the same version"
+            )),
+            Ok(request) => tokio::task::spawn_blocking(move || admin.perform(request, &who))
+                .await
+                .map_err(|error| error.to_string())?,
+        }
+    };
+    let mut line = serde_json::to_vec(&answer).map_err(|error| error.to_string())?;
+    line.push(b'\n');
+    timeout(ANSWER_DEADLINE, writing.write_all(&line))
+        .await
+        .map_err(|_| "the answer was not read in time".to_owned())?
+        .map_err(|error| error.to_string())
+}
+
+fn answer(result: Result<impl Serialize, AdminError>) -> Answer {
+    let error = match result {
+        Ok(value) => {
+            return match serde_json::to_value(value) {
+                Ok(value) => Answer::Done(value),
+                Err(error) => Answer::Failed(error.to_string()),
+            };
+        }
+        Err(error) => error,
+    };
+    match error {
+        AdminError::Record(_) | AdminError::Chain(_) => {
+            log::error!("admin socket: {}", chain(&error));
+            Answer::Failed(causes(&error))
+        }
+        refused => Answer::Refused(refused.to_string()),
+    }
+}
+
+/// An error with its causes, hints on lines of their own.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let words = inner.to_string();
+        if !text.ends_with(&words) {
+            text = format!("{text}\n{words}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+/// The name in /etc/passwd: the name service of a static program cannot load other sources.
+fn user_name(uid: u32) -> String {
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    name_in(&passwd, uid).unwrap_or_else(|| format!("uid {uid}"))
+}
+
+fn name_in(passwd: &str, uid: u32) -> Option<String> {
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_named_as_passwd_names_them() {
+        let passwd =
+            "root:x:0:0:root:/root:/bin/sh\nbroken\nlatchkeyd:x:990:990::/:/sbin/nologin\n";
+        for (uid, name) in [(0, Some("root")), (990, Some("latchkeyd")), (1, None)] {
+            assert_eq!(name_in(passwd, uid).as_deref(), name, "{uid}");
+        }
+    }
+
+    #[test]
+    fn a_socket_in_an_open_directory_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let error = bind(&directory.path().join("s")).unwrap_err();
+        assert!(matches!(error, SocketError::Directory(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o700)).unwrap();
+        let path = directory.path().join("s");
+        drop(bind(&path).unwrap());
+        let live = bind(&path).unwrap();
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        let error = bind(&path).unwrap_err();
+        assert!(matches!(error, SocketError::InUse(_)), "{error}");
+        drop(live);
+    }
+}

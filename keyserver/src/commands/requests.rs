@@ -1,0 +1,97 @@
+//! `latchkeyd requests`: lists what waits for a person.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::target::Target;
+use super::{Failure, output};
+use crate::admin::protocol::Request;
+use crate::records::SessionState;
+use crate::service::listing::RequestListing;
+
+/// Between two looks of `--follow`.
+const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
+
+/// List boots that wait for approval
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A request shows no code: read it from the console of the machine and type it, so that you approve
+the machine that you see:
+  latchkeyd approve ID CODE
+'CONFLICT' means that two boots claim to be the same machine: one of them may be a copy.")]
+pub struct Requests {
+    /// Print JSON (with --follow one line for each request)
+    #[arg(long)]
+    json: bool,
+    /// Go on and print each request when it comes and when it changes
+    #[arg(long)]
+    follow: bool,
+    #[command(flatten)]
+    target: Target,
+}
+
+const HEADING: [&str; 6] = ["ID", "CLIENT", "VOLUMES", "FROM", "STATE", "SINCE (UTC)"];
+
+impl Requests {
+    pub fn run(self) -> Result<(), Failure> {
+        if self.follow {
+            return self.follow();
+        }
+        let requests: Vec<RequestListing> = self.target.ask(&Request::Requests)?;
+        if self.json {
+            return output::json(&requests);
+        }
+        let rows: Vec<_> = requests.iter().map(row).collect();
+        output::listing(HEADING, &rows, "no request waits")
+    }
+
+    fn follow(&self) -> Result<(), Failure> {
+        let mut seen = BTreeMap::new();
+        loop {
+            let requests: Vec<RequestListing> = self.target.ask(&Request::Requests)?;
+            let mut current = BTreeMap::new();
+            for request in &requests {
+                let shown = row(request);
+                if seen.get(&request.id) != Some(&shown) {
+                    if self.json {
+                        output::json_line(request)?;
+                    } else {
+                        output::data(&shown.join("  "))?;
+                    }
+                }
+                current.insert(request.id.clone(), shown);
+            }
+            seen = current;
+            std::thread::sleep(FOLLOW_INTERVAL);
+        }
+    }
+}
+
+/// What is printed of a request.
+pub fn row(request: &RequestListing) -> [String; 6] {
+    let labels: Vec<_> = request
+        .volumes
+        .iter()
+        .map(|volume| volume.label.as_str())
+        .collect();
+    let state = match request.state {
+        SessionState::Pending => format!("waits, {} tries left", request.attempts_left),
+        SessionState::Approved => "approved".to_owned(),
+        SessionState::Denied => "denied".to_owned(),
+        SessionState::Exhausted => "denied after wrong codes".to_owned(),
+    };
+    [
+        request.id.clone(),
+        request.client.to_string(),
+        labels.join(", "),
+        request.peer.to_string(),
+        if request.conflict {
+            format!("{state}, CONFLICT")
+        } else {
+            state
+        },
+        request.created.text(),
+    ]
+}

@@ -1,0 +1,276 @@
+//! The running server: from the configuration to listening sockets, reload and a clean end.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use latchkey_secret::process;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::admin::socket::{self, Admin, SocketError};
+use crate::admission::Admission;
+use crate::config::{Config, ConfigError};
+use crate::http::Api;
+use crate::keyring::{self, OpenError, Opened};
+use crate::listener::{self, Shared};
+use crate::logging::chain;
+use crate::notify;
+use crate::tls::{self, ServerKey, TlsError};
+
+/// How long requests that run may go on after SIGTERM.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// How long disk work that outlives its connection may go on after that.
+const STOP_DISK_LIMIT: Duration = Duration::from_secs(5);
+/// Between two rounds of housekeeping.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(60);
+/// Threads that wait for the disk; further requests wait for a thread.
+const DISK_THREADS: usize = 32;
+/// Locked memory that the server must be able to have before it locks what it will ever map.
+const LOCK_ROOM: u64 = 512 * 1024 * 1024;
+
+/// What to run.
+#[derive(Debug)]
+pub struct Options {
+    /// The checked configuration.
+    pub config: Config,
+    /// Where it came from, for reloads.
+    pub path: PathBuf,
+    /// `--listen`: instead of the configuration's addresses.
+    pub listen: Vec<SocketAddr>,
+}
+
+/// The server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The process could not be made unreadable to others.
+    #[error("failed to protect the process's memory")]
+    Harden(#[source] std::io::Error),
+    /// Store, master key or CA.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// An address is taken or not ours.
+    #[error(
+        "failed to listen on '{0}'\nlook whether another program uses the port: ss -ltnp; or choose another address: --listen"
+    )]
+    Listen(SocketAddr, #[source] std::io::Error),
+    /// The admin socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// Threads or signal handlers.
+    #[error("failed to start")]
+    Start(#[source] std::io::Error),
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Any of [`DaemonError`], before the first request.
+pub fn run(options: Options) -> Result<(), DaemonError> {
+    harden().map_err(DaemonError::Harden)?;
+    let opened = keyring::open(&options.config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(2, |count| count.get().max(2)))
+        .max_blocking_threads(DISK_THREADS)
+        .enable_all()
+        .build()
+        .map_err(DaemonError::Start)?;
+    let result = serve(&runtime, &options, &opened);
+    runtime.shutdown_timeout(STOP_DISK_LIMIT);
+    if let Err(error) = opened.service.maintain() {
+        log::error!("failed to write the last counts: {}", chain(&error));
+    }
+    result
+}
+
+fn serve(runtime: &Runtime, options: &Options, opened: &Opened) -> Result<(), DaemonError> {
+    let config = &options.config;
+    let identity = keyring::server_identity(opened, &config.names)?;
+    let key = Arc::new(ServerKey::new(&identity, &opened.authority)?);
+    let api = Api::new(Arc::clone(&opened.service), Arc::clone(&opened.authority));
+    let shared = Arc::new(Shared::new(
+        tls::server_config(Arc::clone(&key))?,
+        Arc::new(api),
+        Admission::for_this_process(),
+    ));
+    let admin = Arc::new(Admin::new(
+        Arc::clone(&opened.service),
+        config.names.clone(),
+    ));
+    runtime.block_on(async {
+        let mut signals = Signals::new().map_err(DaemonError::Start)?;
+        let listeners = listen(options).await?;
+        let socket = socket::bind(&config.admin_socket)?;
+        let (stop, stopped) = watch::channel(false);
+        for listener in listeners {
+            tokio::spawn(listener::serve(
+                listener,
+                Arc::clone(&shared),
+                stopped.clone(),
+            ));
+        }
+        let admin_task = tokio::spawn(socket::serve(socket, Arc::clone(&admin)));
+        tokio::spawn(maintain(opened.service.clone()));
+        log::info!("key server {} is ready", opened.service.server());
+        notify::ready();
+
+        while signals.next().await == Event::Reload {
+            notify::reloading();
+            let reload = Reload {
+                options,
+                opened,
+                key: &key,
+                admin: &admin,
+            };
+            tokio::task::block_in_place(|| reload.run());
+            notify::ready();
+        }
+
+        notify::stopping();
+        log::info!("stopping: no new requests, finishing those that run");
+        admin_task.abort();
+        let _ = std::fs::remove_file(&config.admin_socket);
+        let _ = stop.send(true);
+        if !shared.drained(STOP_LIMIT).await {
+            log::warn!(
+                "gave up requests that still ran after {} s",
+                STOP_LIMIT.as_secs()
+            );
+        }
+        Ok(())
+    })
+}
+
+/// Makes the process unreadable to others. Where locked memory is limited, only the secrets' own pages stay
+/// locked: with everything locked in advance the first thread beyond the limit could not start.
+fn harden() -> std::io::Result<()> {
+    use nix::sys::resource::{Resource, getrlimit};
+    let hardened = process::harden()?;
+    let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft);
+    if hardened.mlock_all && limit < LOCK_ROOM && !nix::unistd::Uid::effective().is_root() {
+        nix::sys::mman::munlockall()?;
+    }
+    if !hardened.mlock_all || limit < LOCK_ROOM {
+        log::debug!("not all memory is locked: the limit is {limit} bytes");
+    }
+    Ok(())
+}
+
+async fn listen(options: &Options) -> Result<Vec<TcpListener>, DaemonError> {
+    let addresses = if options.listen.is_empty() {
+        &options.config.listen
+    } else {
+        &options.listen
+    };
+    let mut listeners = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        let failed = |error| DaemonError::Listen(*address, error);
+        let listener = listener::bind(*address).await.map_err(failed)?;
+        log::info!("listening on {}", listener.local_addr().map_err(failed)?);
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+async fn maintain(service: Arc<crate::service::Service>) {
+    let mut ticks = tokio::time::interval(MAINTENANCE_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let service = Arc::clone(&service);
+        match tokio::task::spawn_blocking(move || service.maintain()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => log::error!(
+                "housekeeping failed, trying again in {} s: {}",
+                MAINTENANCE_INTERVAL.as_secs(),
+                chain(&error)
+            ),
+            Err(error) => log::error!("housekeeping failed: {error}"),
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Event {
+    Stop,
+    Reload,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Event {
+        tokio::select! {
+            biased;
+            _ = self.terminate.recv() => Event::Stop,
+            _ = self.interrupt.recv() => Event::Stop,
+            _ = self.hangup.recv() => Event::Reload,
+        }
+    }
+}
+
+/// A reload of the configuration: names, their certificate, and the log level; the rest needs a restart.
+struct Reload<'a> {
+    options: &'a Options,
+    opened: &'a Opened,
+    key: &'a ServerKey,
+    admin: &'a Admin,
+}
+
+/// Why a reload changed nothing.
+#[derive(Debug, thiserror::Error)]
+enum ReloadError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+impl Reload<'_> {
+    fn run(&self) {
+        match self.apply(&self.options.path) {
+            Ok(()) => log::info!("reloaded '{}'", self.options.path.display()),
+            Err(error) => log::error!("keeping the old configuration: {}", chain(&error)),
+        }
+    }
+
+    fn apply(&self, path: &Path) -> Result<(), ReloadError> {
+        let fresh = Config::load(path)?;
+        let identity = keyring::server_identity(self.opened, &fresh.names)?;
+        self.key.replace(&identity, &self.opened.authority)?;
+        self.admin.set_names(fresh.names);
+        log::set_max_level(fresh.log_level);
+        let old = &self.options.config;
+        for (key, changed) in [
+            ("data-dir", fresh.data_dir != old.data_dir),
+            ("listen", fresh.listen != old.listen),
+            ("master-key", fresh.master_key != old.master_key),
+            ("admin-socket", fresh.admin_socket != old.admin_socket),
+        ] {
+            if changed {
+                log::warn!("'{key}' has changed; restart latchkeyd to use the new value");
+            }
+        }
+        Ok(())
+    }
+}

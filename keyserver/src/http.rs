@@ -1,0 +1,248 @@
+//! The HTTP interface of the agents.
+//!
+//! Whoever holds no registered key for what it asks gets one and the same answer, whatever exists: 403 and
+//! [`REFUSED`]. Only the log says why, and only at debug, because any stranger can cause it. Known clients hear
+//! what was wrong with their request; what is wrong with the server stays in its log.
+
+mod body;
+mod failure;
+mod route;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::{Request, Response};
+use latchkey_protocol::encoding::Bytes as FixedBytes;
+use latchkey_protocol::ids::ClientName;
+use latchkey_protocol::wire::{
+    BootReport, Done, JoinAnswer, JoinRequest, ReleaseAnswer, ReleaseRequest, Text, Verdict,
+    Version, VolumeRequest,
+};
+use serde::Serialize;
+
+use self::failure::Failure;
+use self::route::Route;
+use crate::ca::{Authority, ClientKey, RequestedKey};
+use crate::service::join::JoinKeys;
+use crate::service::{Identity, Service};
+
+/// What strangers are told.
+pub const REFUSED: &str = "refused";
+
+/// Answers requests.
+pub struct Api {
+    service: Arc<Service>,
+    authority: Arc<Authority>,
+}
+
+/// The other end of a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer {
+    /// Where it connects from.
+    pub address: SocketAddr,
+    /// SHA-256 of the SubjectPublicKeyInfo of its certificate; it has proved that it holds the key.
+    pub key_hash: Option<[u8; 32]>,
+}
+
+impl Api {
+    /// An interface to `service` whose CA is `authority`.
+    pub fn new(service: Arc<Service>, authority: Arc<Authority>) -> Self {
+        Self { service, authority }
+    }
+
+    /// The answer to one request.
+    pub async fn answer(
+        self: Arc<Self>,
+        peer: Peer,
+        request: Request<Incoming>,
+    ) -> Response<Full<Bytes>> {
+        let (head, body) = request.into_parts();
+        let route = Route::of(&head.method, &head.uri);
+        let result = match route {
+            Some(Route::Join) => self.join(peer, body).await,
+            route => self.known(peer, route, body).await,
+        };
+        match result {
+            Ok(json) => failure::response(hyper::StatusCode::OK, json, None),
+            Err(failure) => {
+                let what = format!("{} {}", head.method, head.uri.path().escape_default());
+                failure.log(peer.address, &what);
+                failure.into_response()
+            }
+        }
+    }
+
+    /// Joining: no key counts, only the secret of the join token.
+    async fn join(self: Arc<Self>, peer: Peer, body: Incoming) -> Result<Vec<u8>, Failure> {
+        let body = body::read(body).await.map_err(Failure::stranger_body)?;
+        let request: JoinRequest = body::parse(&body).map_err(Failure::stranger_body)?;
+        blocking(move || {
+            let key = |csr: &Text| {
+                RequestedKey::from_csr(csr.as_str())
+                    .map_err(|error| Failure::Stranger(error.to_string()))
+            };
+            let (boot, host) = (key(&request.boot_csr)?, key(&request.host_csr)?);
+            let keys = JoinKeys {
+                secret: &request.secret,
+                boot: FixedBytes(boot.hash()),
+                host: FixedBytes(host.hash()),
+            };
+            let client = self
+                .service
+                .join(keys, peer.address.ip())
+                .map_err(Failure::from)?;
+            log::info!("client '{client}' joined from {}", peer.address.ip());
+            let certificate = |role, key| {
+                self.authority
+                    .client_certificate(&client, role, key)
+                    .map(|issued| Text::cut(&issued.pem))
+                    .map_err(|error| Failure::server(&error))
+            };
+            json(&JoinAnswer {
+                version: Version::default(),
+                boot_certificate: certificate(ClientKey::Boot, &boot)?,
+                host_certificate: certificate(ClientKey::Host, &host)?,
+            })
+        })
+        .await
+    }
+
+    /// Everything that needs a registered key in the right role.
+    async fn known(
+        self: Arc<Self>,
+        peer: Peer,
+        route: Option<Route>,
+        body: Incoming,
+    ) -> Result<Vec<u8>, Failure> {
+        let api = Arc::clone(&self);
+        let admitted = blocking(move || api.admit(peer, route)).await;
+        let (route, identity) = match admitted {
+            Ok(admitted) => admitted,
+            Err(failure) => {
+                // Read what it sends, so that it hears the answer before the connection closes.
+                body::discard(body).await;
+                return Err(failure);
+            }
+        };
+        let client = identity.client().clone();
+        let body = body::read(body)
+            .await
+            .map_err(|problem| Failure::client_body(client.clone(), problem))?;
+        blocking(move || self.perform(peer, route, &identity, &body))
+            .await
+            .map_err(|failure| failure.of_client(client))
+    }
+
+    /// Who asks, if it may ask for this at all.
+    fn admit(&self, peer: Peer, route: Option<Route>) -> Result<(Route, Identity), Failure> {
+        let stranger = |why: &str| Failure::Stranger(why.to_owned());
+        let hash = peer
+            .key_hash
+            .ok_or_else(|| stranger("no client certificate"))?;
+        let identity = self
+            .service
+            .identify(&FixedBytes(hash))
+            .map_err(Failure::from)?
+            .ok_or_else(|| stranger("unknown client key"))?;
+        let name = identity.client();
+        let role = identity.role();
+        match route {
+            None => Err(stranger(&format!(
+                "client '{name}', {role:?} key: no such endpoint"
+            ))),
+            Some(route) if !route.is_for(&identity) => Err(stranger(&format!(
+                "client '{name}': the {role:?} key is not for this endpoint, or was revoked"
+            ))),
+            Some(route) => Ok((route, identity)),
+        }
+    }
+
+    fn perform(
+        &self,
+        peer: Peer,
+        route: Route,
+        identity: &Identity,
+        body: &[u8],
+    ) -> Result<Vec<u8>, Failure> {
+        let (service, ip) = (&self.service, peer.address.ip());
+        let invalid = |problem| Failure::client_body(identity.client().clone(), problem);
+        match route {
+            Route::Release => {
+                let request: ReleaseRequest = body::parse(body).map_err(invalid)?;
+                let answer = service.release(identity, ip, &request)?;
+                log_verdicts(identity.client(), peer, &answer);
+                json(&answer)
+            }
+            Route::Proof => {
+                let request: ReleaseRequest = body::parse(body).map_err(invalid)?;
+                json(&service.proof(identity, ip, &request)?)
+            }
+            Route::Register => {
+                let request: VolumeRequest = body::parse(body).map_err(invalid)?;
+                let answer = service.register(identity, ip, &request)?;
+                log::info!(
+                    "client '{}' registered volume '{}' from {ip}",
+                    identity.client(),
+                    request.volume
+                );
+                json(&answer)
+            }
+            Route::Report => {
+                let report: BootReport = body::parse(body).map_err(invalid)?;
+                service.report(identity, ip, &report)?;
+                json(&Done::default())
+            }
+            Route::Retire(volume) => {
+                body::expect_none(body).map_err(invalid)?;
+                service.retire(identity, ip, volume)?;
+                log::info!(
+                    "client '{}' gave up volume '{volume}' from {ip}",
+                    identity.client()
+                );
+                json(&Done::default())
+            }
+            Route::Status => {
+                body::expect_none(body).map_err(invalid)?;
+                json(&service.status(identity)?)
+            }
+            Route::Join => Err(Failure::Stranger("join is not for known keys".to_owned())),
+        }
+    }
+}
+
+impl std::fmt::Debug for Api {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Api")
+    }
+}
+
+fn log_verdicts(client: &ClientName, peer: Peer, answer: &ReleaseAnswer) {
+    for verdict in &answer.verdicts {
+        let what = match &verdict.verdict {
+            Verdict::Released { .. } => "released".to_owned(),
+            Verdict::Pending { id, .. } => format!("waits for a person: request {}", id.as_str()),
+            Verdict::Denied { reason, .. } => format!("denied: {}", reason.as_str()),
+            Verdict::Destroyed => "destroyed".to_owned(),
+        };
+        log::info!(
+            "client '{client}' asked for volume '{}' from {}: {what}",
+            verdict.volume,
+            peer.address.ip()
+        );
+    }
+}
+
+fn json(body: &impl Serialize) -> Result<Vec<u8>, Failure> {
+    serde_json::to_vec(body).map_err(|error| Failure::server(&error))
+}
+
+/// Runs what waits for the disk on a thread where waiting is allowed.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(Failure::server(&error)))
+}

@@ -1,0 +1,202 @@
+//! The one mapping from what went wrong to what the peer hears and what the log says.
+
+use std::net::SocketAddr;
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::{Response, StatusCode};
+use latchkey_protocol::ClientName;
+use latchkey_protocol::wire::{ErrorAnswer, Text, Version};
+
+use super::REFUSED;
+use super::body::BodyProblem;
+use crate::logging::chain;
+use crate::sealed::RecordError;
+use crate::service::ServiceError;
+use crate::service::join::JoinError;
+
+/// Seconds after which an agent may try again when the server had a problem of its own.
+const RETRY_SECONDS: u32 = 5;
+
+/// A request that was not done.
+#[derive(Debug)]
+pub enum Failure {
+    /// The peer is nobody, or nobody to this endpoint: it hears nothing, the log has the reason.
+    Stranger(String),
+    /// The peer may be told what is wrong.
+    Told(Told),
+    /// The server has a problem, for the log alone.
+    Server {
+        /// What the peer gets.
+        status: StatusCode,
+        /// For the log.
+        reason: String,
+    },
+}
+
+/// A failure that the peer hears of.
+#[derive(Debug)]
+pub struct Told {
+    status: StatusCode,
+    text: String,
+    retry_after: Option<u32>,
+    client: Option<ClientName>,
+    log: String,
+}
+
+impl Failure {
+    /// What a stranger sent was wrong.
+    pub fn stranger_body(problem: BodyProblem) -> Self {
+        Self::Stranger(problem.for_log())
+    }
+
+    /// What a known client sent was wrong.
+    pub fn client_body(client: ClientName, problem: BodyProblem) -> Self {
+        let status = match problem {
+            BodyProblem::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            BodyProblem::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            _ => StatusCode::BAD_REQUEST,
+        };
+        Self::Told(Told {
+            status,
+            text: problem.to_string(),
+            retry_after: None,
+            client: Some(client),
+            log: problem.for_log(),
+        })
+    }
+
+    /// A problem of ours that will not pass by itself.
+    pub fn server(error: &dyn std::error::Error) -> Self {
+        Self::Server {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            reason: chain(error),
+        }
+    }
+
+    /// The same, with the client named in the log.
+    pub fn of_client(self, client: ClientName) -> Self {
+        match self {
+            Self::Told(told) => Self::Told(Told {
+                client: Some(client),
+                ..told
+            }),
+            Self::Stranger(reason) => Self::Stranger(format!("client '{client}': {reason}")),
+            server @ Self::Server { .. } => server,
+        }
+    }
+
+    fn told(status: StatusCode, text: &dyn std::fmt::Display) -> Self {
+        let text = text.to_string();
+        Self::Told(Told {
+            status,
+            log: text.replace('\n', "; "),
+            text,
+            retry_after: None,
+            client: None,
+        })
+    }
+
+    /// Writes it down, once.
+    pub fn log(&self, peer: SocketAddr, what: &str) {
+        match self {
+            Self::Stranger(reason) => log::debug!("{what} from {peer}: refused: {reason}"),
+            Self::Told(told) => {
+                let who = told.client.as_ref().map_or_else(
+                    || "holder of a join token".to_owned(),
+                    |client| format!("client '{client}'"),
+                );
+                log::warn!(
+                    "{what} from {peer}, {who}: {}: {}",
+                    told.status.as_u16(),
+                    told.log
+                );
+            }
+            Self::Server { status, reason } => {
+                log::error!("{what} from {peer}: {}: {reason}", status.as_u16());
+            }
+        }
+    }
+
+    /// What the peer gets.
+    pub fn into_response(self) -> Response<Full<Bytes>> {
+        let (status, text, retry_after) = match self {
+            Self::Stranger(_) => (StatusCode::FORBIDDEN, REFUSED.to_owned(), None),
+            Self::Told(told) => (told.status, told.text, told.retry_after),
+            Self::Server { status, .. } => (
+                status,
+                "the key server has a problem, see its log".to_owned(),
+                Some(RETRY_SECONDS),
+            ),
+        };
+        let body = serde_json::to_vec(&ErrorAnswer {
+            version: Version::default(),
+            error: Text::cut(&text),
+        });
+        response(status, body.unwrap_or_default(), retry_after)
+    }
+}
+
+impl From<RecordError> for Failure {
+    fn from(error: RecordError) -> Self {
+        let status = match error {
+            RecordError::Store(_) | RecordError::Contention | RecordError::Secret(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::Server {
+            status,
+            reason: chain(&error),
+        }
+    }
+}
+
+impl From<ServiceError> for Failure {
+    fn from(error: ServiceError) -> Self {
+        match error {
+            ServiceError::Refused(refusal) => Self::Stranger(refusal.to_string()),
+            ServiceError::Invalid(text) => Self::told(StatusCode::BAD_REQUEST, &text),
+            ServiceError::Destroyed => Self::told(StatusCode::GONE, &error),
+            ServiceError::TooMany { retry_after } => {
+                let mut failure = Self::told(StatusCode::TOO_MANY_REQUESTS, &error);
+                if let Self::Told(told) = &mut failure {
+                    told.retry_after = Some(retry_after);
+                }
+                failure
+            }
+            ServiceError::Record(error) => error.into(),
+        }
+    }
+}
+
+impl From<JoinError> for Failure {
+    fn from(error: JoinError) -> Self {
+        match error {
+            JoinError::Unknown => Self::Stranger("unknown join token".to_owned()),
+            JoinError::Expired(_) | JoinError::Withdrawn(_) | JoinError::Used(_) => {
+                Self::told(StatusCode::FORBIDDEN, &error)
+            }
+            JoinError::SameKey => Self::told(StatusCode::BAD_REQUEST, &error),
+            JoinError::KeyTaken => Self::told(StatusCode::CONFLICT, &error),
+            JoinError::Record(error) => error.into(),
+        }
+    }
+}
+
+/// A JSON answer.
+pub fn response(
+    status: StatusCode,
+    json: Vec<u8>,
+    retry_after: Option<u32>,
+) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(json)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(seconds) = retry_after {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}

@@ -1,0 +1,96 @@
+//! Which endpoint a request is for, and which key may use it.
+
+use hyper::{Method, Uri};
+use latchkey_protocol::VolumeId;
+use latchkey_protocol::wire;
+
+use crate::records::Role;
+use crate::service::Identity;
+
+/// An endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// `POST /v1/join`.
+    Join,
+    /// `POST /v1/release`.
+    Release,
+    /// `POST /v1/proof`.
+    Proof,
+    /// `POST /v1/volumes`.
+    Register,
+    /// `DELETE /v1/volumes/ID`.
+    Retire(VolumeId),
+    /// `POST /v1/report`.
+    Report,
+    /// `GET /v1/status`.
+    Status,
+}
+
+impl Route {
+    /// The endpoint of a request line, in its one spelling: no query, no trailing slash, no escapes.
+    pub fn of(method: &Method, uri: &Uri) -> Option<Self> {
+        if uri.query().is_some() {
+            return None;
+        }
+        match (method, uri.path()) {
+            (&Method::POST, wire::JOIN) => Some(Self::Join),
+            (&Method::POST, wire::RELEASE) => Some(Self::Release),
+            (&Method::POST, wire::PROOF) => Some(Self::Proof),
+            (&Method::POST, wire::VOLUMES) => Some(Self::Register),
+            (&Method::POST, wire::REPORT) => Some(Self::Report),
+            (&Method::GET, wire::STATUS) => Some(Self::Status),
+            (&Method::DELETE, path) => path
+                .strip_prefix(wire::VOLUMES)?
+                .strip_prefix('/')?
+                .parse()
+                .ok()
+                .map(Self::Retire),
+            _ => None,
+        }
+    }
+
+    /// Whether this key may use it. The boot key asks for releases and nothing else, even when it was revoked (to
+    /// hear that); the host key does all else, until it is revoked.
+    pub fn is_for(self, identity: &Identity) -> bool {
+        match (self, identity.role()) {
+            (Self::Join, _) => false,
+            (Self::Release, role) => role == Role::Boot,
+            (_, role) => role == Role::Host && !identity.is_revoked(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_have_one_spelling() {
+        let id = "01234567-89ab-4cde-8f01-23456789abcd";
+        let volume = format!("/v1/volumes/{id}");
+        for (method, uri, expected) in [
+            (Method::POST, "/v1/join", Some(Route::Join)),
+            (Method::POST, "/v1/release", Some(Route::Release)),
+            (Method::GET, "/v1/status", Some(Route::Status)),
+            (
+                Method::DELETE,
+                &volume,
+                Some(Route::Retire(id.parse().unwrap())),
+            ),
+            (Method::GET, "/v1/join", None),
+            (Method::POST, "/v1/join/", None),
+            (Method::POST, "/v1/join?x", None),
+            (Method::POST, "/v1/../v1/join", None),
+            (Method::POST, "/v1/%6aoin", None),
+            (Method::DELETE, "/v1/volumes", None),
+            (Method::DELETE, "/v1/volumes/", None),
+            (Method::DELETE, "/v1/volumes/x", None),
+            (Method::DELETE, "/v1/volumesx", None),
+            (Method::POST, "/", None),
+            (Method::POST, "http://a/v1/join", Some(Route::Join)),
+        ] {
+            let uri = uri.parse().unwrap();
+            assert_eq!(Route::of(&method, &uri), expected, "{method} {uri}");
+        }
+    }
+}

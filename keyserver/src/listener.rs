@@ -1,0 +1,201 @@
+//! Accepts connections and gives each a TLS session and one HTTP request, with a deadline for every step.
+//!
+//! Against whoever reaches the port: a cap on open connections in all and for each address, so that slow or idle
+//! peers of one network cannot keep the others out; limits on headers; and no step that waits for ever.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use crate::admission::{Admission, Admitted};
+use crate::ca;
+use crate::http::{Api, Peer};
+
+/// From the first byte to a finished TLS handshake.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+/// Until the headers of the request are complete.
+const HEADER_LIMIT: Duration = Duration::from_secs(5);
+/// The whole connection, the answer included.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(30);
+/// Pause after the system had no descriptor or memory for a connection: neither spin nor stop.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(200);
+/// Bytes of buffer for a request's head; hyper reads the body through the same buffer.
+const BUFFER_LIMIT: usize = 16 * 1024;
+const HEADERS_LIMIT: usize = 32;
+
+/// What every connection needs.
+#[derive(Debug)]
+pub struct Shared {
+    /// TLS settings.
+    pub tls: Arc<ServerConfig>,
+    /// Answers requests.
+    pub api: Arc<Api>,
+    /// Who may connect now.
+    pub admission: Admission,
+    running: Arc<Semaphore>,
+}
+
+const RUNNING_LIMIT: u32 = 1 << 20;
+
+impl Shared {
+    /// Shared state with no connection open.
+    pub fn new(tls: Arc<ServerConfig>, api: Arc<Api>, admission: Admission) -> Self {
+        Self {
+            tls,
+            api,
+            admission,
+            running: Arc::new(Semaphore::new(RUNNING_LIMIT as usize)),
+        }
+    }
+
+    /// Waits until no connection is open, at most `limit`; whether that came true.
+    pub async fn drained(&self, limit: Duration) -> bool {
+        timeout(limit, self.running.acquire_many(RUNNING_LIMIT))
+            .await
+            .is_ok()
+    }
+}
+
+/// Listens on `address`. Where the kernel has no IPv6, `[::]` means all of IPv4.
+///
+/// # Errors
+/// bind(2)'s.
+pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(error)
+            if error.raw_os_error() == Some(nix::errno::Errno::EAFNOSUPPORT as i32)
+                && address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) =>
+        {
+            TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        result => result,
+    }
+}
+
+/// Accepts connections until `stop` says true.
+pub async fn serve(listener: TcpListener, shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stopped(&mut stop) => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                pause_if_exhausted(&error).await;
+                continue;
+            }
+        };
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        let Some(admitted) = shared.admission.admit(address.ip()) else {
+            log::debug!("too many open connections, closed the one from {address}");
+            continue;
+        };
+        let Ok(permit) = Arc::clone(&shared.running).try_acquire_owned() else {
+            continue;
+        };
+        let connection = Connection {
+            shared: Arc::clone(&shared),
+            address,
+            begun: Arc::new(AtomicBool::new(false)),
+            _admitted: admitted,
+            _running: permit,
+        };
+        tokio::spawn(connection.run(stream, stop.clone()));
+    }
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // A sender that went away means the same as true.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+async fn pause_if_exhausted(error: &std::io::Error) {
+    use nix::errno::Errno;
+    let exhausted = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(*errno as i32));
+    if exhausted {
+        log::warn!("failed to accept a connection, pausing: {error}");
+        tokio::time::sleep(EXHAUSTED_PAUSE).await;
+    } else {
+        // The peer was gone before it was accepted, and the like (accept(2)).
+        log::debug!("failed to accept a connection: {error}");
+    }
+}
+
+struct Connection {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    /// Whether a request has arrived: such a connection is finished even when the server stops.
+    begun: Arc<AtomicBool>,
+    _admitted: Admitted,
+    _running: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    async fn run(self, stream: TcpStream, mut stop: watch::Receiver<bool>) {
+        let address = self.address;
+        let begun = Arc::clone(&self.begun);
+        let work = timeout(CONNECTION_LIMIT, self.serve(stream));
+        tokio::pin!(work);
+        let result = tokio::select! {
+            result = &mut work => result,
+            () = stopped(&mut stop) => {
+                if !begun.load(Ordering::Acquire) {
+                    return;
+                }
+                work.await
+            }
+        };
+        match result {
+            Ok(Ok(())) => {}
+            Ok(Err(problem)) => log::debug!("connection from {address}: {problem}"),
+            Err(_) => log::debug!(
+                "connection from {address}: closed after {} s",
+                CONNECTION_LIMIT.as_secs()
+            ),
+        }
+    }
+
+    async fn serve(self, stream: TcpStream) -> Result<(), String> {
+        let _ = stream.set_nodelay(true);
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.shared.tls));
+        let stream = timeout(HANDSHAKE_LIMIT, acceptor.accept(stream))
+            .await
+            .map_err(|_| "no TLS handshake in time".to_owned())?
+            .map_err(|error| format!("TLS handshake failed: {error}"))?;
+        let certificates = stream.get_ref().1.peer_certificates();
+        let peer = Peer {
+            address: self.address,
+            key_hash: certificates
+                .and_then(<[_]>::first)
+                .and_then(|certificate| ca::key_hash(certificate)),
+        };
+        let service = service_fn(|request| {
+            self.begun.store(true, Ordering::Release);
+            let api = Arc::clone(&self.shared.api);
+            async move { Ok::<_, std::convert::Infallible>(api.answer(peer, request).await) }
+        });
+        hyper::server::conn::http1::Builder::new()
+            // Without a timer hyper has no header timeout.
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_LIMIT)
+            .keep_alive(false)
+            .max_buf_size(BUFFER_LIMIT)
+            .max_headers(HEADERS_LIMIT)
+            .serve_connection(TokioIo::new(stream), service)
+            .await
+            .map_err(|error| format!("HTTP failed: {}", crate::logging::chain(&error)))
+    }
+}
