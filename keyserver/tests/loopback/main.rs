@@ -1,0 +1,15 @@
+//! The real `latchkeyd` on loopback, spoken to over real TLS, and its commands.
+
+// Helpers that are no test functions of their own unwrap as well: a panic is how a test fails.
+#![allow(clippy::unwrap_used)]
+
+mod commands;
+mod joining;
+mod lifecycle;
+mod machine;
+mod releases;
+mod server;
+mod strangers;
+mod transport;
+mod volumes;
+mod wire;
