@@ -8,6 +8,7 @@ SHELL   := /bin/bash -eu -o pipefail
 
 .PHONY: all help deps build-deps native dist measure test lint unit boot demo install uninstall clean
 .DEFAULT_GOAL := all
+.NOTPARALLEL:
 
 all: dist ## build everything that is installed, into dist/
 
@@ -43,18 +44,18 @@ dist: native ## build the stripped binaries dist/latchkey and dist/latchkeyd, ch
 
 test: deps native lint unit boot ## everything: format, lints, unit, property, conformance, loopback and boot tests
 
-lint: native
+lint: native ## format, lints, shell scripts
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	shellcheck native/build native/deps native/measure .ci/run
 	cd initramfs-tools-hook && shellcheck -s dash -e SC1091 \
 		hooks/* etc-hooks/* conf-hooks.d/* scripts/*/latchkey scripts/latchkey-* tests/*.sh
 
-unit: native
+unit: native ## all tests that need no machine
 	cargo test --locked --workspace
 	for script in initramfs-tools-hook/tests/*.sh; do $$script; done
 
-boot: native dist
+boot: native dist ## the boot tests alone
 	cargo test --locked --package latchkey-tests --test boot -- --ignored
 
 demo: deps dist ## boot a machine with an encrypted root that opens by itself, and again with the key server away
@@ -83,16 +84,20 @@ installed     := \
 	$(foreach page,$(pages),$(MAN)/man$(subst .,,$(suffix $(page)))/$(page)) \
 	$(addprefix $(DOC)/,$(papers))
 
+# One script or unit to its place, told where the programs are. Links stay links, scripts stay executable.
+place = install -d "$$(dirname $(2))"; rm -f $(2); \
+	if [ -L $(1) ]; then cp -P $(1) $(2); else \
+		sed 's|/usr/\(s\?bin/latchkey\)|$(PREFIX)/\1|g' $(1) >$(2); \
+		if [ -x $(1) ]; then chmod 755 $(2); else chmod 644 $(2); fi; \
+	fi
+
 # Installs what dist/ holds, so that root need not build; only where there is nothing yet, it is built.
 install: $(if $(and $(wildcard dist/latchkey),$(wildcard dist/latchkeyd)),,dist) ## put everything in place
 	install -D -m 755 dist/latchkey $(DESTDIR)$(PREFIX)/bin/latchkey
 	install -D -m 755 dist/latchkeyd $(DESTDIR)$(PREFIX)/sbin/latchkeyd
-	for file in $(hooks); do \
-		mode=644; [ ! -x initramfs-tools-hook/$$file ] || mode=755; \
-		install -D -m $$mode initramfs-tools-hook/$$file $(TOOLS)/$$file; \
-	done
-	for file in $(admin_hooks); do install -D -m 755 initramfs-tools-hook/etc-hooks/$$file $(HOOKS)/$$file; done
-	for file in $(units); do mkdir -p $$(dirname $(UNITS)/$$file); cp -dT --preserve=mode systemd/$$file $(UNITS)/$$file; done
+	for file in $(hooks); do $(call place,initramfs-tools-hook/$$file,$(TOOLS)/$$file); done
+	for file in $(admin_hooks); do $(call place,initramfs-tools-hook/etc-hooks/$$file,$(HOOKS)/$$file); done
+	for file in $(units); do $(call place,systemd/$$file,$(UNITS)/$$file); done
 	for page in $(pages); do install -D -m 644 docs/man/$$page $(MAN)/man$${page##*.}/$$page; done
 	for file in $(papers); do install -D -m 644 $$file $(DOC)/$$file; done
 	$(reload)
