@@ -67,20 +67,22 @@ demo: deps dist ## boot a machine with an encrypted root that opens by itself, a
 TOOLS   := $(DESTDIR)/usr/share/initramfs-tools
 HOOKS   := $(DESTDIR)/etc/initramfs-tools/hooks
 UNITS   := $(DESTDIR)$(PREFIX)/lib/systemd/system
+USERS   := $(DESTDIR)$(PREFIX)/lib/sysusers.d
 MAN     := $(DESTDIR)$(PREFIX)/share/man
 DOC     := $(DESTDIR)$(PREFIX)/share/doc/latchkey
 
 hooks         := $(patsubst initramfs-tools-hook/%,%,$(shell find \
 	initramfs-tools-hook/hooks initramfs-tools-hook/scripts initramfs-tools-hook/conf-hooks.d -type f))
 admin_hooks   := $(notdir $(wildcard initramfs-tools-hook/etc-hooks/*))
-units         := $(shell find systemd \( -type f -o -type l \) ! -name '*.md' -printf '%P\n' 2>/dev/null)
+units         := $(shell find systemd \( -type f -o -type l \) ! -name '*.md' ! -path '*/sysusers.d/*' -printf '%P\n' 2>/dev/null)
+users         := $(notdir $(wildcard systemd/sysusers.d/*.conf))
 pages         := $(notdir $(wildcard docs/man/*.[1-9]))
 papers        := $(wildcard LICENSE LICENSE-* README.md CHANGELOG.md)
 installed     := \
 	$(DESTDIR)$(PREFIX)/bin/latchkey $(DESTDIR)$(PREFIX)/sbin/latchkeyd \
 	$(addprefix $(TOOLS)/,$(hooks)) \
 	$(addprefix $(HOOKS)/,$(admin_hooks)) \
-	$(addprefix $(UNITS)/,$(units)) \
+	$(addprefix $(UNITS)/,$(units)) $(addprefix $(USERS)/,$(users)) \
 	$(foreach page,$(pages),$(MAN)/man$(subst .,,$(suffix $(page)))/$(page)) \
 	$(addprefix $(DOC)/,$(papers))
 
@@ -98,6 +100,7 @@ install: $(if $(and $(wildcard dist/latchkey),$(wildcard dist/latchkeyd)),,dist)
 	for file in $(hooks); do $(call place,initramfs-tools-hook/$$file,$(TOOLS)/$$file); done
 	for file in $(admin_hooks); do $(call place,initramfs-tools-hook/etc-hooks/$$file,$(HOOKS)/$$file); done
 	for file in $(units); do $(call place,systemd/$$file,$(UNITS)/$$file); done
+	for file in $(users); do install -D -m 644 systemd/sysusers.d/$$file $(USERS)/$$file; done
 	for page in $(pages); do install -D -m 644 docs/man/$$page $(MAN)/man$${page##*.}/$$page; done
 	for file in $(papers); do install -D -m 644 $$file $(DOC)/$$file; done
 	$(reload)
@@ -108,7 +111,7 @@ uninstall: ## remove what install put in place; keys, settings and stores stay
 	$(reload)
 
 # Only for the running system: a package or an image being built has no manager to tell.
-reload = $(if $(DESTDIR),,@if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi)
+reload = $(if $(DESTDIR),,@if [ -d /run/systemd/system ]; then systemd-sysusers; systemctl daemon-reload; fi)
 
 clean: ## remove everything that was built; downloaded sources stay in .cache/
 	cargo clean
