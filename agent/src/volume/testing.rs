@@ -20,6 +20,12 @@ use super::{context, keyslots, tokens};
 /// What a person types at the volumes below.
 pub(crate) const PASSPHRASE: &str = "correct horse";
 
+/// Bytes of each of the two metadata areas that libcryptsetup makes, of the binary header in front of the JSON, and
+/// where in it the checksum stands (LUKS2 on-disk format, 2.1).
+const METADATA: usize = 0x4000;
+const BINARY: usize = 4096;
+const CHECKSUM: std::ops::Range<usize> = 448..512;
+
 /// A file with a LUKS header; keyslot 0 opens with [`PASSPHRASE`].
 pub(crate) struct Volume {
     file: tempfile::NamedTempFile,
@@ -92,30 +98,52 @@ impl Volume {
 
     /// Writes a header as an attacker would: with `edit` applied to its JSON, checksums made anew.
     pub(crate) fn forge(&self, edit: impl FnOnce(&mut Value)) {
-        const JSON: usize = 4096;
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .open(self.path())
-            .unwrap();
-        let mut binary = [0; 16];
-        file.read_exact_at(&mut binary, 0).unwrap();
-        let size = u64::from_be_bytes(binary[8..].try_into().unwrap());
-        let mut header = vec![0; usize::try_from(size).unwrap()];
-        file.read_exact_at(&mut header, 0).unwrap();
-        let end = header[JSON..].iter().position(|byte| *byte == 0).unwrap();
-        let mut json: Value = serde_json::from_slice(&header[JSON..JSON + end]).unwrap();
+        let mut json: Value = serde_json::from_str(&self.json()).unwrap();
         edit(&mut json);
-        let text = json.to_string();
-        for offset in [0, size] {
-            file.read_exact_at(&mut header, offset).unwrap();
-            header[JSON..].fill(0);
-            header[JSON..JSON + text.len()].copy_from_slice(text.as_bytes());
-            header[448..512].fill(0);
+        self.forge_copies(&json.to_string(), |_, _| {});
+    }
+
+    /// The JSON of the primary header, as it is written.
+    pub(crate) fn json(&self) -> String {
+        let header = self.header(0);
+        let json = header[BINARY..].split(|byte| *byte == 0).next().unwrap();
+        String::from_utf8(json.to_vec()).unwrap()
+    }
+
+    /// Writes both copies of the header with another JSON; `edit` gets each copy's number and binary header before
+    /// its checksum is made.
+    pub(crate) fn forge_copies(&self, json: &str, edit: impl Fn(usize, &mut [u8])) {
+        let file = File::options().write(true).open(self.path()).unwrap();
+        for copy in [0, 1] {
+            let mut header = self.header(copy);
+            header[BINARY..].fill(0);
+            header[BINARY..BINARY + json.len()].copy_from_slice(json.as_bytes());
+            header[CHECKSUM].fill(0);
+            edit(copy, &mut header);
             let checksum = Sha256::digest(&header);
-            header[448..480].copy_from_slice(&checksum);
-            file.write_all_at(&header, offset).unwrap();
+            header[CHECKSUM.start..CHECKSUM.start + 32].copy_from_slice(&checksum);
+            file.write_all_at(&header, (copy * METADATA) as u64)
+                .unwrap();
         }
+    }
+
+    /// Both metadata areas.
+    pub(crate) fn metadata(&self) -> Vec<u8> {
+        [self.header(0), self.header(1)].concat()
+    }
+
+    /// Writes back what [`Volume::metadata`] gave.
+    pub(crate) fn restore(&self, metadata: &[u8]) {
+        let file = File::options().write(true).open(self.path()).unwrap();
+        file.write_all_at(metadata, 0).unwrap();
+    }
+
+    fn header(&self, copy: usize) -> Vec<u8> {
+        let mut header = vec![0; METADATA];
+        let file = File::open(self.path()).unwrap();
+        file.read_exact_at(&mut header, (copy * METADATA) as u64)
+            .unwrap();
+        header
     }
 
     /// Overwrites bytes of the device.

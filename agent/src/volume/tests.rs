@@ -167,6 +167,87 @@ fn a_forged_header_on_the_device_is_refused_before_anything_costly() {
     );
 }
 
+/// What a forger writes below the JSON: binary headers, and JSON that two parsers read differently.
+#[test]
+fn a_forged_binary_header_opens_nothing() {
+    let bound = Volume::luks2().bind();
+    let metadata = bound.volume.metadata();
+    let json = bound.volume.json();
+    let deep = format!("{}1{}", "[".repeat(1000), "]".repeat(1000));
+    type Edit = fn(usize, &mut [u8]);
+    let cases: [(&str, String, Edit); 9] = [
+        ("no JSON", String::new(), |_, _| {}),
+        ("cut JSON", json[..json.len() - 1].to_owned(), |_, _| {}),
+        (
+            "deep JSON",
+            json.replacen('{', &format!("{{\"a\":{deep},"), 1),
+            |_, _| {},
+        ),
+        (
+            "huge number",
+            json.replace("\"sector_size\":", "\"sector_size\":1e999,\"x\":"),
+            |_, _| {},
+        ),
+        ("LUKS1", json.clone(), |_, h| h[7] = 1),
+        ("other magic", json.clone(), |_, h| {
+            h[..8].copy_from_slice(b"-FVE-FS-")
+        }),
+        ("size", json.clone(), |_, h| {
+            h[8..16].copy_from_slice(&0x40_0000_u64.to_be_bytes())
+        }),
+        ("no checksum", json.clone(), |_, h| {
+            h[72..104].copy_from_slice(&[b'x'; 32])
+        }),
+        ("endless UUID", json.clone(), |_, h| h[168..208].fill(b'a')),
+    ];
+    for (name, json, edit) in cases {
+        bound.volume.forge_copies(&json, edit);
+        let result = check(&bound);
+        let refused = matches!(result, Err(OpenError::Header(_) | OpenError::Gate { .. }));
+        assert!(refused, "{name}: {result:?}");
+        bound.volume.restore(&metadata);
+        check(&bound).unwrap();
+    }
+}
+
+#[test]
+fn of_two_copies_the_one_that_is_used_is_checked() {
+    let bound = Volume::luks2().bind();
+    let good = bound.volume.json();
+    let null = good.replace(
+        "\"encryption\":\"aes-xts-plain64\",\"sector_size\"",
+        "\"encryption\":\"cipher_null-ecb\",\"sector_size\"",
+    );
+    assert_ne!(good, null);
+    // Sequence numbers decide; the second copy says that it is newer.
+    bound.volume.forge_copies(&good, |copy, header| {
+        if copy == 1 {
+            header[16..24].copy_from_slice(&u64::MAX.to_be_bytes());
+            let at = header
+                .windows(15)
+                .rposition(|w| w == b"aes-xts-plain64")
+                .unwrap();
+            header[at..at + 15].copy_from_slice(b"cipher_null-ecb");
+        }
+    });
+    assert_refused(&bound, &GateError::NullCipher);
+
+    // Which of two equal names counts is the parser's affair: what it took is what is checked and opened.
+    let twice = good.replacen(
+        "\"segments\":",
+        "\"segments\":{\"0\":{\"type\":\"crypt\",\"offset\":\"16777216\",\"size\":\"dynamic\",\
+         \"iv_tweak\":\"0\",\"encryption\":\"cipher_null-ecb\",\"sector_size\":512}},\"segments\":",
+        1,
+    );
+    bound.volume.forge_copies(&twice, |_, _| {});
+    let header = HeaderCopy::read(bound.volume.path()).unwrap();
+    let cipher = header.json()["segments"]["0"]["encryption"].clone();
+    match check(&bound) {
+        Ok(()) => assert_eq!(cipher, "aes-xts-plain64"),
+        Err(_) => assert_refused(&bound, &GateError::NullCipher),
+    }
+}
+
 #[test]
 fn a_reencryption_is_left_to_cryptsetup() {
     use libcryptsetup_rs::consts::flags::{CryptReencrypt, CryptVolumeKey};
