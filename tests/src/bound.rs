@@ -56,6 +56,8 @@ pub struct Bound {
     pub boot: BootFiles,
     /// What `bind` printed.
     pub transcript: String,
+    /// The machine's boot key in PEM, to be looked for where it must not be.
+    pub boot_key: String,
 }
 
 /// The bound machine from the cache; made first if it is not there. The calling thread should be in a network of
@@ -71,17 +73,20 @@ pub fn bound(guest: &Guest, product: &Product) -> Result<Bound, BoundError> {
         build(guest, product, folder)
     })?;
     let transcript = folder.join(TRANSCRIPT);
+    let boot_key = folder.join(BOOT_KEY);
     Ok(Bound {
         disk: folder.join(DISK),
         server: folder.join(SERVER),
         boot: BootFiles::in_folder(&folder),
         transcript: fs::read_to_string(&transcript).map_err(at(&transcript))?,
+        boot_key: fs::read_to_string(&boot_key).map_err(at(&boot_key))?,
     })
 }
 
 const DISK: &str = "disk.qcow2";
 const SERVER: &str = "server";
 const TRANSCRIPT: &str = "transcript";
+const BOOT_KEY: &str = "boot.key";
 
 fn build(guest: &Guest, product: &Product, folder: &Path) -> Result<(), BoundError> {
     eprintln!("joining and binding the guest (once for each build of latchkey)");
@@ -99,7 +104,11 @@ fn build(guest: &Guest, product: &Product, folder: &Path) -> Result<(), BoundErr
     machine.answer(guest::PROMPT, guest::PASSPHRASE)?;
     machine.up()?;
     let transcript = join_and_bind(&mut machine, &server)?;
+    let boot_key = machine.check("cat /etc/latchkey/servers/*/boot.key")?;
     machine.power_off()?;
+
+    let boot_key_file = folder.join(BOOT_KEY);
+    fs::write(&boot_key_file, boot_key).map_err(at(&boot_key_file))?;
 
     let transcript_file = folder.join(TRANSCRIPT);
     fs::write(&transcript_file, transcript).map_err(at(&transcript_file))?;

@@ -14,7 +14,7 @@ const MIB: u64 = 1 << 20;
 /// Where the first partition starts; the boot loader's core image must end before it.
 pub(crate) const BOOT_START: u64 = MIB;
 pub(crate) const BOOT_SIZE: u64 = 256 * MIB;
-const LUKS_START: u64 = BOOT_START + BOOT_SIZE;
+pub(crate) const LUKS_START: u64 = BOOT_START + BOOT_SIZE;
 /// cryptsetup's default: two metadata areas and the keyslots.
 const LUKS_HEADER: u64 = 16 * MIB;
 const ROOT_SIZE: u64 = 1280 * MIB;

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod attack;
 pub mod bound;
 pub mod cache;
 pub mod channel;
@@ -14,6 +15,7 @@ pub mod disk;
 pub mod guest;
 pub mod keyserver;
 pub mod machine;
+pub mod memory;
 pub mod network;
 pub mod product;
 pub mod qmp;

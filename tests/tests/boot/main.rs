@@ -1,6 +1,7 @@
 //! The boot scenarios. `make boot` plays them all; `cargo test --test boot -- --ignored NAME` plays some.
 
 mod clocks;
+mod gate;
 mod off;
 mod servers;
 mod typing;
@@ -19,6 +20,7 @@ const SCENARIOS: &[&[Scenario]] = &[
     servers::SCENARIOS,
     verdicts::SCENARIOS,
     clocks::SCENARIOS,
+    gate::SCENARIOS,
 ];
 
 fn main() -> ExitCode {

@@ -1,0 +1,163 @@
+//! The gate before automatic opening: a disk that was changed, a boot that is no ordinary one. Nothing opens by
+//! itself, and the prompt still works.
+
+use std::time::Duration;
+
+use latchkey_tests::attack::{OWN_PASSPHRASE, StolenDisk};
+use latchkey_tests::bound::PORT;
+use latchkey_tests::guest::{PASSPHRASE, PROMPT};
+use latchkey_tests::keyserver::KeyServer;
+use latchkey_tests::machine::Machine;
+use latchkey_tests::memory::{self, Pattern};
+use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "T10 a null cipher in the header is not opened automatically",
+        play: null_cipher,
+    },
+    Scenario {
+        name: "T13 a raised keyslot cost is not opened automatically",
+        play: raised_cost,
+    },
+    Scenario {
+        name: "T9 a stranger's volume of the same UUID opens by typing and finds no credential",
+        play: own_volume,
+    },
+    Scenario {
+        name: "T8 a plain file system of the same UUID gets no request",
+        play: plain_file_system,
+    },
+    Scenario {
+        name: "T15 break= on the kernel line leaves only the prompt",
+        play: break_word,
+    },
+    Scenario {
+        name: "T15 init=/bin/sh on the kernel line leaves only the prompt",
+        play: init_word,
+    },
+];
+
+const LIMIT: Duration = Duration::from_secs(180);
+const OPENED: &str = "was opened automatically";
+const TYPED: &str = "'vda2_crypt' was opened by a typed passphrase";
+
+fn null_cipher(stage: &Stage) -> Outcome {
+    let disk = StolenDisk::copy_of(&stage.bound_disk()?, stage.folder())?;
+    disk.change_header(|header| header["segments"]["0"]["encryption"] = "cipher_null-ecb".into())?;
+    let (mut machine, _server) = refused(stage, disk, "null")?;
+    machine.console.type_line(PASSPHRASE)?;
+    // A root without encryption is noise: it opens, with a warning, and cannot be mounted.
+    machine.expect("WARNING: 'vda2_crypt'", LIMIT)?;
+    machine.expect(TYPED, LIMIT)?;
+    Ok(())
+}
+
+fn raised_cost(stage: &Stage) -> Outcome {
+    let disk = StolenDisk::copy_of(&stage.bound_disk()?, stage.folder())?;
+    let slot = disk.header()?["tokens"]
+        .as_object()
+        .and_then(|tokens| tokens.values().find(|token| token["type"] == "latchkey"))
+        .and_then(|token| Some(token["keyslots"][0].as_str()?.to_owned()))
+        .ok_or("the volume is not bound")?;
+    disk.change_header(|header| {
+        header["keyslots"][&slot]["kdf"]["iterations"] = 4_000_000_000_u64.into()
+    })?;
+    let (mut machine, _server) = refused(stage, disk, "iterations")?;
+    machine.console.type_line(PASSPHRASE)?;
+    machine.expect(TYPED, LIMIT)?;
+    machine.up()?;
+    machine.power_off()?;
+    Ok(())
+}
+
+fn own_volume(stage: &Stage) -> Outcome {
+    let disk = StolenDisk::copy_of(&stage.bound_disk()?, stage.folder())?;
+    let volume_key = disk.put_own_volume()?;
+    let (mut machine, _server) = refused(stage, disk, "does not open keyslot")?;
+    machine.console.type_line(OWN_PASSPHRASE)?;
+    machine.expect("WARNING: 'vda2_crypt'", LIMIT)?;
+    machine.expect(TYPED, LIMIT)?;
+    let mut patterns = Pattern::private_key(&stage.bound().boot_key);
+    let credentials = patterns.len();
+    patterns.push(Pattern::raw("volume key", &volume_key[..32]));
+    let counts = memory::count(&mut machine, stage.folder(), &patterns)?;
+    ensure(counts[credentials] > 0, || {
+        "the search finds nothing: not even the kernel's volume key".to_owned()
+    })?;
+    for (pattern, count) in patterns.iter().zip(&counts).take(credentials) {
+        ensure(*count == 0, || {
+            format!("{}: {count} copies in the stranger's RAM", pattern.name)
+        })?;
+    }
+    Ok(())
+}
+
+fn plain_file_system(stage: &Stage) -> Outcome {
+    let disk = StolenDisk::copy_of(&stage.bound_disk()?, stage.folder())?;
+    disk.put_plain_file_system()?;
+    let mut server = stage.key_server()?;
+    server.start(PORT)?;
+    let asked = server.admin(&["audit", "--json"])?;
+    let mut machine = Machine::start(&stage.bound_machine(&disk.put_back()?, "boot"))?;
+    machine.expect(PROMPT, LIMIT)?;
+    let later = server.admin(&["audit", "--json"])?;
+    ensure(asked == later, || {
+        format!("the key server was asked:\n{later}")
+    })?;
+    ensure(machine.console.count(OPENED) == 0, || {
+        "it was opened".to_owned()
+    })
+}
+
+fn break_word(stage: &Stage) -> Outcome {
+    let (mut server, mut machine) = with_words(stage, "break=bottom", "'break=bottom'")?;
+    machine.console.type_line(PASSPHRASE)?;
+    machine.expect(TYPED, LIMIT)?;
+    machine.expect("(initramfs)", LIMIT)?;
+    // In the shell: neither key nor network of ours is left.
+    machine
+        .console
+        .type_line("ls /etc/latchkey/servers/*/boot.key; echo checked-$?")?;
+    machine.expect("checked-1", LIMIT)?;
+    Ok(server.stop()?)
+}
+
+fn init_word(stage: &Stage) -> Outcome {
+    let (mut server, mut machine) = with_words(stage, "init=/bin/sh", "'init=/bin/sh'")?;
+    machine.console.type_line(PASSPHRASE)?;
+    machine.expect(TYPED, LIMIT)?;
+    machine.expect("# ", LIMIT)?;
+    Ok(server.stop()?)
+}
+
+/// A machine with a good key server and these words on its kernel line, at its prompt; it never asked.
+fn with_words(stage: &Stage, words: &str, reason: &str) -> Result<(KeyServer, Machine), Failure> {
+    let mut server = stage.key_server()?;
+    server.start(PORT)?;
+    let before = server.admin(&["audit", "--json"])?;
+    let spec = stage
+        .bound_machine(&stage.bound_disk()?, "boot")
+        .kernel_line(words);
+    let mut machine = Machine::start(&spec)?;
+    machine.expect(&format!("the kernel command line has {reason}"), LIMIT)?;
+    machine.expect(PROMPT, LIMIT)?;
+    let after = server.admin(&["audit", "--json"])?;
+    ensure(before == after, || {
+        format!("the key server was asked:\n{after}")
+    })?;
+    Ok((server, machine))
+}
+
+/// A machine with a good key server and a changed disk, after it refused to open that by itself.
+fn refused(stage: &Stage, disk: StolenDisk, reason: &str) -> Result<(Machine, KeyServer), Failure> {
+    let mut server = stage.key_server()?;
+    server.start(PORT)?;
+    let mut machine = Machine::start(&stage.bound_machine(&disk.put_back()?, "boot"))?;
+    machine.expect("is not opened automatically", LIMIT)?;
+    machine.expect(reason, LIMIT)?;
+    ensure(machine.console.count(OPENED) == 0, || {
+        "it was opened".to_owned()
+    })?;
+    Ok((machine, server))
+}
