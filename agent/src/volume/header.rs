@@ -31,6 +31,7 @@ const HEADER_LIMIT: u64 = 136 << 20;
 const AREA_LIMIT: u64 = 1 << 20;
 
 const MAGIC_PRIMARY: &[u8; 8] = b"LUKS\xba\xbe\x00\x02";
+const MAGIC_LUKS1: &[u8; 8] = b"LUKS\xba\xbe\x00\x01";
 const MAGIC_SECONDARY: &[u8; 8] = b"SKUL\xba\xbe\x00\x02";
 
 /// A LUKS2 header in memory, and the device that it was read from.
@@ -93,6 +94,10 @@ impl HeaderCopy {
         let source = File::open(device).map_err(unreadable)?;
         let mut metadata = vec![0; BINARY];
         source.read_exact_at(&mut metadata, 0).map_err(unreadable)?;
+        // A reformatted device may still hold the second copy of the LUKS2 header that it had before.
+        if metadata.starts_with(MAGIC_LUKS1) {
+            return Err(HeaderError::NotLuks2(device.to_owned()));
+        }
         let size = match primary_size(&metadata) {
             Some(size) => {
                 let rest = read_rest(&source, &mut metadata, 2 * size);

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use latchkey_protocol::envelope::{Bound, MachineSecret, Released, Token, TokenKind};
 use latchkey_protocol::ids::{Generation, ServerId, VolumeId};
@@ -28,7 +28,8 @@ const CHECKSUM: std::ops::Range<usize> = 448..512;
 
 /// A file with a LUKS header; keyslot 0 opens with [`PASSPHRASE`].
 pub(crate) struct Volume {
-    file: tempfile::NamedTempFile,
+    path: PathBuf,
+    _file: Option<tempfile::NamedTempFile>,
 }
 
 /// A volume that was bound, and all that opens it.
@@ -42,15 +43,24 @@ pub(crate) struct BoundVolume {
 
 impl Volume {
     pub(crate) fn luks2() -> Self {
-        Self::format(EncryptionFormat::Luks2)
+        Self::in_file(EncryptionFormat::Luks2)
+    }
+
+    /// Overwrites the block device at `path`.
+    pub(crate) fn luks2_on(path: &Path) -> Self {
+        Self::format(EncryptionFormat::Luks2, path);
+        Self {
+            path: path.to_owned(),
+            _file: None,
+        }
     }
 
     pub(crate) fn luks1() -> Self {
-        Self::format(EncryptionFormat::Luks1)
+        Self::in_file(EncryptionFormat::Luks1)
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.file.path()
+        &self.path
     }
 
     /// Adds a keyslot as a person would.
@@ -152,10 +162,18 @@ impl Volume {
         file.write_all_at(&vec![0; length], offset).unwrap();
     }
 
-    fn format(format: EncryptionFormat) -> Self {
+    fn in_file(format: EncryptionFormat) -> Self {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(20 << 20).unwrap();
-        let mut context = context::attached(file.path()).unwrap();
+        Self::format(format, file.path());
+        Self {
+            path: file.path().to_owned(),
+            _file: Some(file),
+        }
+    }
+
+    fn format(format: EncryptionFormat, path: &Path) {
+        let mut context = context::attached(path).unwrap();
         context.settings_handle().set_pbkdf_type(&cheap()).unwrap();
         context
             .context_handle()
@@ -171,7 +189,6 @@ impl Volume {
             .keyslot_handle()
             .add_by_key(None, None, PASSPHRASE.as_bytes(), CryptVolumeKey::empty())
             .unwrap();
-        Self { file }
     }
 }
 

@@ -636,3 +636,61 @@ fn a_device_that_is_too_short_or_missing_is_an_error_and_no_panic() {
     let error = HeaderCopy::read("/absent".as_ref()).unwrap_err();
     assert_eq!(error.to_string(), "failed to read the header of '/absent'");
 }
+
+#[test]
+fn a_luks1_header_with_the_rest_of_a_luks2_one_is_luks1() {
+    let old = Volume::luks2();
+    let new = Volume::luks1();
+    let mut metadata = new.metadata();
+    metadata[0x4000..].copy_from_slice(&old.metadata()[0x4000..]);
+    new.restore(&metadata);
+    let error = HeaderCopy::read(new.path()).unwrap_err();
+    assert!(matches!(error, HeaderError::NotLuks2(_)), "{error}");
+}
+
+/// Overwrites the block device named by `LATCHKEY_TEST_DEVICE`.
+#[test]
+#[ignore = "needs root, device-mapper and a device to overwrite"]
+fn mappings_are_made_from_the_checked_copy_and_taken_down() {
+    use super::crypttab;
+    use super::mapping::{close, mapping, mapping_on, name_is_taken};
+    let device = std::env::var_os("LATCHKEY_TEST_DEVICE").expect("LATCHKEY_TEST_DEVICE is set");
+    let device = fs::canonicalize(device).unwrap();
+    let mut bound = Volume::luks2_on(&device).bind();
+    let line = format!("latchkey-test {} none luks,discard", device.display());
+    let entry = crypttab::parse(&line).remove(0).unwrap();
+    let name = entry.name.as_str();
+    let open = |bound: &BoundVolume| {
+        open::open_automatically(&entry, &device, &bound.token, &bound.secret)
+    };
+
+    let opened = open(&bound).unwrap();
+    let found = mapping(name).unwrap();
+    assert_eq!(found.uuid.as_ref(), Some(&opened.uuid));
+    assert_eq!((found.format.as_str(), &found.device), ("LUKS2", &device));
+    assert_eq!(mapping_on(&device), Some(found));
+    assert!(fs::metadata("/dev/mapper/latchkey-test").is_ok());
+    let error = open(&bound).unwrap_err();
+    assert!(matches!(error, OpenError::AlreadyOpen(_)), "{error}");
+    fs::write("/dev/mapper/latchkey-test", b"what is written").unwrap();
+    close(name).unwrap();
+    assert_eq!(mapping(name), None);
+
+    let Bound::Luks2(facts) = &mut bound.token.bound;
+    facts.volume_key_id.0[0] ^= 1;
+    let error = open(&bound).unwrap_err();
+    assert!(matches!(error, OpenError::WrongVolumeKey { .. }), "{error}");
+    assert!(!name_is_taken(name));
+
+    // Between check and mapping the header goes away: the copy is what is opened.
+    let typed = check_passphrase(&device, &passphrase(PASSPHRASE)).unwrap();
+    bound.volume.wipe(0, 16 << 20);
+    typed.activate(&entry).unwrap();
+    let start = fs::File::open("/dev/mapper/latchkey-test").unwrap();
+    let mut read = [0; 15];
+    std::os::unix::fs::FileExt::read_exact_at(&start, &mut read, 0).unwrap();
+    assert_eq!(&read, b"what is written");
+    drop(start);
+    close(name).unwrap();
+    assert!(close(name).is_err());
+}
