@@ -235,7 +235,7 @@ fn collect(mut bytes: &[u8], options: &mut Vec<(u8, Vec<u8>)>) {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(super) mod tests {
     use dhcproto::v4::{self, DhcpOption, Message, MessageType, OptionCode};
     use dhcproto::{Decodable as _, Decoder, Encodable as _, Encoder};
 

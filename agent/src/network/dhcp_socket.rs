@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::Range;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use nix::errno::Errno;
@@ -139,19 +140,16 @@ impl DhcpSocket {
     pub async fn receive(&mut self) -> io::Result<Received<'_>> {
         loop {
             let length = self.socket.recv(&mut self.frame).await?;
-            // Taken apart twice, because a borrow cannot be both returned and given up.
-            if self.transport == Transport::Udp || decode(&self.frame[..length], self.mac).is_some()
-            {
-                let frame = &self.frame[..length];
-                let other = Received {
-                    payload: frame,
-                    from: None,
-                };
-                return Ok(if self.transport == Transport::Udp {
-                    other
-                } else {
-                    decode(frame, self.mac).unwrap_or(other)
-                });
+            let found = match self.transport {
+                Transport::Udp => Some((0..length, None)),
+                Transport::Packet => {
+                    let found = decode(&self.frame[..length], self.mac);
+                    found.map(|(payload, from)| (payload, Some(from)))
+                }
+            };
+            if let Some((payload, from)) = found {
+                let payload = &self.frame[payload];
+                return Ok(Received { payload, from });
             }
         }
     }
@@ -211,11 +209,12 @@ fn encode(ends: &Ends, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// The datagram in a frame to us from a server's port to the client's; none if it is anything else.
+/// Where the datagram lies in a frame to us from a server's port to the client's, and who sent the frame; none if
+/// it is anything else.
 ///
 /// The UDP checksum is not looked at: a virtual card may leave it to hardware that does not exist (then it is
 /// wrong in every frame), and the link has its own.
-fn decode(frame: &[u8], mac: Mac) -> Option<Received<'_>> {
+fn decode(frame: &[u8], mac: Mac) -> Option<(Range<usize>, Mac)> {
     let (ethernet, ip) = frame.split_at_checked(ETHERNET_HEADER)?;
     let to = ethernet.first_chunk::<6>()?;
     let from = Mac(ethernet.get(6..12)?.try_into().ok()?);
@@ -236,11 +235,9 @@ fn decode(frame: &[u8], mac: Mac) -> Option<Received<'_>> {
         return None;
     }
     let length = usize::from(u16::from_be_bytes([*udp.get(4)?, *udp.get(5)?]));
-    let payload = udp.get(UDP_HEADER..length)?;
-    Some(Received {
-        payload,
-        from: Some(from),
-    })
+    let start = ETHERNET_HEADER + words + UDP_HEADER;
+    let end = start + udp.get(UDP_HEADER..length)?.len();
+    Some((start..end, from))
 }
 
 fn udp_checksum(ip: &[u8], udp: &[u8]) -> u16 {
@@ -288,19 +285,12 @@ mod tests {
     fn a_frame_reads_back_as_it_was_written() {
         for payload in [&b""[..], b"odd", b"even"] {
             let frame = from_server(payload);
-            assert_eq!(
-                decode(&frame, CARD),
-                Some(Received {
-                    payload,
-                    from: Some(SERVER)
-                })
-            );
             // Padding to the smallest frame is no part of it.
             let padded = [&frame[..], &[0; 40]].concat();
-            assert_eq!(
-                decode(&padded, CARD).map(|received| received.payload),
-                Some(payload)
-            );
+            for frame in [frame, padded] {
+                let (found, from) = decode(&frame, CARD).unwrap();
+                assert_eq!((&frame[found], from), (payload, SERVER));
+            }
         }
     }
 

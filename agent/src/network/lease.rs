@@ -418,7 +418,7 @@ mod tests {
             failure_persistence: None,
             ..Config::default()
         };
-        let mut taken = 0;
+        let taken = std::cell::Cell::new(0);
         let address = prop_oneof![3 => Just([192, 0, 2, 7]), 1 => any::<[u8; 4]>()];
         TestRunner::new_with_rng(config, rng)
             .run(
@@ -434,12 +434,16 @@ mod tests {
                     let Some(lease) = Lease::from_message(&message) else {
                         return Ok(());
                     };
-                    taken += 1;
+                    taken.set(taken.get() + 1);
                     check(&lease)
                 },
             )
             .unwrap();
-        assert!(taken >= 200, "only {taken} of them were leases at all");
+        assert!(
+            taken.get() >= 200,
+            "only {} of them were leases at all",
+            taken.get()
+        );
     }
 
     fn check(lease: &Lease) -> Result<(), TestCaseError> {

@@ -224,11 +224,11 @@ impl Manager {
                     "network: waiting for a link on '{}'",
                     interface.name
                 )));
-            } else if let Some(client) = &interface.client {
-                // The answer will tell whether it is still the same network. A client that ended is replaced later.
-                let _ = client.commands.send(Command::LinkBack);
-                teller.up(interface);
             } else {
+                if let Some(client) = &interface.client {
+                    // Its answer will tell whether it is still the same network. A client that ended is replaced later.
+                    let _ = client.commands.send(Command::LinkBack);
+                }
                 teller.up(interface);
             }
         }
@@ -357,6 +357,8 @@ impl Manager {
                 interface.changes = applied.changes;
                 let resolvers = config.resolvers.clone();
                 interface.config = config;
+                // Other routes may reach what these did not: worth being told, the same address or not.
+                interface.up = None;
                 self.set_resolvers(index, resolvers, teller);
                 self.announce(index, first, teller);
             }

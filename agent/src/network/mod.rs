@@ -64,7 +64,7 @@ pub struct NetworkConfig {
 /// What became of the network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetworkEvent {
-    /// An interface can be used. Told again when its address changes.
+    /// An interface can be used. Told again when its configuration changes.
     Up {
         /// Its name.
         link: String,
