@@ -1,5 +1,6 @@
 //! `latchkey record-network`: records the running system's network for the next boot, once it is online.
 
+use std::fs;
 use std::io;
 
 use crate::files::Files;
@@ -22,7 +23,17 @@ pub enum RecordNetworkError {
 /// # Errors
 /// A variant of [`RecordNetworkError`].
 pub fn run(files: &Files) -> Result<(), RecordNetworkError> {
+    let path = files.network();
+    let before = fs::read(&path).ok();
     block_on(record::record(files.root(), &[])).map_err(RecordNetworkError::Start)??;
-    log::info!("recorded the network in '{}'", files.network().display());
+    let (changed, shown) = (before != fs::read(&path).ok(), path.display());
+    match (before, changed) {
+        (_, false) => log::info!("the network is as recorded in '{shown}'"),
+        (None, true) => log::info!("recorded the network in '{shown}'"),
+        (Some(_), true) => log::warn!(
+            "the network is not as it was recorded; the new record is in '{shown}'\n\
+             run 'update-initramfs -u -k all', else the next boot uses the old one"
+        ),
+    }
     Ok(())
 }

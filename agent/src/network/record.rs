@@ -148,7 +148,10 @@ pub async fn record(root: &Path, extra_kinds: &[String]) -> Result<Record, Recor
     };
     let mut text = serde_json::to_vec_pretty(&record).map_err(|error| failed(error.into()))?;
     text.push(b'\n');
-    files::replace(&path, &text, 0o600).map_err(failed)?;
+    // A record that says the same stays as it is: its age tells whether an image holds it.
+    if std::fs::read(&path).ok().as_ref() != Some(&text) {
+        files::replace(&path, &text, 0o600).map_err(failed)?;
+    }
     Ok(record)
 }
 
