@@ -38,7 +38,8 @@ pub struct Keyslot {
     pub memory_kib: u64,
     /// Whether a typed passphrase is tried on it.
     pub typed: bool,
-    /// Whether a latchkey token names it.
+    /// Whether a latchkey token names it and no typed passphrase is tried on it, as on every keyslot that latchkey
+    /// made: a forged token must not cost anybody a passphrase.
     pub ours: bool,
 }
 
@@ -125,13 +126,14 @@ pub enum KeyslotError {
 /// `Header`.
 pub fn list(device: &Path) -> Result<Vec<Keyslot>, KeyslotError> {
     let header = HeaderCopy::read(device)?;
-    let ours = named_by_tokens(header.json());
+    let named = named_by_tokens(header.json());
     let mut keyslots: Vec<Keyslot> = header.json()["keyslots"]
         .as_object()
         .into_iter()
         .flatten()
         .filter_map(|(slot, keyslot)| {
             let slot = slot.parse().ok()?;
+            let typed = keyslot["type"] == "luks2" && keyslot["priority"] != 0;
             Some(Keyslot {
                 slot,
                 kdf: keyslot["kdf"]["type"]
@@ -139,8 +141,8 @@ pub fn list(device: &Path) -> Result<Vec<Keyslot>, KeyslotError> {
                     .unwrap_or_default()
                     .to_owned(),
                 memory_kib: keyslot["kdf"]["memory"].as_u64().unwrap_or(0),
-                typed: keyslot["type"] == "luks2" && keyslot["priority"] != 0,
-                ours: ours.contains(&slot),
+                typed,
+                ours: !typed && named.contains(&slot),
             })
         })
         .collect();
@@ -223,7 +225,7 @@ pub fn add_keyslot(
     Ok(())
 }
 
-/// Destroys keyslot `slot` if a latchkey token names it or if it is `journalled`, the keyslot that an interrupted
+/// Destroys keyslot `slot` if it is one of ours ([`Keyslot::ours`]) or if it is `journalled`, the keyslot that an interrupted
 /// binding had written down. Tokens forget it.
 ///
 /// # Errors

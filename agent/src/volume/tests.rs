@@ -494,6 +494,19 @@ fn only_keyslots_of_latchkey_are_destroyed_and_never_the_last() {
 }
 
 #[test]
+fn a_forged_token_costs_nobody_a_passphrase() {
+    let bound = Volume::luks2().bind();
+    bound
+        .volume
+        .forge(|json| json["tokens"]["0"]["keyslots"] = json!(["0", "1"]));
+    let path = bound.volume.path();
+    let error = keyslots::destroy_keyslot(path, 0, None).unwrap_err();
+    assert!(matches!(error, KeyslotError::NotOurs { .. }), "{error}");
+    keyslots::destroy_keyslot(path, 1, None).unwrap();
+    check_passphrase(path, &passphrase(PASSPHRASE)).unwrap();
+}
+
+#[test]
 fn adding_a_keyslot_needs_a_right_passphrase_and_changes_nothing_without() {
     let volume = Volume::luks2();
     let before = keyslots::list(volume.path()).unwrap();
