@@ -105,8 +105,11 @@ fn serve(runtime: &Runtime, options: &Options, opened: &Opened) -> Result<(), Da
     ));
     runtime.block_on(async {
         let mut signals = Signals::new().map_err(DaemonError::Start)?;
-        let listeners = listen(options).await?;
+        // First: whoever finds the port open may use the socket.
         let socket = socket::bind(&config.admin_socket)?;
+        let listeners = listen(options).await.inspect_err(|_| {
+            let _ = std::fs::remove_file(&config.admin_socket);
+        })?;
         let (stop, stopped) = watch::channel(false);
         for listener in listeners {
             tokio::spawn(listener::serve(

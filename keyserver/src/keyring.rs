@@ -16,6 +16,7 @@ use crate::master_key::{MasterKey, MasterKeyError};
 use crate::sealed::{RecordError, SealedStore};
 use crate::service::Service;
 use crate::store::{SqliteStore, StoreError};
+use crate::users;
 
 const AUTHORITY: &str = "tls-authority";
 const SERVER: &str = "tls-server";
@@ -157,24 +158,30 @@ pub fn init(config: &Config) -> Result<(Opened, Steps), OpenError> {
         }
         Err(error) => return Err(error.into()),
     };
-    let authority = match stored_authority(&records)? {
+    let (authority, fresh) = match stored_authority(&records)? {
         Some(authority) => {
             steps.push("found its CA".to_owned());
-            authority
+            (authority, false)
         }
         None => {
             let authority = Authority::create()?;
             let record = pack(authority.certificate(), authority.key())?;
             records.put_secret(AUTHORITY, record.expose_secret())?;
             steps.push("made the CA".to_owned());
-            authority
+            (authority, true)
         }
     };
-    let service = Service::new(records, authority.server_id(), Arc::new(SystemClock));
+    let id = authority.server_id();
     let opened = Opened {
-        service: Arc::new(service),
+        service: Arc::new(Service::new(records, id, Arc::new(SystemClock))),
         authority: Arc::new(authority),
     };
+    if fresh {
+        let who = users::name(Uid::current().as_raw());
+        opened
+            .service
+            .record_setup(&who, &format!("key server {id}"))?;
+    }
     server_identity(&opened, &config.names)?;
     steps.push("made the server certificate".to_owned());
     Ok((opened, steps))

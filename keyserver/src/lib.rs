@@ -25,3 +25,4 @@ pub mod sealed;
 pub mod service;
 pub mod store;
 pub mod tls;
+pub mod users;

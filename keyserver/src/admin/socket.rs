@@ -18,6 +18,7 @@ use super::protocol::{
 };
 use crate::logging::chain;
 use crate::service::{AdminError, Service};
+use crate::users;
 
 /// Most commands at once.
 const CONNECTIONS_LIMIT: usize = 16;
@@ -162,7 +163,7 @@ async fn connection(mut stream: UnixStream, admin: Arc<Admin>) -> Result<(), Str
     if peer.uid() != 0 && peer.uid() != Uid::effective().as_raw() {
         return Err(format!("refused uid {}", peer.uid()));
     }
-    let who = user_name(peer.uid());
+    let who = users::name(peer.uid());
     let mut line = Vec::new();
     let (reading, mut writing) = stream.split();
     let mut reading = BufReader::new(reading).take(REQUEST_LIMIT as u64 + 1);
@@ -227,32 +228,9 @@ fn causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// The name in /etc/passwd: the name service of a static program cannot load other sources.
-fn user_name(uid: u32) -> String {
-    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    name_in(&passwd, uid).unwrap_or_else(|| format!("uid {uid}"))
-}
-
-fn name_in(passwd: &str, uid: u32) -> Option<String> {
-    passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn users_are_named_as_passwd_names_them() {
-        let passwd =
-            "root:x:0:0:root:/root:/bin/sh\nbroken\nlatchkeyd:x:990:990::/:/sbin/nologin\n";
-        for (uid, name) in [(0, Some("root")), (990, Some("latchkeyd")), (1, None)] {
-            assert_eq!(name_in(passwd, uid).as_deref(), name, "{uid}");
-        }
-    }
 
     #[test]
     fn a_socket_in_an_open_directory_is_refused() {

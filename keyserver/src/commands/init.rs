@@ -1,11 +1,12 @@
 //! `latchkeyd init`: makes a key server. Nothing is overwritten; an interrupted one goes on where it stopped.
 
 use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use latchkey_protocol::token::Address;
+use nix::unistd::Uid;
 
 use super::target::absolute;
 use super::{Failure, output};
@@ -58,6 +59,7 @@ impl Init {
         if own_directory.is_none() {
             make_folder(path.parent().unwrap_or(Path::new("/")))?;
         }
+        take_over(&config.data_dir).map_err(|error| failed(&config.data_dir, &error))?;
         let (opened, steps) = keyring::init(&config).map_err(|error| Failure::of(&error))?;
         for step in steps {
             output::hint(&step);
@@ -97,6 +99,24 @@ fn make_folder(folder: &Path) -> Result<(), Failure> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(failed(folder, &error)),
     }
+}
+
+/// Makes root the owner of a store's folder that systemd gave to the server's user when the server was started
+/// before it was set up. It gives it back at the next start.
+fn take_over(folder: &Path) -> std::io::Result<()> {
+    let Ok(facts) = std::fs::symlink_metadata(folder) else {
+        return Ok(());
+    };
+    if !Uid::effective().is_root() || !facts.is_dir() || facts.uid() == 0 {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(b"store.") {
+            lchown(entry.path(), Some(0), Some(0))?;
+        }
+    }
+    lchown(folder, Some(0), Some(0))
 }
 
 /// Writes the configuration as one step: whoever reads sees all of it or nothing.

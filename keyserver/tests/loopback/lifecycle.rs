@@ -58,6 +58,29 @@ fn an_interrupted_init_goes_on_where_it_stopped() {
 }
 
 #[test]
+fn init_takes_over_a_folder_that_was_made_for_the_servers_user() {
+    if !nix::unistd::Uid::effective().is_root() {
+        // Only root can make a folder that belongs to someone else.
+        return;
+    }
+    let home = Home::empty();
+    std::fs::create_dir(home.data_dir()).unwrap();
+    std::fs::set_permissions(home.data_dir(), PermissionsExt::from_mode(0o700)).unwrap();
+    std::os::unix::fs::chown(home.data_dir(), Some(65534), Some(65534)).unwrap();
+    home.succeeds(&["init", "--name", "127.0.0.1"]);
+    // As systemd does before it starts the server: then root checks what belongs to the server's user.
+    for entry in std::fs::read_dir(home.data_dir()).unwrap() {
+        std::os::unix::fs::chown(entry.unwrap().path(), Some(65534), Some(65534)).unwrap();
+    }
+    std::os::unix::fs::chown(home.data_dir(), Some(65534), Some(65534)).unwrap();
+    home.succeeds(&["audit", "--verify"]);
+    for entry in std::fs::read_dir(home.data_dir()).unwrap() {
+        let entry = entry.unwrap();
+        assert_eq!(entry.metadata().unwrap().uid(), 65534, "{entry:?}");
+    }
+}
+
+#[test]
 fn a_second_server_on_one_store_is_refused() {
     let server = Server::start();
     let output = server.home.run(&["serve", "--listen", "127.0.0.1:0"]);

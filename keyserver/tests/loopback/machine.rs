@@ -65,10 +65,15 @@ impl Machine {
     /// Joins a server.
     #[track_caller]
     pub fn join(server: &Server, name: &str) -> Self {
-        let line = server.invite(name);
+        Self::with_token(server.address, &server.invite(name))
+    }
+
+    /// Joins with a token.
+    #[track_caller]
+    pub fn with_token(address: SocketAddr, line: &str) -> Self {
         let token: JoinToken = line.parse().unwrap();
         let keys = Keys::fresh();
-        let reply = keys.join(server.address, &line);
+        let reply = keys.join(address, line);
         assert_eq!(reply.status, 200, "{}", reply.body);
         let answer: JoinAnswer = serde_json::from_str(&reply.body).unwrap();
         let identity = |key, pem: &Text| Identity {
@@ -76,7 +81,7 @@ impl Machine {
             certificate: certificate(pem.as_str()),
         };
         Self {
-            address: server.address,
+            address,
             server: token.server,
             name: token.client,
             boot: identity(keys.boot, &answer.boot_certificate),

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod commands;
+mod inside;
 mod joining;
 mod lifecycle;
 mod machine;
