@@ -200,3 +200,54 @@ pub fn response(
     }
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::Refusal;
+    use crate::store::StoreError;
+
+    #[test]
+    fn every_failure_has_its_status_and_only_strangers_hear_nothing() {
+        let client = || -> ClientName { "web-1".parse().unwrap() };
+        let cases: [(Failure, u16, Option<&str>); 11] = [
+            (ServiceError::Refused(Refusal::Role).into(), 403, None),
+            (ServiceError::Refused(Refusal::NotOwned).into(), 403, None),
+            (ServiceError::Invalid("x").into(), 400, None),
+            (ServiceError::Destroyed.into(), 410, None),
+            (
+                ServiceError::TooMany { retry_after: 77 }.into(),
+                429,
+                Some("77"),
+            ),
+            (
+                RecordError::Store(StoreError::Full("/secret".into())).into(),
+                503,
+                Some("5"),
+            ),
+            (
+                RecordError::Damaged("/secret".to_owned()).into(),
+                500,
+                Some("5"),
+            ),
+            (JoinError::Unknown.into(), 403, None),
+            (JoinError::Expired(client()).into(), 403, None),
+            (JoinError::SameKey.into(), 400, None),
+            (JoinError::KeyTaken.into(), 409, None),
+        ];
+        for (failure, status, retry_after) in cases {
+            let what = format!("{failure:?}");
+            let stranger = matches!(failure, Failure::Stranger(_));
+            let response = failure.of_client(client()).into_response();
+            assert_eq!(response.status().as_u16(), status, "{what}");
+            let header = response
+                .headers()
+                .get(RETRY_AFTER)
+                .map(|value| value.to_str().unwrap());
+            assert_eq!(header, retry_after, "{what}");
+            let body = format!("{:?}", response.into_body());
+            assert!(!body.contains("/secret"), "{what}: {body}");
+            assert_eq!(body.contains(REFUSED), stranger, "{what}: {body}");
+        }
+    }
+}

@@ -209,3 +209,28 @@ fn nobody_learns_of_the_volumes_of_others() {
     );
     assert!(matches!(verdict(&reply), Verdict::Released { .. }));
 }
+
+#[test]
+fn requests_are_followed_as_they_come_and_change() {
+    use std::io::{BufRead, BufReader};
+    let (server, machine, volume) = asking();
+    let boot = Boot::begin();
+    let (id, code) = pending(&machine.ask(&boot, volume));
+    let mut follow = crate::server::latchkeyd(&["requests", "--follow", "--json", "--data-dir"])
+        .arg(server.home.data_dir())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(follow.stdout.take().unwrap()).lines();
+    let mut next =
+        || -> serde_json::Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
+    let first = next();
+    assert_eq!(
+        (&first["id"], &first["state"]),
+        (&id.as_str().into(), &"pending".into())
+    );
+    server.home.succeeds(&["approve", &id, &code]);
+    assert_eq!(next()["state"], "approved");
+    follow.kill().unwrap();
+    follow.wait().unwrap();
+}

@@ -4,6 +4,8 @@
 //! by their keys: a certificate is only the form in which a key travels in TLS, and revoking one is a matter of
 //! the registry. All keys are Ed25519. Here is no I/O; the daemon keeps the keys sealed in the store.
 
+mod request;
+
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,14 +14,15 @@ use latchkey_protocol::{ClientName, ServerId};
 use latchkey_secret::{SecretBytes, SecretError};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ED25519, PublicKeyData, SanType, SignatureAlgorithm,
+    KeyUsagePurpose, PKCS_ED25519, PublicKeyData, SanType,
 };
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use sha2::{Digest, Sha256};
-use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 use zeroize::Zeroize;
+
+pub use self::request::{CsrError, RequestedKey};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const CA_LIFE: Duration = Duration::from_secs(100 * 36525 * 24 * 60 * 60 / 100);
@@ -34,11 +37,6 @@ const BACKDATED: Duration = DAY;
 const CA_NAME: &str = "latchkeyd CA";
 /// Bytes of room for an Ed25519 private key in PKCS#8.
 const KEY_LIMIT: usize = 128;
-/// 1.3.101.112 (RFC 8410 §3).
-const ED25519: x509_parser::der_parser::Oid<'static> = x509_parser::der_parser::oid!(1.3.101.112);
-/// What stands before an Ed25519 signature in DER: AlgorithmIdentifier, then a BIT STRING of 64 bytes.
-const SIGNATURE_HEAD: &[u8] = &[0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 3, 65, 0];
-
 /// A CA certificate and its key.
 #[derive(Debug)]
 pub struct Authority {
@@ -73,10 +71,6 @@ pub struct Issued {
     pub pem: String,
 }
 
-/// A checked certificate request: only the key in it counts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RequestedKey([u8; 32]);
-
 /// A certificate could not be made or used.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
@@ -92,20 +86,6 @@ pub enum CaError {
     /// The clock stands before 1970.
     #[error("the clock stands before 1970")]
     Clock,
-}
-
-/// A certificate request was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum CsrError {
-    /// Not PKCS#10 in PEM.
-    #[error("not a certificate request in PEM")]
-    Format,
-    /// Another kind of key.
-    #[error("the certificate request is not for an Ed25519 key")]
-    Algorithm,
-    /// Whoever made the request does not hold its key.
-    #[error("the certificate request is not signed by its own key")]
-    Signature,
 }
 
 impl Authority {
@@ -267,64 +247,6 @@ impl Identity {
     }
 }
 
-impl RequestedKey {
-    /// The Ed25519 key of a certificate request (PKCS#10, RFC 2986, in PEM) whose own signature is right.
-    ///
-    /// # Errors
-    /// `Format`, `Algorithm`, `Signature`.
-    pub fn from_csr(pem: &str) -> Result<Self, CsrError> {
-        let (rest, pem) =
-            x509_parser::pem::parse_x509_pem(pem.as_bytes()).map_err(|_| CsrError::Format)?;
-        if !rest.trim_ascii().is_empty()
-            || !matches!(
-                pem.label.as_str(),
-                "CERTIFICATE REQUEST" | "NEW CERTIFICATE REQUEST"
-            )
-        {
-            return Err(CsrError::Format);
-        }
-        let (rest, request) =
-            X509CertificationRequest::from_der(&pem.contents).map_err(|_| CsrError::Format)?;
-        if !rest.is_empty() {
-            return Err(CsrError::Format);
-        }
-        let info = &request.certification_request_info;
-        let key = info.subject_pki.subject_public_key.data.as_ref();
-        let key: [u8; 32] = key.try_into().map_err(|_| CsrError::Algorithm)?;
-        if info.subject_pki.algorithm.algorithm != ED25519 {
-            return Err(CsrError::Algorithm);
-        }
-        // The parser is lenient about what follows the signed part, so that is compared as bytes.
-        let (rest, signature) = pem
-            .contents
-            .split_last_chunk::<64>()
-            .ok_or(CsrError::Format)?;
-        if !rest.ends_with(SIGNATURE_HEAD) {
-            return Err(CsrError::Algorithm);
-        }
-        // `info.raw` is the exact span that was signed.
-        ed25519()
-            .verify_signature(&key, info.raw, signature)
-            .map_err(|_| CsrError::Signature)?;
-        Ok(Self(key))
-    }
-
-    /// SHA-256 of the SubjectPublicKeyInfo in DER.
-    pub fn hash(&self) -> [u8; 32] {
-        Sha256::digest(self.subject_public_key_info()).into()
-    }
-}
-
-impl PublicKeyData for RequestedKey {
-    fn der_bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    fn algorithm(&self) -> &'static SignatureAlgorithm {
-        &PKCS_ED25519
-    }
-}
-
 /// SHA-256 of the SubjectPublicKeyInfo of a certificate in DER; `None` if it is not a certificate.
 pub fn key_hash(certificate: &[u8]) -> Option<[u8; 32]> {
     spki(certificate).map(|spki| Sha256::digest(spki).into())
@@ -349,17 +271,6 @@ fn spki(certificate: &[u8]) -> Option<Vec<u8>> {
     let (rest, parsed) = x509_parser::certificate::X509Certificate::from_der(certificate).ok()?;
     rest.is_empty()
         .then(|| parsed.tbs_certificate.subject_pki.raw.to_vec())
-}
-
-fn ed25519() -> &'static dyn rustls::pki_types::SignatureVerificationAlgorithm {
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    provider
-        .signature_verification_algorithms
-        .mapping
-        .iter()
-        .find(|(scheme, _)| *scheme == rustls::SignatureScheme::ED25519)
-        .map(|(_, algorithms)| algorithms[0])
-        .expect("aws-lc-rs verifies Ed25519")
 }
 
 /// Moves a fresh private key into secret memory.
@@ -502,34 +413,5 @@ mod tests {
         assert_eq!(key_hash(&pem.contents), Some(issued.key_hash));
         let own: [u8; 32] = Sha256::digest(pair.subject_public_key_info()).into();
         assert_eq!(issued.key_hash, own);
-    }
-
-    #[test]
-    fn requests_for_other_keys_or_with_a_foreign_signature_are_refused() {
-        let pair = KeyPair::generate_for(&PKCS_ED25519).unwrap();
-        let good = csr(&pair);
-        let (_, pem) = x509_parser::pem::parse_x509_pem(good.as_bytes()).unwrap();
-        let encode = |der: Vec<u8>| {
-            to_pem(&der.into())
-                .replace("BEGIN CERTIFICATE", "BEGIN CERTIFICATE REQUEST")
-                .replace("END CERTIFICATE", "END CERTIFICATE REQUEST")
-        };
-        assert!(RequestedKey::from_csr(&encode(pem.contents.clone())).is_ok());
-        for at in 0..pem.contents.len() {
-            let mut changed = pem.contents.clone();
-            changed[at] ^= 1;
-            assert!(
-                RequestedKey::from_csr(&encode(changed)).is_err(),
-                "byte {at}"
-            );
-        }
-        let ecdsa = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
-        assert_eq!(
-            RequestedKey::from_csr(&csr(&ecdsa)),
-            Err(CsrError::Algorithm)
-        );
-        for bad in ["", "x", &good.replace("REQUEST", "THING"), &good.repeat(2)] {
-            assert_eq!(RequestedKey::from_csr(bad), Err(CsrError::Format), "{bad}");
-        }
     }
 }
