@@ -24,6 +24,7 @@ main()
 	the_image_says_when_it_was_built
 	modules_for_the_network
 	an_incomplete_server_is_left_out
+	a_join_that_was_not_finished_stays_out
 	a_missing_binary_is_no_reason_to_fail
 	host_key_by_its_name_is_refused
 	host_key_by_its_content_is_refused
@@ -96,6 +97,23 @@ an_incomplete_server_is_left_out()
 	expect "$status" 0
 	expect "$(ls "$image/etc/latchkey/servers")" 0123456789abcdef
 	expect_output "incomplete and left out"
+}
+
+a_join_that_was_not_finished_stays_out()
+{
+	machine
+	cp -r "$server" "$root/etc/latchkey/servers/fedcba9876543210.joining"
+	run_hook
+	expect "$status" 0
+	expect "$(ls "$image/etc/latchkey/servers")" 0123456789abcdef
+	rm -r "$server"
+	rm -r "$image/etc/latchkey"
+	run_hook
+	expect "$status" 0
+	[ ! -e "$image/etc/latchkey" ] || wrong "a machine that has not joined has something in its image"
+	cp "$root/etc/latchkey/servers/fedcba9876543210.joining/host.key" "$image/copied"
+	run_hook
+	expect "$status" 1
 }
 
 a_missing_binary_is_no_reason_to_fail()
