@@ -323,6 +323,53 @@ fn a_key_server_that_was_never_made_says_how_to_make_one() {
 }
 
 #[test]
+fn systemd_is_told_how_the_server_stands() {
+    let home = Home::made();
+    let socket = home.data_dir().with_file_name("notify");
+    let systemd = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+    systemd
+        .set_read_timeout(Some(std::time::Duration::from_secs(60)))
+        .unwrap();
+    let told = || {
+        let mut buffer = [0; 256];
+        let length = systemd.recv(&mut buffer).unwrap();
+        text(&buffer[..length])
+    };
+    let mut server = home.serve_with(|command| {
+        command.env("NOTIFY_SOCKET", &socket);
+    });
+    assert_eq!(told(), "READY=1");
+    server.signal(Signal::SIGHUP);
+    assert!(told().starts_with("RELOADING=1\nMONOTONIC_USEC="));
+    assert_eq!(told(), "READY=1");
+    server.signal(Signal::SIGTERM);
+    assert_eq!(told(), "STOPPING=1");
+    assert_eq!(server.ended().code(), Some(0));
+}
+
+#[test]
+fn at_debug_the_log_says_why_strangers_were_refused() {
+    let home = Home::made();
+    let config = std::fs::read_to_string(home.config()).unwrap();
+    std::fs::write(home.config(), format!("{config}log-level = 'debug'\n")).unwrap();
+    let server = home.serve();
+    let machine = Machine::join(&server, "web-1");
+    let unknown = crate::wire::Identity::self_signed("x");
+    for (identity, words) in [
+        (None, "no client certificate"),
+        (Some(&unknown), "unknown client key"),
+        (
+            Some(&machine.boot),
+            "client 'web-1': the Boot key is not for this endpoint",
+        ),
+    ] {
+        request(server.address, identity, "GET", wire::STATUS, b"");
+        let line = server.log().wait_for(words);
+        assert!(line.contains("GET /v1/status from 127.0.0.1:"), "{line}");
+    }
+}
+
+#[test]
 fn what_strangers_do_is_not_in_the_log() {
     let server = Server::start();
     for _ in 0..3 {

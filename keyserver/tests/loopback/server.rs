@@ -120,11 +120,16 @@ impl Home {
     /// Starts the server on a free port.
     #[track_caller]
     pub fn serve(self) -> Server {
-        let mut child = latchkeyd(&["serve", "--listen", "127.0.0.1:0", "--data-dir"])
-            .arg(self.data_dir())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        self.serve_with(|_| ())
+    }
+
+    /// As [`Home::serve`], with something changed about the command.
+    #[track_caller]
+    pub fn serve_with(self, change: impl FnOnce(&mut Command)) -> Server {
+        let mut command = latchkeyd(&["serve", "--listen", "127.0.0.1:0", "--data-dir"]);
+        command.arg(self.data_dir()).stderr(Stdio::piped());
+        change(&mut command);
+        let mut child = command.spawn().unwrap();
         let log = Log::follow(child.stderr.take().unwrap());
         let line = log.wait_for("listening on ");
         let address = line.rsplit(' ').next().unwrap().parse().unwrap();
