@@ -144,10 +144,14 @@ fn join(
     if invite.used.is_some() {
         return Ok(Ok(name));
     }
-    for (spki, role) in [(keys.boot, Role::Boot), (keys.host, Role::Host)] {
+    let roles = [(keys.boot, Role::Boot), (keys.host, Role::Host)];
+    // Both before either is written: a refusal is committed too, with what was written before it.
+    for (spki, _) in roles {
         if work.read::<KnownKey>(&key::known_key(&spki))?.is_some() {
             return refused(|_| JoinError::KeyTaken);
         }
+    }
+    for (spki, role) in roles {
         work.write(&KnownKey {
             spki,
             client: name.clone(),
