@@ -1,1 +1,349 @@
+//! Every condition alone, every pair of them, and every state of a session.
 
+use super::*;
+
+const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
+const HERE: &str = "192.0.2.7";
+
+/// All that a decision rests on.
+#[derive(Clone)]
+struct Case {
+    purpose: Purpose,
+    standing: Standing,
+    request: RequestId,
+    key: Bytes<32>,
+    peer: IpAddr,
+    wanted: WantedVolume,
+    volume: Option<Volume>,
+    session: Option<Session>,
+}
+
+fn client(name: &str) -> ClientName {
+    name.parse().unwrap()
+}
+
+/// A request that is released, with an approved session beside it.
+fn good() -> Case {
+    let id: VolumeId = "00000000-0000-4000-8000-000000000001".parse().unwrap();
+    let request: RequestId = "00000000000000000000000000000001".parse().unwrap();
+    let wanted = WantedVolume {
+        volume: id,
+        generation: Generation(3),
+    };
+    let peer: IpAddr = HERE.parse().unwrap();
+    Case {
+        purpose: Purpose::Release,
+        standing: Standing::Good,
+        request,
+        key: Bytes([5; 32]),
+        peer,
+        wanted,
+        volume: Some(Volume {
+            id,
+            client: client("web-1"),
+            label: "root".to_owned(),
+            generation: Generation(3),
+            policy: Policy::default_for(peer, Elsewhere::Deny),
+            created: NOW,
+            state: VolumeState::Live,
+        }),
+        session: Some(session(request, SessionState::Approved, &[wanted])),
+    }
+}
+
+fn session(request: RequestId, state: SessionState, volumes: &[WantedVolume]) -> Session {
+    Session {
+        request,
+        client: client("web-1"),
+        ephemeral_key: Bytes([5; 32]),
+        volumes: volumes.to_vec(),
+        number: crate::records::ShortId::typed("AAAAA"),
+        code: crate::records::Code::random().unwrap(),
+        state,
+        attempts: 0,
+        created: NOW,
+        expires: NOW.plus(std::time::Duration::from_secs(3600)),
+        peer: HERE.parse().unwrap(),
+    }
+}
+
+fn decided(case: &Case) -> String {
+    let name = client("web-1");
+    let request = PolicyRequest {
+        purpose: case.purpose,
+        client: &name,
+        standing: case.standing,
+        request: case.request,
+        ephemeral_key: &case.key,
+        peer: case.peer,
+        wanted: case.wanted,
+    };
+    let state = StoredState {
+        volume: case.volume.as_ref(),
+        session: case.session.as_ref(),
+    };
+    match decide(&request, state, NOW) {
+        Decision::Release(authorised) => {
+            // Bound to what was asked, whatever it rests on.
+            assert_eq!(authorised.volume(), case.wanted.volume);
+            assert_eq!(authorised.generation(), case.wanted.generation);
+            assert_eq!(authorised.request(), case.request);
+            assert_eq!(authorised.ephemeral_key(), &case.key);
+            assert_eq!(authorised.client(), &name);
+            assert_eq!(authorised.purpose(), case.purpose);
+            format!("{:?}", authorised.by())
+        }
+        Decision::Deny(Reason::Generation { .. }) => "Generation".to_owned(),
+        Decision::Deny(reason) => format!("{reason:?}"),
+        other => format!("{other:?}"),
+    }
+}
+
+type Break = fn(&mut Case);
+
+fn volume(case: &mut Case, change: impl FnOnce(&mut Volume)) {
+    if let Some(volume) = &mut case.volume {
+        change(volume);
+    }
+}
+
+/// In the order in which they are told.
+const CONDITIONS: [(&str, Break); 9] = [
+    ("Unknown", |case| case.volume = None),
+    ("NotOwned", |case| {
+        volume(case, |v| v.client = client("web-2"))
+    }),
+    ("Revoked", |case| case.standing = Standing::Revoked),
+    ("Destroyed", |case| {
+        volume(case, |v| v.state = VolumeState::Destroyed(NOW))
+    }),
+    ("Destroyed", |case| {
+        volume(case, |v| v.state = VolumeState::Retired(NOW))
+    }),
+    ("Generation", |case| case.wanted.generation = Generation(2)),
+    ("OtherSession", |case| case.key = Bytes([6; 32])),
+    ("Rule", |case| {
+        volume(case, |v| {
+            v.policy.rule = Rule::Deny;
+            v.policy.from.clear();
+        });
+    }),
+    ("Address", |case| case.peer = "192.0.2.8".parse().unwrap()),
+];
+
+#[test]
+fn each_condition_denies_alone() {
+    assert_eq!(decided(&good()), "Policy");
+    for (expected, change) in CONDITIONS {
+        let mut case = good();
+        change(&mut case);
+        assert_eq!(decided(&case), expected);
+    }
+}
+
+#[test]
+fn of_two_conditions_the_earlier_is_told() {
+    for (at, (earlier, first)) in CONDITIONS.iter().enumerate() {
+        for (later, second) in &CONDITIONS[at + 1..] {
+            for order in [[first, second], [second, first]] {
+                let mut case = good();
+                order.iter().for_each(|change| change(&mut case));
+                assert_eq!(decided(&case), *earlier, "{earlier} with {later}");
+            }
+        }
+    }
+}
+
+#[test]
+fn whatever_the_session_says_these_conditions_hold() {
+    for (expected, change) in CONDITIONS {
+        for state in [
+            SessionState::Pending,
+            SessionState::Approved,
+            SessionState::Denied,
+        ] {
+            let mut case = good();
+            case.session.as_mut().unwrap().state = state;
+            change(&mut case);
+            assert_eq!(decided(&case), expected, "{state:?}");
+        }
+    }
+}
+
+#[test]
+fn rules_and_addresses_give_what_the_table_says() {
+    use Elsewhere as E;
+    use Rule as R;
+    for (rule, listed, elsewhere, here, there) in [
+        (R::Allow, false, E::Deny, "Policy", "Policy"),
+        (R::Ask, false, E::Deny, "Ask", "Ask"),
+        (R::Deny, false, E::Deny, "Rule", "Rule"),
+        (R::Allow, true, E::Deny, "Policy", "Address"),
+        (R::Allow, true, E::Ask, "Policy", "Ask"),
+        (R::Ask, true, E::Deny, "Ask", "Address"),
+        (R::Ask, true, E::Ask, "Ask", "Ask"),
+        (R::Deny, true, E::Ask, "Rule", "Rule"),
+    ] {
+        for (peer, expected) in [
+            (HERE, here),
+            ("::ffff:192.0.2.7", here),
+            ("192.0.2.8", there),
+            ("2001:db8::1", there),
+        ] {
+            let mut case = good();
+            case.session = None;
+            case.peer = peer.parse().unwrap();
+            volume(&mut case, |v| {
+                v.policy = Policy {
+                    rule,
+                    from: if listed {
+                        vec![HERE.parse().unwrap()]
+                    } else {
+                        vec![]
+                    },
+                    elsewhere,
+                };
+            });
+            assert_eq!(
+                decided(&case),
+                expected,
+                "{rule:?} {listed} {elsewhere:?} {peer}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_session_is_asked_for_waited_for_and_used_once_approved() {
+    let asking = |change: Break| {
+        let mut case = good();
+        volume(&mut case, |v| v.policy.rule = Rule::Ask);
+        change(&mut case);
+        decided(&case)
+    };
+    fn with(case: &mut Case, change: impl FnOnce(&mut Session)) {
+        change(case.session.as_mut().unwrap());
+    }
+    let table: [(&str, Break); 12] = [
+        ("Ask", |case| case.session = None),
+        ("Pending", |case| {
+            with(case, |s| s.state = SessionState::Pending)
+        }),
+        ("Approval", |_| ()),
+        ("Denied", |case| {
+            with(case, |s| s.state = SessionState::Denied)
+        }),
+        ("Exhausted", |case| {
+            with(case, |s| s.state = SessionState::Exhausted)
+        }),
+        ("Ask", |case| with(case, |s| s.expires = NOW)),
+        ("Ask", |case| {
+            with(case, |s| {
+                s.created = NOW.plus(std::time::Duration::from_secs(301))
+            });
+        }),
+        ("NotApproved", |case| with(case, |s| s.volumes.clear())),
+        ("NotApproved", |case| {
+            with(case, |s| s.volumes[0].generation = Generation(2))
+        }),
+        ("Ask", |case| {
+            with(case, |s| {
+                s.volumes.clear();
+                s.state = SessionState::Pending;
+            });
+        }),
+        // Another boot's session or another client's never counts, even if it is passed in.
+        ("Ask", |case| {
+            with(case, |s| s.request = RequestId::random().unwrap())
+        }),
+        ("Ask", |case| with(case, |s| s.client = client("web-2"))),
+    ];
+    for (n, (expected, change)) in table.into_iter().enumerate() {
+        assert_eq!(asking(change), expected, "row {n}");
+    }
+}
+
+#[test]
+fn the_running_system_gets_its_own_volume_whatever_the_rule() {
+    for purpose in [Purpose::Proof, Purpose::Registration] {
+        for (expected, change) in CONDITIONS {
+            let mut case = good();
+            case.purpose = purpose;
+            change(&mut case);
+            let expected = match expected {
+                "Rule" | "Address" | "OtherSession" => "Owner",
+                other => other,
+            };
+            assert_eq!(decided(&case), expected, "{purpose:?}");
+        }
+    }
+}
+
+#[test]
+fn a_foreign_volume_looks_like_none() {
+    assert_eq!(Reason::Unknown.public(), Reason::NotOwned.public());
+    assert_ne!(Reason::Unknown.to_string(), Reason::NotOwned.to_string());
+}
+
+#[test]
+fn policies_read_as_sentences() {
+    let policy = |json: &str| serde_json::from_str::<Policy>(json).unwrap();
+    for (json, sentence) in [
+        (
+            r#"{"rule":"allow"}"#,
+            "released without a person to whoever holds the boot key, from any address",
+        ),
+        (
+            r#"{"rule":"ask"}"#,
+            "released after a person's approval, from any address",
+        ),
+        (r#"{"rule":"deny"}"#, "never released"),
+        (
+            r#"{"rule":"allow","from":["192.0.2.7"]}"#,
+            "released without a person to 192.0.2.7/32; to other addresses never",
+        ),
+        (
+            r#"{"rule":"ask","from":["192.0.2.0/24","2001:db8::/64"],"elsewhere":"ask"}"#,
+            "released after a person's approval to 192.0.2.0/24, 2001:db8::/64; to other addresses after a person's approval",
+        ),
+    ] {
+        assert_eq!(policy(json).sentence(), sentence);
+        assert_eq!(policy(json).check(), Ok(()));
+    }
+    let mut long = policy(r#"{"rule":"allow"}"#);
+    long.from = (0..32)
+        .map(|n| {
+            format!("2001:db8:ffff:ffff:ffff:ffff:ffff:{n:x}")
+                .parse()
+                .unwrap()
+        })
+        .collect();
+    assert!(long.sentence().len() <= 400, "{}", long.sentence());
+    assert!(long.sentence().contains("28 more ranges"));
+}
+
+#[test]
+fn policies_that_cannot_be_meant_are_refused() {
+    let policy = |json: &str| serde_json::from_str::<Policy>(json);
+    for bad in [
+        r#"{}"#,
+        r#"{"rule":"maybe"}"#,
+        r#"{"rule":"allow","form":["192.0.2.7"]}"#,
+        r#"{"rule":"allow","from":["192.0.2.7/8"]}"#,
+        r#"{"rule":"allow","rule":"deny"}"#,
+    ] {
+        assert!(policy(bad).is_err(), "{bad}");
+    }
+    for bad in [
+        r#"{"rule":"deny","from":["192.0.2.7"]}"#,
+        r#"{"rule":"allow","elsewhere":"ask"}"#,
+        r#"{"rule":"allow","from":["192.0.2.7","192.0.2.7/32"]}"#,
+    ] {
+        assert!(policy(bad).unwrap().check().is_err(), "{bad}");
+    }
+    let mut many = policy(r#"{"rule":"allow"}"#).unwrap();
+    many.from = (0..33)
+        .map(|n| format!("192.0.2.{n}").parse().unwrap())
+        .collect();
+    assert!(many.check().is_err());
+}
