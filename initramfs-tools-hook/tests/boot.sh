@@ -9,7 +9,7 @@
 set -eu
 here="$(cd "${0%/*}/.." && pwd)"
 top="$(mktemp -d)"
-trap 'rm -rf "$top"' EXIT
+trap 'end_agent; rm -rf "$top"' EXIT
 failures=0
 
 main()
@@ -209,13 +209,13 @@ a_hibernated_machine_resumes_without_credentials()
 		swap) expect "$(calls)" "unlock wait:--device-timeout:5" ;;
 		*) expect "$(calls)" "unlock wait:--device-timeout:5 cleanup" ;;
 		esac
-		touch "$root/agent/ended"
 	done
 }
 
 # An initramfs of a machine that has joined. The agent is a copy of the shell: `latchkey WORD` runs the script WORD.
 initramfs()
 {
+	end_agent
 	rm -rf "$top/root"
 	root="$top/root"
 	key="$root/etc/latchkey/servers/0123456789abcdef/boot.key"
@@ -242,6 +242,14 @@ initramfs()
 	touch -d @1000 "$root/old"
 	for word in unlock cleanup finish; do agent "$word" ''; done
 	agent wait 'until_gone "$2"'
+}
+
+# No agent outlives its test.
+end_agent()
+{
+	if [ -e "$top/root/run/latchkey/started" ] && "$top/root/scripts/latchkey-agent-lives"; then
+		kill "$(cat "$top/root/run/latchkey/started")"
+	fi
 }
 
 # agent(word, what it does)
