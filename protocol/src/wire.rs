@@ -3,6 +3,8 @@
 //! Unknown and duplicate fields are refused on both sides: a peer that says something that we do not understand
 //! is not one that we may guess at. The `version` field of each body tells which rules hold.
 
+use std::fmt;
+
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::encoding::Bytes;
@@ -86,8 +88,8 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
-/// Trades the secret of a join token for certificates.
-#[derive(Debug, Serialize, Deserialize)]
+/// Trades the secret of a join token for certificates. `Debug` shows no secret.
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinRequest {
     /// 1.
@@ -98,6 +100,12 @@ pub struct JoinRequest {
     pub boot_csr: Text,
     /// PKCS#10 request in PEM for the host key; only its key counts.
     pub host_csr: Text,
+}
+
+impl fmt::Debug for JoinRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JoinRequest")
+    }
 }
 
 /// The answer to a [`JoinRequest`].

@@ -211,6 +211,13 @@ fn a_verdict_is_one_verdict() {
     }
 }
 
+#[test]
+fn the_secret_of_an_invitation_is_not_shown() {
+    let (_, _, request) = bodies().swap_remove(0);
+    let request: JoinRequest = serde_json::from_value(request).unwrap();
+    assert_eq!(format!("{request:?}"), "JoinRequest");
+}
+
 fn reads<T: DeserializeOwned>(text: &str) -> bool {
     serde_json::from_str::<T>(text).is_ok()
 }
