@@ -18,7 +18,7 @@ use crate::qmp::{Qmp, QmpError};
 use crate::tool::{self, ToolError};
 
 /// The longest a boot step may take on a loaded host; not a limit that a test checks.
-pub const PATIENCE: Duration = Duration::from_secs(240);
+pub const PATIENCE: Duration = Duration::from_secs(500);
 
 /// A machine could not be started or did not behave.
 #[derive(Debug, thiserror::Error)]
@@ -337,7 +337,7 @@ impl Spec {
             ]);
         }
         if self.init == Init::Systemd {
-            qemu.args(["-fw_cfg", "name=opt/rig/init,string=systemd"]);
+            qemu.args(["-smbios", "type=3,asset=systemd"]);
         }
         if let Loader::Direct(files) = &self.loader {
             qemu.arg("-kernel")
