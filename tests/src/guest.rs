@@ -125,7 +125,7 @@ fn recipe_key() -> Key {
             "identity",
             [PASSPHRASE, MAPPING, LUKS_UUID, ROOT_UUID, BOOT_UUID].join(" "),
         )
-        .with("disk", include_str!("disk.rs"));
+        .with("disk", disk::FORMAT);
     for (name, content) in RECIPE {
         key = key.with(name, content);
     }
@@ -156,7 +156,9 @@ fn build(folder: &Path) -> Result<(), GuestError> {
 }
 
 fn bootstrap(recipe: &Path, tree: &Path) -> Result<(), GuestError> {
-    let mut mmdebstrap = Command::new("mmdebstrap");
+    // Its mounts (/proc, /dev in the tree) live in a namespace of their own: they are gone with it, however it ends.
+    let mut mmdebstrap = Command::new("unshare");
+    mmdebstrap.args(["--mount", "mmdebstrap"]);
     mmdebstrap.args(["--mode=root", "--variant=minbase", "--format=directory"]);
     mmdebstrap.arg(format!("--include={}", PACKAGES.join(",")));
     for pattern in LEFT_OUT {
