@@ -27,7 +27,7 @@ build-deps:
 native: build-deps ## build the static libcryptsetup and libdevmapper into native/out/
 	@native/build
 	@if ! cmp -s native/out/stamp $(BUILT)/native-stamp; then \
-		for profile in dev release agent; do \
+		for profile in dev agent; do \
 			cargo clean --quiet --package libcryptsetup-rs-sys --profile $$profile; \
 		done; \
 		install -D -m 644 native/out/stamp $(BUILT)/native-stamp; \
@@ -35,9 +35,9 @@ native: build-deps ## build the static libcryptsetup and libdevmapper into nativ
 
 dist: native ## build the stripped binaries dist/latchkey and dist/latchkeyd, check and measure them
 	cargo build --locked --profile agent --package latchkey --bin latchkey
-	cargo build --locked --release --package latchkeyd --bin latchkeyd
+	cargo build --locked --profile agent --package latchkeyd --bin latchkeyd
 	install -D -m 755 $(BUILT)/agent/latchkey dist/latchkey
-	install -D -m 755 --strip $(BUILT)/release/latchkeyd dist/latchkeyd
+	install -D -m 755 $(BUILT)/agent/latchkeyd dist/latchkeyd
 	@native/measure dist/latchkey initramfs-tools-hook
 
 # --- tests ------------------------------------------------------------------------------------------------------------
