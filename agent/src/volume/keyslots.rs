@@ -171,7 +171,46 @@ pub fn free_keyslot(device: &Path) -> Result<u32, KeyslotError> {
     let taken = &header.json()["keyslots"];
     (0..KEYSLOTS_LIMIT)
         .find(|slot| taken[slot.to_string()].is_null())
+        .filter(|_| has_room(header.json()))
         .ok_or_else(|| KeyslotError::NoFreeKeyslot(device.to_owned()))
+}
+
+/// Whether the keyslots' region has a gap for one more area such as the present ones have. libcryptsetup would
+/// notice too, but late and without saying what to do. In doubt it is left to it.
+fn has_room(json: &Value) -> bool {
+    let number = |value: &Value| value.as_str().and_then(|text| text.parse::<u64>().ok());
+    let config = &json["config"];
+    let sizes = (
+        number(&config["json_size"]),
+        number(&config["keyslots_size"]),
+    );
+    let (Some(json_size), Some(region)) = sizes else {
+        return true;
+    };
+    let mut areas: Vec<(u64, u64)> = json["keyslots"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(_, slot)| {
+            Some((
+                number(&slot["area"]["offset"])?,
+                number(&slot["area"]["size"])?,
+            ))
+        })
+        .collect();
+    let Some(needed) = areas.iter().map(|(_, size)| *size).max() else {
+        return true;
+    };
+    areas.sort_unstable();
+    // Two copies of the binary header (4096 bytes) with its JSON precede the region.
+    let begin = 2 * (json_size.saturating_add(4096));
+    areas.push((begin.saturating_add(region), 0));
+    let mut free_from = begin;
+    areas.into_iter().any(|(offset, size)| {
+        let gap = offset.saturating_sub(free_from);
+        free_from = free_from.max(offset.saturating_add(size));
+        gap >= needed
+    })
 }
 
 /// Makes keyslot `slot` for `secret`; `passphrase` opens another one.
