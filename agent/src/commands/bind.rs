@@ -22,7 +22,7 @@ use super::shares::{self, Registered, ShareError};
 use super::target::{Target, TargetError};
 use crate::date;
 use crate::failure::chain;
-use crate::files::{self, Files, FilesError, Role};
+use crate::files::{Files, FilesError, Role};
 use crate::network::record;
 use crate::server::{KeyServer, KeyServerError, block_on};
 use crate::volume::backup::{self, BackupError};
@@ -354,16 +354,13 @@ fn bind(
     journal.save(files)?;
     let registered = register(target, entry, servers, volume)?;
 
-    let backup = files.state().join(format!(
-        "header-{}-{}.img",
-        target.uuid,
-        date::stamp(date::now())
-    ));
+    let backup = backup_path(files, target);
+    journal.backup = Some(backup.clone());
+    journal.save(files)?;
     backup::backup_header(device, &backup)?;
 
     let slot = keyslots::free_keyslot(device)?;
     journal.keyslots = vec![JournalledKeyslot { slot, salt: None }];
-    journal.backup = Some(backup.clone());
     journal.save(files)?;
     let secret = MachineSecret::random()?;
     keyslots::add_keyslot(device, slot, passphrase, &secret)?;
@@ -467,23 +464,28 @@ fn prove(device: &Path, volume: VolumeId, server: &KeyServer) -> Result<(), Bind
     open::check_automatically(device, token, &secret).map_err(BindError::Open)
 }
 
-/// After a failure. The backup goes only when the header is as it was.
+/// A name that no other backup has.
+fn backup_path(files: &Files, target: &Target) -> PathBuf {
+    let name = format!("header-{}-{}", target.uuid, date::stamp(date::now()));
+    let numbered = (2..).map(|number| format!("{name}-{number}.img"));
+    std::iter::once(format!("{name}.img"))
+        .chain(numbered)
+        .map(|name| files.state().join(name))
+        .find(|path| !path.exists())
+        .expect("there are more numbers than files")
+}
+
+/// After a failure.
 fn take_back(files: &Files, target: &Target, servers: &[KeyServer], journal: &Journal) {
-    let undone = journal
-        .undo(files, target, servers)
-        .map_err(|error| chain(&error));
-    let cleared = undone.and_then(|()| match &journal.backup {
-        Some(backup) => files::remove(backup).map_err(|error| chain(&error)),
-        None => Ok(()),
-    });
-    match cleared {
+    match journal.undo(files, target, servers) {
         Ok(()) => log::info!(
             "what this run had done was taken back; '{}' is as it was",
             target.device.display()
         ),
         Err(error) => log::error!(
-            "what this run had done could not all be taken back: {error}\n\
-             your passphrases work as before; run this command again to clear up"
+            "what this run had done could not all be taken back: {}\n\
+             your passphrases work as before; run this command again to clear up",
+            chain(&error)
         ),
     }
 }

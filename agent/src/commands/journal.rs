@@ -116,8 +116,9 @@ impl Journal {
         files::remove(&path(files, &self.uuid))
     }
 
-    /// Takes back what the journal names: first the tokens, then the keyslots; then the key servers are told, as
-    /// far as they can be reached, and the journal goes. Can be repeated.
+    /// Takes back what the journal names: first the tokens, then the keyslots; then, the header being as before,
+    /// its backup goes, the key servers are told as far as they can be reached, and the journal goes. Can be
+    /// repeated.
     ///
     /// # Errors
     /// A variant of [`UndoError`]; the journal is still there.
@@ -129,6 +130,9 @@ impl Journal {
     ) -> Result<(), UndoError> {
         self.remove_tokens(target)?;
         self.destroy_keyslots(target)?;
+        if let Some(backup) = &self.backup {
+            files::remove(backup)?;
+        }
         if let Some(volume) = self.volume {
             self.retire(volume, servers);
         }

@@ -1,6 +1,8 @@
 //! A key server that misbehaves on purpose: certificates of every kind, and answers byte by byte.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+pub mod machine;
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

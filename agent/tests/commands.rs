@@ -1,0 +1,628 @@
+//! `join`, `bind`, `unbind`, `list`, `status`, `report`: the real programs, the real key server, LUKS in plain files.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::machine::{Machine, PASSPHRASE, Server, UUID, Volume, bind_arguments, run};
+use latchkey_protocol::ServerId;
+use latchkey_protocol::token::JoinToken;
+use serde_json::{Value, json};
+
+// Joining
+
+#[test]
+fn joining_leaves_two_keys_that_only_root_reads() {
+    use std::os::unix::fs::PermissionsExt;
+    let server = Server::start();
+    let machine = Machine::new();
+    let token = server.invite("web-1");
+    let said = machine.latchkey(&["join", "-"], &token).succeeded();
+    assert!(said.err.contains("as 'web-1'"), "{}", said.err);
+    let dir = machine.server_dir();
+    for name in [
+        "server.toml",
+        "ca.pem",
+        "boot.key",
+        "boot.pem",
+        "host.key",
+        "host.pem",
+    ] {
+        let mode = std::fs::metadata(dir.join(name))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+    let mode = std::fs::metadata(&dir).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    assert_ne!(
+        std::fs::read(dir.join("boot.key")).unwrap(),
+        std::fs::read(dir.join("host.key")).unwrap()
+    );
+    machine.latchkey(&["join", "-"], &token).failed_saying(&[
+        "joined that key server already, as 'web-1'",
+        "latchkey unbind",
+    ]);
+}
+
+#[test]
+fn damaged_tokens_are_refused_and_leave_nothing() {
+    let server = Server::start();
+    let machine = Machine::new();
+    let token = server.invite("web-1");
+    for bad in [
+        "",
+        "latchkey1.",
+        "hello",
+        &token[..token.len() - 10],
+        &token.replace('1', "2"),
+    ] {
+        let said = machine
+            .latchkey(&["join", "-"], bad)
+            .failed_saying(&["copy the whole line that 'latchkeyd invite' printed"]);
+        assert!(
+            bad.len() < 20 || !said.err.contains(bad.trim()),
+            "it repeats the token"
+        );
+    }
+    assert!(!machine.path("etc/latchkey").exists());
+    // On the command line it works, with a warning.
+    let said = machine.latchkey(&["join", token.trim()], "").succeeded();
+    assert!(
+        said.err.contains("can be read by every user"),
+        "{}",
+        said.err
+    );
+}
+
+#[test]
+fn a_token_is_good_for_one_machine() {
+    let server = Server::start();
+    let token = server.invite("web-1");
+    Machine::new().latchkey(&["join", "-"], &token).succeeded();
+    Machine::new()
+        .latchkey(&["join", "-"], &token)
+        .failed_saying(&["used already", "latchkeyd"]);
+}
+
+#[test]
+fn an_expired_token_is_refused_and_a_new_one_works() {
+    let server = Server::start();
+    let old = server
+        .admin(&["invite", "web-2", "--ttl", "1m"])
+        .succeeded()
+        .out;
+    std::thread::sleep(Duration::from_secs(61));
+    let machine = Machine::new();
+    machine
+        .latchkey(&["join", "-"], &old)
+        .failed_saying(&["expired", "latchkeyd invite"]);
+    // The keys that were made for the old one are no hindrance.
+    machine
+        .latchkey(&["join", "-"], &server.invite("web-2"))
+        .succeeded();
+}
+
+#[test]
+fn a_token_for_another_server_is_not_sent() {
+    let (server, other) = (Server::start(), Server::start());
+    let token = server.invite("web-1");
+    let mut forged: JoinToken = token.parse().unwrap();
+    forged.addresses = vec![other.address().parse().unwrap()];
+    let machine = Machine::new();
+    machine
+        .latchkey(&["join", "-"], &forged.to_line())
+        .failed_saying(&["the join token is for another key server", &other.address()]);
+    let mut strange: JoinToken = token.parse().unwrap();
+    strange.server = ServerId::from_bytes([1; 32]);
+    machine
+        .latchkey(&["join", "-"], &strange.to_line())
+        .failed_saying(&["the join token is for another key server"]);
+    // Nothing was used up.
+    machine.latchkey(&["join", "-"], &token).succeeded();
+}
+
+#[test]
+fn joining_tries_every_address_and_says_what_happened_at_each() {
+    let server = Server::start();
+    let mut token: JoinToken = server.invite("web-1").parse().unwrap();
+    token.addresses = vec!["127.0.0.1:1".parse().unwrap()];
+    let machine = Machine::new();
+    machine
+        .latchkey(&["join", "-"], &token.to_line())
+        .failed_saying(&["key server '127.0.0.1:1': connection refused", "same token"]);
+    token.addresses.push(server.address().parse().unwrap());
+    machine
+        .latchkey(&["join", "-"], &token.to_line())
+        .succeeded();
+}
+
+#[test]
+fn an_interrupted_join_is_repaired_by_running_it_again() {
+    let server = Server::start();
+    let machine = Machine::new();
+    let token = server.invite("web-1");
+    // Interrupted after the first key, and in the middle of it.
+    let id = token.parse::<JoinToken>().unwrap().server.short();
+    let unfinished = machine.path(&format!("etc/latchkey/servers/{id}.joining"));
+    std::fs::create_dir_all(&unfinished).unwrap();
+    std::fs::write(
+        unfinished.join("boot.key"),
+        "-----BEGIN PRIVATE KEY-----\nMC4C",
+    )
+    .unwrap();
+    machine.latchkey(&["join", "-"], &token).succeeded();
+
+    // Interrupted after the server had answered, before anything but the keys was written.
+    let dir = machine.server_dir();
+    let keys =
+        |dir: &Path| ["boot.key", "host.key"].map(|name| std::fs::read(dir.join(name)).unwrap());
+    let before = keys(&dir);
+    std::fs::rename(&dir, &unfinished).unwrap();
+    for name in ["boot.pem", "host.pem", "ca.pem", "server.toml"] {
+        std::fs::remove_file(unfinished.join(name)).unwrap();
+    }
+    machine.latchkey(&["join", "-"], &token).succeeded();
+    assert_eq!(keys(&dir), before, "the same keys, so the same request");
+    machine.latchkey(&["status"], "").succeeded();
+}
+
+// Binding
+
+#[test]
+fn a_bound_volume_is_shown_everywhere_and_unbinding_restores_it() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::luks2();
+    machine.plug_in(&volume);
+    let before = volume.json()["keyslots"]["0"].clone();
+    let said = machine.bind(&volume).succeeded();
+    for text in [
+        "bound 'root_crypt'",
+        "keyslot 1",
+        "policy: ",
+        "latchkey unbind",
+    ] {
+        assert!(said.err.contains(text), "{text} in {}", said.err);
+    }
+    assert!(!said.err.contains(PASSPHRASE));
+    assert_eq!(said.out, "");
+    volume.opens_with_the_passphrase();
+    let header = volume.json();
+    assert_eq!((volume.count("keyslots"), volume.count("tokens")), (2, 1));
+    assert_eq!(header["keyslots"]["0"], before);
+    assert_eq!(header["keyslots"]["1"]["kdf"]["type"], "pbkdf2");
+    assert_eq!(header["keyslots"]["1"]["kdf"]["iterations"], 1000);
+    assert_eq!(machine.state("header-").len(), 1);
+    assert_eq!(machine.state("bind-").len(), 0);
+
+    let list: Value =
+        serde_json::from_str(&machine.latchkey(&["list", "--json"], "").succeeded().out).unwrap();
+    assert_eq!(list[0]["name"], "root_crypt");
+    assert_eq!(list[0]["binding"]["state"], "bound");
+    assert_eq!(list[0]["problems"], json!([]));
+    let status: Value =
+        serde_json::from_str(&machine.latchkey(&["status", "--json"], "").succeeded().out).unwrap();
+    let id = &list[0]["binding"]["volume"];
+    assert_eq!(&status["servers"][0]["volumes"][0]["volume"], id);
+    assert_eq!(status["servers"][0]["addresses"][0]["problem"], Value::Null);
+    let text = machine.latchkey(&["status"], "").succeeded().out;
+    assert!(
+        text.contains(&format!("{} answers", server.address())),
+        "{text}"
+    );
+    assert!(
+        server
+            .admin(&["volumes"])
+            .succeeded()
+            .out
+            .contains("root_crypt")
+    );
+
+    machine
+        .bind(&volume)
+        .failed_saying(&["is bound already", "latchkey status"]);
+    assert_eq!((volume.count("keyslots"), volume.count("tokens")), (2, 1));
+
+    machine.unbind(&volume).succeeded();
+    assert_eq!((volume.count("keyslots"), volume.count("tokens")), (1, 0));
+    assert_eq!(volume.json()["keyslots"]["0"], before);
+    volume.opens_with_the_passphrase();
+    machine.unbind(&volume).failed_saying(&["is not bound"]);
+    machine.bind(&volume).succeeded();
+}
+
+#[test]
+fn volumes_that_cannot_be_bound_are_refused_and_not_touched() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let refused = |volume: &Volume, input: &str, texts: &[&str]| {
+        let before = volume.bytes();
+        machine
+            .latchkey(&bind_arguments(volume), input)
+            .failed_saying(texts);
+        assert!(
+            volume.bytes() == before,
+            "{texts:?}: the volume was changed"
+        );
+        assert_eq!(machine.state("bind-").len(), 0, "{texts:?}");
+        assert_eq!(machine.state("header-").len(), 0, "{texts:?}");
+    };
+    refused(
+        &Volume::plain(),
+        PASSPHRASE,
+        &["is not encrypted with LUKS"],
+    );
+    let luks1 = Volume::format(&["--type", "luks1"]);
+    refused(&luks1, PASSPHRASE, &["is LUKS1", "cryptsetup convert"]);
+    let volume = Volume::luks2();
+    refused(&volume, "wrong", &["no keyslot", "key file"]);
+    refused(
+        &volume,
+        &format!("{PASSPHRASE}\n"),
+        &["a line end at its end too"],
+    );
+    refused(&volume, "", &["key file"]);
+    // Numbers are left, but room for one keyslot only.
+    let full = Volume::format(&["--type", "luks2", "--luks2-keyslots-size", "256k"]);
+    refused(
+        &full,
+        PASSPHRASE,
+        &["all keyslots of", "cryptsetup luksKillSlot"],
+    );
+
+    for (argument, texts) in [
+        ("/absent", &["'/absent' is no device"][..]),
+        ("/proc", &["'/proc'"]),
+        ("/dev/null", &["'/dev/null'"]),
+    ] {
+        machine
+            .latchkey(
+                &["bind", argument, "--key-file", "-", "--no-initramfs"],
+                PASSPHRASE,
+            )
+            .failed_saying(texts);
+    }
+    // Nothing of this reached the key server.
+    assert!(
+        !server
+            .admin(&["volumes"])
+            .succeeded()
+            .out
+            .contains("root_crypt")
+    );
+}
+
+#[test]
+fn crypttab_decides_whether_a_volume_can_be_bound() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::luks2();
+    let refused = |crypttab: &str, texts: &[&str]| {
+        std::fs::write(machine.path("etc/crypttab"), crypttab).unwrap();
+        machine.bind(&volume).failed_saying(texts);
+    };
+    let line = format!("UUID={UUID} none luks,initramfs");
+    refused("", &["has no line in", "add this line", &line]);
+    refused("other UUID=1111 none luks\n", &["add this line"]);
+    refused(
+        &format!("a UUID={UUID} /etc/keys/a luks\n"),
+        &["key file '/etc/keys/a'", "'none'"],
+    );
+    refused(
+        &format!("a UUID={UUID} none luks,keyscript=/bin/x\n"),
+        &["'keyscript='"],
+    );
+    refused(
+        &format!("a UUID={UUID} none luks\nb UUID={UUID} none luks\n"),
+        &["'a', 'b'", "--name"],
+    );
+    let mut arguments = bind_arguments(&volume);
+    arguments.extend(["--name", "c"]);
+    machine
+        .latchkey(&arguments, PASSPHRASE)
+        .failed_saying(&["no line 'c'", "'a', 'b'"]);
+
+    // An option that the boot cannot honour is said, a line that is none is passed over.
+    let lines = format!("bad\na UUID={UUID} none luks,header=/x\n");
+    std::fs::write(machine.path("etc/crypttab"), lines).unwrap();
+    let said = machine.bind(&volume).succeeded();
+    assert!(said.err.contains("'header=/x'"), "{}", said.err);
+    assert!(said.err.contains("line 1"), "{}", said.err);
+}
+
+#[test]
+fn without_a_key_server_nothing_is_bound() {
+    let machine = Machine::new();
+    machine.write_crypttab("luks");
+    let volume = Volume::luks2();
+    let before = volume.bytes();
+    machine
+        .bind(&volume)
+        .failed_saying(&["has not joined any key server", "latchkey join"]);
+    assert!(volume.bytes() == before);
+    let said = machine.latchkey(&["status"], "").succeeded();
+    assert!(
+        said.out.contains("no key server was joined"),
+        "{}",
+        said.out
+    );
+}
+
+#[test]
+fn a_key_server_that_is_away_leaves_nothing_half_done() {
+    let mut server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::luks2();
+    let header = volume.json();
+    server.stop();
+    machine.bind(&volume).failed_saying(&[
+        "did not give a share",
+        &server.address(),
+        "nothing was changed",
+    ]);
+    assert_eq!(volume.json(), header);
+    let said = machine.latchkey(&["status"], "");
+    assert_eq!(said.code, 3, "{}", said.out);
+    server.serve();
+
+    // It goes away after the registration, before the proof.
+    server.allow(1);
+    let said = machine
+        .bind(&volume)
+        .failed_saying(&["the proof failed", &server.address()]);
+    assert!(said.err.contains("was taken back"), "{}", said.err);
+    assert!(said.err.contains("latchkeyd destroy"), "{}", said.err);
+    assert_eq!(volume.json()["keyslots"], header["keyslots"]);
+    assert_eq!(volume.json()["tokens"], json!({}));
+    assert_eq!(
+        (machine.state("bind-").len(), machine.state("header-").len()),
+        (0, 0)
+    );
+    volume.opens_with_the_passphrase();
+
+    // It goes away after the proof: bound all the same.
+    server.allow(2);
+    machine.bind(&volume).succeeded();
+    // Unbinding needs no key server.
+    server.allow(0);
+    let said = machine.unbind(&volume).succeeded();
+    assert!(said.err.contains("latchkeyd destroy"), "{}", said.err);
+    assert_eq!(volume.json()["keyslots"], header["keyslots"]);
+    volume.opens_with_the_passphrase();
+}
+
+#[test]
+fn every_key_server_gets_an_envelope_or_none_does() {
+    let (first, mut second) = (Server::start(), Server::start());
+    let machine = Machine::joined(&[&first]);
+    let volume = Volume::luks2();
+    machine.bind(&volume).succeeded();
+    machine
+        .latchkey(&["join", "-"], &second.invite("web-1"))
+        .succeeded();
+    machine
+        .bind(&volume)
+        .failed_saying(&["bound already, but not to key server", "latchkey unbind"]);
+    machine.unbind(&volume).succeeded();
+
+    second.stop();
+    machine
+        .bind(&volume)
+        .failed_saying(&[&second.address(), "nothing was changed"]);
+    assert_eq!((volume.count("keyslots"), volume.count("tokens")), (1, 0));
+    assert_eq!(machine.state("bind-").len(), 0);
+    second.serve();
+    machine.bind(&volume).succeeded();
+    let token = &volume.json()["tokens"]["0"];
+    assert_eq!(token["envelopes"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_binding_that_is_killed_anywhere_is_repaired_by_the_next_run() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::luks2();
+    let keyslot = volume.json()["keyslots"]["0"].clone();
+    let begin = Instant::now();
+    machine.bind(&volume).succeeded();
+    let whole = begin.elapsed();
+    machine.unbind(&volume).succeeded();
+    const KILLS: u32 = 24;
+    for kill in 0..KILLS {
+        let mut child = machine
+            .command(&bind_arguments(&volume))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), PASSPHRASE.as_bytes()).unwrap();
+        std::thread::sleep(whole * kill / KILLS);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        volume.opens_with_the_passphrase();
+        if kill % 2 == 0 {
+            // The run may have been over before it was killed.
+            let said = machine.bind(&volume);
+            assert!(
+                said.code == 0 || said.err.contains("bound already"),
+                "{}",
+                said.err
+            );
+            assert_eq!(
+                (volume.count("keyslots"), volume.count("tokens")),
+                (2, 1),
+                "{kill}"
+            );
+        }
+        // Unbinding clears up as well.
+        let said = machine.unbind(&volume);
+        assert!(
+            said.code == 0 || said.err.contains("is not bound"),
+            "{}",
+            said.err
+        );
+        assert_eq!(
+            (volume.count("keyslots"), volume.count("tokens")),
+            (1, 0),
+            "{kill}"
+        );
+        assert_eq!(volume.json()["keyslots"]["0"], keyslot);
+        assert_eq!(machine.state("bind-").len(), 0);
+    }
+}
+
+#[test]
+fn a_keyslot_of_somebody_else_survives_the_repair() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::luks2();
+    // Interrupted before keyslot 1 was made; then a person took it.
+    let journal = json!({
+        "uuid": UUID, "volume": "0b6ee3f6-2a1c-4a51-8f1b-0123456789ab", "servers": [], "tokens": [],
+        "keyslots": [{ "slot": 1, "salt": null }], "backup": null,
+    });
+    std::fs::create_dir_all(machine.path("var/lib/latchkey")).unwrap();
+    let path = machine.path(&format!("var/lib/latchkey/bind-{UUID}.json"));
+    std::fs::write(&path, journal.to_string()).unwrap();
+    let key = machine.path("key");
+    std::fs::write(&key, "another passphrase").unwrap();
+    let add = ["luksAddKey", "--key-file", "-", volume.path()];
+    run(
+        Command::new("cryptsetup").args(add).arg(&key).args([
+            "--pbkdf",
+            "pbkdf2",
+            "--pbkdf-force-iterations",
+            "2000",
+        ]),
+        PASSPHRASE,
+    )
+    .succeeded();
+    let theirs = volume.json()["keyslots"]["1"].clone();
+    machine.bind(&volume).succeeded();
+    assert_eq!(volume.json()["keyslots"]["1"], theirs);
+    assert_eq!(volume.count("keyslots"), 3);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_damaged_token_is_named_and_unbinding_removes_it() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::luks2();
+    machine.plug_in(&volume);
+    let token = json!({ "type": "latchkey", "keyslots": ["0"], "version": 99 });
+    let import = ["token", "import", "--token-id", "0", volume.path()];
+    run(Command::new("cryptsetup").args(import), &token.to_string()).succeeded();
+    machine
+        .bind(&volume)
+        .failed_saying(&["has a latchkey token that does not work", "latchkey unbind"]);
+    let listed = machine.latchkey(&["list"], "").succeeded().out;
+    assert!(listed.contains("! not a latchkey token"), "{listed}");
+    // It names the only keyslot: nobody could open the volume any more.
+    machine
+        .unbind(&volume)
+        .failed_saying(&["no keyslot but latchkey's", "luksAddKey"]);
+    let key = machine.path("key");
+    std::fs::write(&key, "another passphrase").unwrap();
+    let add = ["luksAddKey", "--key-file", "-", volume.path()];
+    run(Command::new("cryptsetup").args(add).arg(&key), PASSPHRASE).succeeded();
+    machine.unbind(&volume).succeeded();
+    assert_eq!(volume.count("tokens"), 0);
+    assert_eq!(
+        volume.count("keyslots"),
+        2,
+        "it is not one that latchkey made"
+    );
+    volume.opens_with_the_passphrase();
+}
+
+// Other commands
+
+#[test]
+fn an_unknown_setting_is_named_with_its_file() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let path = machine.server_dir().join("server.toml");
+    let good = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, format!("{good}insecure = true\n")).unwrap();
+    let texts = [
+        "server.toml",
+        "unknown field `insecure`",
+        "correct the file",
+    ];
+    machine.bind(&Volume::luks2()).failed_saying(&texts);
+    let said = machine.latchkey(&["status"], "");
+    assert_eq!(said.code, 3);
+    assert!(
+        said.out.contains("unknown field `insecure`"),
+        "{}",
+        said.out
+    );
+}
+
+#[test]
+fn the_report_of_a_boot_is_sent_once() {
+    let mut server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let said = machine.latchkey(&["report"], "").succeeded();
+    assert!(said.err.contains("no report"), "{}", said.err);
+    std::fs::create_dir_all(machine.path("run/latchkey")).unwrap();
+    let report = json!({ "version": 1, "request": null, "lines": ["opened 'root_crypt'"] });
+    let path = machine.path("run/latchkey/report.json");
+    std::fs::write(&path, report.to_string()).unwrap();
+    server.stop();
+    machine
+        .latchkey(&["report"], "")
+        .failed_saying(&["run this again later"]);
+    server.serve();
+    machine.latchkey(&["report"], "").succeeded();
+    assert!(!path.exists());
+    let audit = server.admin(&["audit"]).succeeded().out;
+    assert!(audit.contains("opened 'root_crypt'"), "{audit}");
+    let said = machine.latchkey(&["report"], "").succeeded();
+    assert!(said.err.contains("no report"), "{}", said.err);
+}
+
+#[test]
+fn a_revoked_machine_is_told_no_more_than_refused() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    server.admin(&["revoke", "web-1"]).succeeded();
+    let volume = Volume::luks2();
+    let before = volume.json();
+    machine
+        .bind(&volume)
+        .failed_saying(&["did not give a share", "it refused the request"]);
+    assert_eq!(volume.json(), before);
+}
+
+#[test]
+fn wrong_usage_ends_with_code_2_and_help_teaches() {
+    let machine = Machine::new();
+    for wrong in [
+        &[][..],
+        &["open"],
+        &["bind"],
+        &["unbind"],
+        &["bind", "a", "b"],
+        &["list", "--yaml"],
+        &["wait", "--agent", "x"],
+    ] {
+        assert_eq!(machine.latchkey(wrong, "").code, 2, "{wrong:?}");
+    }
+    let help = machine.latchkey(&["--help"], "").succeeded().out;
+    for text in [
+        "latchkeyd invite",
+        "latchkey join",
+        "latchkey bind",
+        "latchkey=off",
+    ] {
+        assert!(help.contains(text), "{text} in {help}");
+    }
+}

@@ -1,0 +1,378 @@
+//! The real `latchkey` and `latchkeyd` on the loopback: a machine below a folder, volumes in plain files.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+pub const PASSPHRASE: &str = "correct horse";
+pub const UUID: &str = "8a3d7d0e-0d5b-4f3c-9d52-1e1fa2a1c0de";
+
+/// What a program said and how it ended.
+#[derive(Debug)]
+pub struct Said {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Said {
+    #[track_caller]
+    pub fn succeeded(self) -> Self {
+        assert_eq!(self.code, 0, "{}\n{}", self.out, self.err);
+        self
+    }
+
+    /// It failed with exit code 1, and each of `texts` is in what it said.
+    #[track_caller]
+    pub fn failed_saying(self, texts: &[&str]) -> Self {
+        assert_eq!(self.code, 1, "{}\n{}", self.out, self.err);
+        for text in texts {
+            assert!(
+                self.err.contains(text),
+                "'{text}' is missing in: {}",
+                self.err
+            );
+        }
+        self
+    }
+}
+
+pub fn run(command: &mut Command, input: &str) -> Said {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    Said {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// `latchkeyd` of this build, or the one that the environment variable LATCHKEYD names.
+fn latchkeyd() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        if let Some(path) = std::env::var_os("LATCHKEYD") {
+            return path.into();
+        }
+        let path = Path::new(env!("CARGO_BIN_EXE_latchkey")).with_file_name("latchkeyd");
+        let build = Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--package", "latchkeyd"])
+            .status();
+        assert!(
+            build.unwrap().success() && path.exists(),
+            "no latchkeyd was built"
+        );
+        path
+    })
+}
+
+/// A running key server. Its address is a proxy's, which lets through as many connections as it is told.
+pub struct Server {
+    dir: tempfile::TempDir,
+    listen: String,
+    proxy: Proxy,
+    child: Option<Child>,
+}
+
+impl Server {
+    pub fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listen = free.local_addr().unwrap().to_string();
+        drop(free);
+        let proxy = Proxy::to(&listen);
+        let mut server = Self {
+            dir,
+            listen,
+            proxy,
+            child: None,
+        };
+        let name = server.address();
+        server.admin(&["init", "--name", &name]).succeeded();
+        server.serve();
+        server
+    }
+
+    /// `HOST:PORT` as the join tokens name it.
+    pub fn address(&self) -> String {
+        self.proxy.address.clone()
+    }
+
+    pub fn serve(&mut self) {
+        let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
+        let child = Command::new(latchkeyd())
+            .arg("serve")
+            .arg("--data-dir")
+            .arg(self.data())
+            .args(["--listen", &self.listen])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+        let begin = Instant::now();
+        while TcpStream::connect(&self.listen).is_err() {
+            assert!(begin.elapsed() < Duration::from_secs(30), "{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Lets `count` more connections through, then closes each at once.
+    pub fn allow(&self, count: usize) {
+        self.proxy.left.store(count, Ordering::SeqCst);
+    }
+
+    pub fn admin(&self, arguments: &[&str]) -> Said {
+        let (command, rest) = arguments.split_first().unwrap();
+        run(
+            Command::new(latchkeyd())
+                .arg(command)
+                .arg("--data-dir")
+                .arg(self.data())
+                .args(rest),
+            "",
+        )
+    }
+
+    pub fn invite(&self, client: &str) -> String {
+        self.admin(&["invite", client]).succeeded().out
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+        if std::thread::panicking() {
+            eprintln!("the key server's log:\n{}", self.log());
+        }
+    }
+}
+
+struct Proxy {
+    address: String,
+    left: Arc<AtomicUsize>,
+}
+
+impl Proxy {
+    fn to(target: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let left = Arc::new(AtomicUsize::new(usize::MAX));
+        let (allowed, target) = (left.clone(), target.to_owned());
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let admitted = allowed
+                    .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                        left.checked_sub(1)
+                    })
+                    .is_ok();
+                if let (true, Ok(server)) = (admitted, TcpStream::connect(&target)) {
+                    pump(client.try_clone().unwrap(), server.try_clone().unwrap());
+                    pump(server, client);
+                }
+            }
+        });
+        Self { address, left }
+    }
+}
+
+fn pump(mut from: TcpStream, mut to: TcpStream) {
+    std::thread::spawn(move || {
+        let mut buffer = [0; 16384];
+        while let Ok(read @ 1..) = from.read(&mut buffer) {
+            if to.write_all(&buffer[..read]).is_err() {
+                break;
+            }
+        }
+        let _ = to.shutdown(std::net::Shutdown::Write);
+    });
+}
+
+/// A machine: everything below a folder.
+pub struct Machine {
+    pub root: tempfile::TempDir,
+}
+
+impl Machine {
+    pub fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("etc")).unwrap();
+        Self { root }
+    }
+
+    /// A machine that has joined `servers` and whose crypttab names the volume of [`Machine::format`].
+    pub fn joined(servers: &[&Server]) -> Self {
+        let machine = Self::new();
+        for server in servers {
+            machine
+                .latchkey(&["join", "-"], &server.invite("web-1"))
+                .succeeded();
+        }
+        machine.write_crypttab("luks,discard,initramfs");
+        machine
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_latchkey"));
+        command.arg("--root").arg(self.root.path()).args(arguments);
+        command
+    }
+
+    pub fn latchkey(&self, arguments: &[&str], input: &str) -> Said {
+        run(&mut self.command(arguments), input)
+    }
+
+    pub fn bind(&self, volume: &Volume) -> Said {
+        self.latchkey(&bind_arguments(volume), PASSPHRASE)
+    }
+
+    pub fn unbind(&self, volume: &Volume) -> Said {
+        self.latchkey(&["unbind", volume.path(), "--no-initramfs"], "")
+    }
+
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.root.path().join(path)
+    }
+
+    pub fn write_crypttab(&self, options: &str) {
+        let line = format!("root_crypt UUID={UUID} none {options}\n");
+        std::fs::write(self.path("etc/crypttab"), line).unwrap();
+    }
+
+    /// Makes crypttab's `UUID=` resolve to `volume`, as udev would.
+    pub fn plug_in(&self, volume: &Volume) {
+        let links = self.path("dev/disk/by-uuid");
+        std::fs::create_dir_all(&links).unwrap();
+        std::os::unix::fs::symlink(volume.path(), links.join(UUID)).unwrap();
+    }
+
+    /// The folder of the only key server.
+    pub fn server_dir(&self) -> PathBuf {
+        let mut found = std::fs::read_dir(self.path("etc/latchkey/servers")).unwrap();
+        let dir = found.next().unwrap().unwrap().path();
+        assert!(found.next().is_none());
+        dir
+    }
+
+    /// Files in /var/lib/latchkey whose names begin with `prefix`.
+    pub fn state(&self, prefix: &str) -> Vec<PathBuf> {
+        std::fs::read_dir(self.path("var/lib/latchkey"))
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| {
+                path.file_name()
+                    .unwrap()
+                    .to_string_lossy()
+                    .starts_with(prefix)
+            })
+            .collect()
+    }
+}
+
+pub fn bind_arguments(volume: &Volume) -> Vec<&str> {
+    vec!["bind", volume.path(), "--key-file", "-", "--no-initramfs"]
+}
+
+/// A LUKS volume in a plain file.
+pub struct Volume {
+    file: tempfile::NamedTempFile,
+}
+
+impl Volume {
+    /// LUKS2 with one keyslot, whose key derivation costs little.
+    pub fn luks2() -> Self {
+        Self::format(&["--type", "luks2"])
+    }
+
+    pub fn format(options: &[&str]) -> Self {
+        let volume = Self::plain();
+        let cheap = [
+            "--pbkdf",
+            "pbkdf2",
+            "--pbkdf-force-iterations",
+            "2000",
+            "--uuid",
+            UUID,
+        ];
+        let cheap = if options.contains(&"luks1") {
+            &cheap[2..]
+        } else {
+            &cheap[..]
+        };
+        let arguments = [
+            "luksFormat",
+            "--batch-mode",
+            "--key-file",
+            "-",
+            volume.path(),
+        ];
+        run(
+            Command::new("cryptsetup")
+                .args(arguments)
+                .args(cheap)
+                .args(options),
+            PASSPHRASE,
+        )
+        .succeeded();
+        volume
+    }
+
+    /// 32 MiB without anything on them.
+    pub fn plain() -> Self {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(32 << 20).unwrap();
+        Self { file }
+    }
+
+    pub fn path(&self) -> &str {
+        self.file.path().to_str().unwrap()
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        std::fs::read(self.file.path()).unwrap()
+    }
+
+    /// The header's JSON.
+    pub fn json(&self) -> serde_json::Value {
+        let dump = ["luksDump", "--dump-json-metadata", self.path()];
+        let said = run(Command::new("cryptsetup").args(dump), "").succeeded();
+        serde_json::from_str(&said.out).unwrap()
+    }
+
+    pub fn count(&self, kind: &str) -> usize {
+        self.json()[kind].as_object().unwrap().len()
+    }
+
+    #[track_caller]
+    pub fn opens_with_the_passphrase(&self) {
+        let test = ["open", "--test-passphrase", "--key-file", "-", self.path()];
+        run(Command::new("cryptsetup").args(test), PASSPHRASE).succeeded();
+    }
+}
