@@ -4,6 +4,7 @@
 //! process, read through /proc/self/mem. The pattern is computed and never stored whole, so that the search cannot
 //! find itself. A control frees without wiping and must be found.
 #![allow(unsafe_code)]
+#![allow(clippy::unwrap_used)] // every function in here is part of a test
 
 use std::ffi::{CString, c_void};
 use std::fs::File;
