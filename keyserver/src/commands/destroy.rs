@@ -19,7 +19,7 @@ Examples:
 This cannot be undone. Passphrases of the volume still open it. Copies of the store that were made
 before may still hold the share, sealed under the master key; the answer names what was not reached.")]
 pub struct Destroy {
-    /// The volume: its id, the beginning of it, or its label
+    /// The volume: its id, its label, the beginning of one of them, or CLIENT/LABEL
     volume: String,
     /// Do not ask
     #[arg(long)]

@@ -22,7 +22,7 @@ allow: released without a person. ask: a person approves each boot. deny: never.
 With --from the rule holds for these addresses only, and --elsewhere for all others. Plain 'allow'
 releases to whoever holds a copy of the machine's disk, from anywhere: choose addresses if you can.")]
 pub struct PolicyCommand {
-    /// The volume: its id, the beginning of it, or its label
+    /// The volume: its id, its label, the beginning of one of them, or CLIENT/LABEL
     volume: String,
     /// The rule to set; without one the policy is shown
     rule: Option<RuleName>,
