@@ -1,4 +1,5 @@
 #!/bin/sh
+# shellcheck disable=SC2016 # scripts are written here, not run
 #
 # Runs the hook against a fake machine and looks at the image tree that it leaves. No root, no initramfs-tools
 # needed: where that is not installed, a few lines stand in for its hook-functions. The paths of the machine are
@@ -29,6 +30,7 @@ main()
 	host_key_by_its_name_is_refused
 	host_key_by_its_content_is_refused
 	a_late_hook_is_searched_too
+	the_search_is_repeated_only_after_other_hooks
 	an_open_boot_key_is_refused
 	an_open_image_is_refused
 	umask_only_when_joined
@@ -159,6 +161,22 @@ a_late_hook_is_searched_too()
 	rm "$image/copied"
 	run_hook_again check
 	expect "$status" 0
+}
+
+the_search_is_repeated_only_after_other_hooks()
+{
+	machine
+	mkdir "$root/hooks"
+	printf '#!/bin/sh\necho "searched: $1"\n' >"$root/usr/bin/search"
+	chmod +x "$root/usr/bin/search"
+	sed "s|/usr/share/initramfs-tools/hooks/latchkey|$root/usr/bin/search|" "$here/etc-hooks/latchkey-check" \
+		>"$root/hooks/latchkey-check"
+	chmod +x "$root/hooks/latchkey-check"
+	expect "$("$root/hooks/latchkey-check" prereqs)" ""
+	expect "$("$root/hooks/latchkey-check")" ""
+	true >"$root/hooks/own"
+	expect "$("$root/hooks/latchkey-check" prereqs)" own
+	expect "$("$root/hooks/latchkey-check")" "searched: check"
 }
 
 an_open_boot_key_is_refused()
