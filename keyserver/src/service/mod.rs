@@ -206,25 +206,25 @@ impl Service {
     pub fn maintain(&self) -> Result<(), RecordError> {
         self.write_held()?;
         let now = self.clock.now();
-        let ended: Vec<Session> = self.records.all(key::SESSIONS)?;
-        let invites: Vec<Invite> = self.records.all(key::INVITES)?;
-        let sessions = ended
-            .iter()
-            .filter(|session| !session.is_open(now))
-            .flat_map(|session| {
-                [
-                    key::session(&session.client, &session.request),
-                    key::number(&session.number),
-                ]
-            });
-        let invites = invites
-            .iter()
-            .filter(|invite| invite.expires.plus(INVITE_KEPT) <= now)
-            .map(|invite| key::invite(&invite.hash.0));
-        let keys: Vec<String> = sessions.chain(invites).collect();
-        for some in keys.chunks(100) {
+        let sessions: Vec<Session> = self.records.all(key::SESSIONS)?;
+        for ended in sessions.iter().filter(|session| !session.is_open(now)) {
             self.records.transact(now, |work| {
-                some.iter().cloned().for_each(|key| work.remove(key));
+                let at = key::session(&ended.client, &ended.request);
+                // Unless the same boot has begun to ask anew since.
+                if work.read::<Session>(&at)?.as_ref() == Some(ended) {
+                    work.remove(at);
+                    work.remove(key::number(&ended.number));
+                }
+                Ok::<_, RecordError>(())
+            })?;
+        }
+        let invites: Vec<Invite> = self.records.all(key::INVITES)?;
+        for old in invites
+            .iter()
+            .filter(|i| i.expires.plus(INVITE_KEPT) <= now)
+        {
+            self.records.transact(now, |work| {
+                work.remove(key::invite(&old.hash.0));
                 Ok::<_, RecordError>(())
             })?;
         }

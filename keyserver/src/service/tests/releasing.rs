@@ -176,9 +176,9 @@ fn a_proof_is_no_boot() {
 fn a_day_of_retries_is_counted_and_not_written() {
     let rig = Rig::new();
     let (machine, volume, _) = rig.bound("web-1", 1);
-    let retries = 24 * 12;
+    let (retries, boot) = (24 * 12, Boot::new());
     for _ in 0..retries {
-        rig.verdict(&machine, AWAY, &Boot::new(), volume);
+        rig.verdict(&machine, AWAY, &boot, volume);
         rig.pass(Duration::from_secs(300));
     }
     assert_eq!(rig.count(Kind::Refused), 24);
