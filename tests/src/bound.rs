@@ -19,6 +19,11 @@ pub const PORT: u16 = 7443;
 /// The second.
 pub const SECOND_PORT: u16 = 7444;
 
+/// What the guest reaches the key server by.
+pub fn names() -> [String; 2] {
+    [PORT, SECOND_PORT].map(|port| format!("{HOST}:{port}"))
+}
+
 /// The bound machine could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum BoundError {
@@ -90,8 +95,7 @@ const BOOT_KEY: &str = "boot.key";
 
 fn build(guest: &Guest, product: &Product, folder: &Path) -> Result<(), BoundError> {
     eprintln!("joining and binding the guest (once for each build of latchkey)");
-    let names = [PORT, SECOND_PORT].map(|port| format!("{HOST}:{port}"));
-    let mut server = KeyServer::init(&product.latchkeyd(), &folder.join(SERVER), &names)?;
+    let mut server = KeyServer::init(&product.latchkeyd(), &folder.join(SERVER), &names())?;
     server.start(PORT)?;
 
     let archive = folder.join("installed.tar");
