@@ -26,9 +26,9 @@ impl Log for Stderr {
     }
 
     fn log(&self, record: &Record<'_>) {
-        // Libraries are heard only where they warn.
+        // Libraries are heard only where something is wrong; their warnings are for their developers.
         let ours = record.target().starts_with("latchkey");
-        if !self.enabled(record.metadata()) || !(ours || record.level() <= log::Level::Warn) {
+        if !self.enabled(record.metadata()) || !(ours || record.level() <= log::Level::Error) {
             return;
         }
         let sign = match record.level() {

@@ -403,6 +403,11 @@ impl Flow {
     }
 
     fn opened(&mut self, index: VolumeIndex, actions: &mut Vec<Action>) {
+        // Taken away first, so that what is said does not bring it back.
+        if self.prompt == Prompt::Shown(index) {
+            actions.push(Action::EndPrompt);
+            self.prompt = Prompt::Absent;
+        }
         let volume = &mut self.volumes[index];
         let how = if volume.state == State::OpeningTyped {
             "by a typed passphrase"
@@ -411,10 +416,6 @@ impl Flow {
         };
         actions.push(Action::Say(format!("'{}' was opened {how}", volume.name)));
         volume.state = State::Open;
-        if self.prompt == Prompt::Shown(index) {
-            actions.push(Action::EndPrompt);
-            self.prompt = Prompt::Absent;
-        }
     }
 
     fn not_opened(
