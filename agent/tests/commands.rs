@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -86,7 +87,13 @@ fn a_token_is_good_for_one_machine() {
     Machine::new().latchkey(&["join", "-"], &token).succeeded();
     Machine::new()
         .latchkey(&["join", "-"], &token)
-        .failed_saying(&["used already", "latchkeyd"]);
+        .failed_saying(&["used already", "latchkeyd revoke"]);
+
+    let mut forged: JoinToken = token.parse().unwrap();
+    forged.secret = latchkey_protocol::encoding::Bytes([7; 32]);
+    Machine::new()
+        .latchkey(&["join", "-"], &forged.to_line())
+        .failed_saying(&["does not know this join token", "latchkeyd invite"]);
 }
 
 #[test]
@@ -524,22 +531,89 @@ fn a_damaged_token_is_named_and_unbinding_removes_it() {
         .failed_saying(&["has a latchkey token that does not work", "latchkey unbind"]);
     let listed = machine.latchkey(&["list"], "").succeeded().out;
     assert!(listed.contains("! not a latchkey token"), "{listed}");
-    // It names the only keyslot: nobody could open the volume any more.
+    // It names a keyslot that latchkey did not make, which stays.
+    machine.unbind(&volume).succeeded();
+    assert_eq!((volume.count("keyslots"), volume.count("tokens")), (1, 0));
+    volume.opens_with_the_passphrase();
+}
+
+#[test]
+fn the_last_keyslot_stays() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::luks2();
+    machine.bind(&volume).succeeded();
+    let kill = ["luksKillSlot", "--batch-mode", volume.path(), "0"];
+    run(Command::new("cryptsetup").args(kill), "").succeeded();
     machine
         .unbind(&volume)
         .failed_saying(&["no keyslot but latchkey's", "luksAddKey"]);
-    let key = machine.path("key");
-    std::fs::write(&key, "another passphrase").unwrap();
-    let add = ["luksAddKey", "--key-file", "-", volume.path()];
-    run(Command::new("cryptsetup").args(add).arg(&key), PASSPHRASE).succeeded();
-    machine.unbind(&volume).succeeded();
-    assert_eq!(volume.count("tokens"), 0);
-    assert_eq!(
-        volume.count("keyslots"),
-        2,
-        "it is not one that latchkey made"
+    assert_eq!((volume.count("keyslots"), volume.count("tokens")), (1, 1));
+}
+
+/// `latchkey bind` on a terminal, where each of `lines` is typed when it asks; then the terminal's settings are
+/// printed.
+fn bind_on_a_terminal(machine: &Machine, volume: &Volume, lines: &[&str]) -> (i32, String) {
+    let command = format!(
+        "{} --root {} bind {} --no-initramfs; code=$?; stty -a; exit $code",
+        env!("CARGO_BIN_EXE_latchkey"),
+        machine.root.path().display(),
+        volume.path()
     );
-    volume.opens_with_the_passphrase();
+    let mut child = Command::new("script")
+        .args(["--quiet", "--return", "--command", &command, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut keyboard = child.stdin.take().unwrap();
+    let mut screen = child.stdout.take().unwrap();
+    let (mut said, mut typed, mut byte) = (Vec::new(), 0, [0]);
+    while screen.read(&mut byte).is_ok_and(|read| read == 1) {
+        said.push(byte[0]);
+        let asked = String::from_utf8_lossy(&said).matches("): ").count();
+        if asked > typed && typed < lines.len() {
+            keyboard.write_all(lines[typed].as_bytes()).unwrap();
+            typed += 1;
+        }
+    }
+    let code = child.wait().unwrap().code().unwrap_or(-1);
+    (code, String::from_utf8_lossy(&said).into_owned())
+}
+
+#[test]
+fn a_typed_passphrase_is_not_shown_and_the_terminal_is_put_back() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::luks2();
+    let right = format!("wrong-2\x15{PASSPHRASE}\r");
+    for (lines, code, texts) in [
+        (
+            &["wrong-1\r", "wrong-2\r", "wrong-3\r"][..],
+            1,
+            &["with the passphrases that were typed"][..],
+        ),
+        (&["wrong-1\x03"], 1, &["cancelled"]),
+        (
+            &["wrong-1\r", &right],
+            0,
+            &["no keyslot opens", "bound 'root_crypt'"],
+        ),
+    ] {
+        let (ended, said) = bind_on_a_terminal(&machine, &volume, lines);
+        assert_eq!(ended, code, "{said}");
+        for text in texts.iter().chain(&[
+            "Passphrase for 'root_crypt' (",
+            " echo ",
+            " icanon ",
+            "isig ",
+        ]) {
+            assert!(said.contains(text), "'{text}' is missing in {said}");
+        }
+        for secret in ["wrong", PASSPHRASE] {
+            assert!(!said.contains(secret), "'{secret}' is shown in {said}");
+        }
+    }
 }
 
 // Other commands
@@ -596,9 +670,10 @@ fn a_revoked_machine_is_told_no_more_than_refused() {
     server.admin(&["revoke", "web-1"]).succeeded();
     let volume = Volume::luks2();
     let before = volume.json();
-    machine
-        .bind(&volume)
-        .failed_saying(&["did not give a share", "it refused the request"]);
+    machine.bind(&volume).failed_saying(&[
+        "did not give a share",
+        "it does not know this machine, or no longer",
+    ]);
     assert_eq!(volume.json(), before);
 }
 

@@ -30,6 +30,7 @@ use crate::volume::crypttab::Entry;
 use crate::volume::header::{HeaderCopy, HeaderError};
 use crate::volume::keyslots::{self, KeyslotError};
 use crate::volume::open::{self, OpenError};
+use crate::volume::stack;
 use crate::volume::tokens::{self, TokenError};
 use crate::volume::typed::PassphraseError;
 
@@ -204,6 +205,7 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
     let _lock = files.lock()?;
     let target = Target::find(&arguments.device)?;
     let entry = target.entry(files, arguments.name.as_deref())?;
+    warn_unless_opened_early(&entry);
     let servers = joined(files)?;
     repair(files, &target, &servers)?;
     check_unbound(&target, &servers)?;
@@ -249,6 +251,19 @@ fn joined(files: &Files) -> Result<Vec<KeyServer>, BindError> {
     }
     let open = |files| KeyServer::open(files, Role::Host);
     Ok(joined.iter().map(open).collect::<Result<_, _>>()?)
+}
+
+/// The agent opens what the framework would open in the initramfs: root, and what asks for it.
+fn warn_unless_opened_early(entry: &Entry) {
+    let options = &entry.options;
+    let root = stack::root_lies_on(Path::new("/"), &[&entry.name]);
+    if !options.initramfs && !options.initrd_attach && matches!(root, Ok(false)) {
+        log::warn!(
+            "root does not lie on '{0}': unless it is needed for resume or /usr, nothing opens it in the initramfs\n\
+             the option 'initramfs' for '{0}' in crypttab changes that",
+            entry.name
+        );
+    }
 }
 
 /// Takes back what an interrupted run left.
@@ -350,9 +365,13 @@ fn bind(
     let device = &target.device;
     let volume = VolumeId::random().map_err(BindError::Random)?;
     journal.volume = Some(volume);
-    journal.servers = servers.iter().map(|server| server.settings.id).collect();
-    journal.save(files)?;
-    let registered = register(target, entry, servers, volume)?;
+    let label = format!("{} {}", entry.name, target.uuid);
+    let mut registered = Vec::new();
+    for server in servers {
+        journal.servers.push(server.settings.id);
+        journal.save(files)?;
+        registered.push(register(target, server, volume, &label, journal)?);
+    }
 
     let backup = backup_path(files, target);
     journal.backup = Some(backup.clone());
@@ -408,23 +427,23 @@ fn bind(
 
 fn register(
     target: &Target,
-    entry: &Entry,
-    servers: &[KeyServer],
+    server: &KeyServer,
     volume: VolumeId,
-) -> Result<Vec<Registered>, BindError> {
-    let label = format!("{} {}", entry.name, target.uuid);
-    let register = |server: &KeyServer| {
-        log::info!(
-            "registering the volume at key server {}",
-            server.settings.id.short()
-        );
-        shares::register(server, volume, &label).map_err(|source| BindError::Share {
-            server: server.settings.id.short(),
+    label: &str,
+    journal: &mut Journal,
+) -> Result<Registered, BindError> {
+    let id = server.settings.id;
+    log::info!("registering the volume at key server {}", id.short());
+    shares::register(server, volume, label).map_err(|source| {
+        if source.is_without_effect() {
+            journal.servers.retain(|other| *other != id);
+        }
+        BindError::Share {
+            server: id.short(),
             device: target.device.clone(),
             source: Box::new(source),
-        })
-    };
-    servers.iter().map(register).collect()
+        }
+    })
 }
 
 /// Does what the boot will do, up to the mapping: the envelope as the header holds it, the share as the key server

@@ -7,7 +7,7 @@
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
-use latchkey_protocol::token::{self, JoinToken, TokenError};
+use latchkey_protocol::token::{self, Address, JoinToken, TokenError};
 use latchkey_protocol::wire::{JoinAnswer, JoinRequest, Text, Version};
 use latchkey_protocol::{ClientName, ServerId};
 use latchkey_secret::{SecretBytes, SecretError};
@@ -96,12 +96,15 @@ pub enum JoinError {
         lines(.0)
     )]
     Unreachable(Vec<ClientError>),
-    /// The key server does not take the token.
-    #[error(
-        "{0}\n\
-         ask for a new token ('latchkeyd invite NAME' on the key server) if this one is old, used or withdrawn"
-    )]
+    /// The key server does not take the token, and says why.
+    #[error(transparent)]
     Refused(ClientError),
+    /// The key server has no invitation with that secret.
+    #[error(
+        "key server '{0}' does not know this join token: it is too old, or a newer one took its place\n\
+         ask the administrator for a new one: latchkeyd invite NAME"
+    )]
+    UnknownToken(Address),
     /// The key server's certificates are not for our keys.
     #[error("the key server's answer does not fit the keys that it was sent")]
     Answer(#[source] IdentityError),
@@ -231,6 +234,9 @@ fn ask(
             match join.join(address, request).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) if error.fault.is_network_fault() => tries.push(error),
+                Err(error) if error.fault.is_for_strangers() => {
+                    return Err(JoinError::UnknownToken(error.address));
+                }
                 Err(error) => return Err(JoinError::Refused(error)),
             }
         }

@@ -60,6 +60,19 @@ pub enum ShareError {
     Start(#[source] io::Error),
 }
 
+impl ShareError {
+    /// Whether the key server certainly did nothing.
+    pub fn is_without_effect(&self) -> bool {
+        match self {
+            Self::Unreachable(Unreachable::Everywhere(tries)) => {
+                tries.iter().all(|error| error.fault.is_before_sending())
+            }
+            Self::Unreachable(Unreachable::Final(_)) => true,
+            _ => false,
+        }
+    }
+}
+
 /// Registers `volume` and returns its share. Doing it again for the same volume gives the same share.
 ///
 /// # Errors

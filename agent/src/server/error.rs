@@ -11,6 +11,9 @@ use super::verify::OtherServer;
 use super::{CONNECT_LIMIT, LOOKUP_LIMIT, REQUEST_LIMIT};
 use latchkey_protocol::wire::BODY_LIMIT;
 
+/// What a key server says to whom it does not know.
+const STRANGER: &str = "refused";
+
 /// A request to one address failed.
 #[derive(Debug, thiserror::Error)]
 #[error("key server '{address}': {fault}")]
@@ -69,7 +72,7 @@ pub enum Fault {
     #[error("the answer is about other volumes than those asked for")]
     OtherVolumes,
     /// 403: we are not known there, or not for this.
-    #[error("it refused the request ({0})")]
+    #[error("{}", refusal_words(.0))]
     Refused(String),
     /// 400, 409 and other refusals that come with a reason.
     #[error("it refused the request with status {status} ({reason})")]
@@ -109,6 +112,25 @@ impl Fault {
     /// Whether another address of the same key server may do better; otherwise the key server has spoken.
     pub fn is_network_fault(&self) -> bool {
         !matches!(self, Self::Refused(_) | Self::Rejected { .. })
+    }
+
+    /// Whether the request was certainly not sent: nothing can have come of it.
+    pub fn is_before_sending(&self) -> bool {
+        matches!(
+            self,
+            Self::Lookup(_)
+                | Self::LookupTimeout
+                | Self::Connect(_)
+                | Self::ConnectTimeout
+                | Self::OtherCa
+                | Self::OtherServer
+                | Self::Certificate(_)
+        )
+    }
+
+    /// Whether this is the one answer that everybody gets whom the key server does not know (any more).
+    pub fn is_for_strangers(&self) -> bool {
+        matches!(self, Self::Refused(reason) if reason == STRANGER)
     }
 
     /// How long the key server asks us to wait, if it did.
@@ -171,6 +193,15 @@ fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> 
         let inner: &(dyn Error + 'static) = io.get_ref()?;
         causes(inner).find_map(tls_error)
     })
+}
+
+fn refusal_words(reason: &str) -> String {
+    if reason == STRANGER {
+        "it refused the request without a reason: it does not know this machine, or no longer"
+            .to_owned()
+    } else {
+        format!("it refused the request ({reason})")
+    }
 }
 
 fn connect_words(error: &io::Error) -> String {
