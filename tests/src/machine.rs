@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 
 use crate::channel::{Channel, ChannelError, Output};
 use crate::console::{Console, ConsoleError, Sighting};
@@ -153,8 +154,8 @@ impl Disk {
 /// Kernel and initramfs, outside of the machine's disk.
 #[derive(Debug, Clone)]
 pub struct BootFiles {
-    kernel: PathBuf,
-    initramfs: PathBuf,
+    pub(crate) kernel: PathBuf,
+    pub(crate) initramfs: PathBuf,
 }
 
 impl BootFiles {
@@ -199,6 +200,8 @@ pub struct Spec {
     init: Init,
     loader: Loader,
     network: Network,
+    forwards: Vec<(u16, u16)>,
+    disk_is_late: bool,
     memory_mib: u32,
     kernel_line: String,
     clock: Option<String>,
@@ -217,6 +220,8 @@ impl Spec {
             network: Network::User {
                 mac: MAC.to_owned(),
             },
+            forwards: Vec::new(),
+            disk_is_late: false,
             memory_mib: 1024,
             kernel_line: String::new(),
             clock: None,
@@ -243,6 +248,20 @@ impl Spec {
     #[must_use]
     pub fn network(mut self, network: Network) -> Self {
         self.network = network;
+        self
+    }
+
+    /// Leads connections to `host`, a port of the host's loopback, to the guest's port `guest`.
+    #[must_use]
+    pub fn forward(mut self, host: u16, guest: u16) -> Self {
+        self.forwards.push((host, guest));
+        self
+    }
+
+    /// Leaves the disk out until [`Machine::plug_disk`].
+    #[must_use]
+    pub fn late_disk(mut self) -> Self {
+        self.disk_is_late = true;
         self
     }
 
@@ -292,7 +311,7 @@ impl Spec {
             "-cpu",
             "max,la57=off",
             "-smp",
-            "2",
+            "1",
             "-display",
             "none",
         ]);
@@ -317,7 +336,9 @@ impl Spec {
             "-drive",
             &format!("file={disk},format=qcow2,if=none,id=disk,cache=unsafe,discard=unmap"),
         ]);
-        qemu.args(["-device", "virtio-blk-pci,drive=disk,addr=0x4,bootindex=1"]);
+        if !self.disk_is_late {
+            qemu.args(["-device", "virtio-blk-pci,drive=disk,addr=0x4,bootindex=1"]);
+        }
         for (number, payload) in self.payloads.iter().enumerate() {
             let file = payload.display();
             let drive = format!("file={file},format=raw,if=none,id=payload{number},readonly=on");
@@ -330,7 +351,11 @@ impl Spec {
         }
         qemu.args(["-device", "virtio-rng-pci,addr=0x5"]);
         if let Network::User { mac } = &self.network {
-            qemu.args(["-netdev", "user,id=net0"]);
+            let mut user = "user,id=net0".to_owned();
+            for (host, guest) in &self.forwards {
+                user += &format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}");
+            }
+            qemu.args(["-netdev", &user]);
             qemu.args([
                 "-device",
                 &format!("virtio-net-pci,id=nic0,netdev=net0,mac={mac},addr=0x3,romfile="),
@@ -472,6 +497,34 @@ impl Machine {
     /// `Channel` if it fails.
     pub fn check(&mut self, script: &str) -> Result<String, MachineError> {
         Ok(self.channel.check(script, PATIENCE)?)
+    }
+
+    /// Like [`Machine::check`] for a script that may take as long as `limit`.
+    ///
+    /// # Errors
+    /// `Channel` if it fails.
+    pub fn check_within(&mut self, script: &str, limit: Duration) -> Result<String, MachineError> {
+        Ok(self.channel.check(script, limit)?)
+    }
+
+    /// Plugs the disk in that [`Spec::late_disk`] left out.
+    ///
+    /// # Errors
+    /// `Qmp` if QEMU refuses.
+    pub fn plug_disk(&mut self) -> Result<(), MachineError> {
+        let device = json!({ "driver": "virtio-blk-pci", "drive": "disk", "addr": "0x4" });
+        self.qmp.execute("device_add", device)?;
+        Ok(())
+    }
+
+    /// Pulls the network cable out (`false`) or puts it in.
+    ///
+    /// # Errors
+    /// `Qmp` if QEMU refuses.
+    pub fn set_link(&mut self, up: bool) -> Result<(), MachineError> {
+        self.qmp
+            .execute("set_link", json!({ "name": "nic0", "up": up }))?;
+        Ok(())
     }
 
     /// Shuts the guest down in order and waits until the machine is off.

@@ -1,6 +1,7 @@
 //! The boot scenarios. `make boot` plays them all; `cargo test --test boot -- --ignored NAME` plays some.
 
 mod clocks;
+mod devices;
 mod gate;
 mod off;
 mod servers;
@@ -21,6 +22,7 @@ const SCENARIOS: &[&[Scenario]] = &[
     verdicts::SCENARIOS,
     clocks::SCENARIOS,
     gate::SCENARIOS,
+    devices::SCENARIOS,
 ];
 
 fn main() -> ExitCode {
