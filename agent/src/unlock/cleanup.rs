@@ -1,7 +1,7 @@
 //! `latchkey cleanup`: whatever became of the agent, nothing of it stays. Safe to run again, and on a machine where
 //! there never was one.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use latchkey_secret::process;
@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::credentials;
+use super::prompt;
 use super::runtime::Runtime;
 use crate::failure::chain;
 use crate::files::Files;
@@ -17,32 +18,52 @@ use crate::network;
 
 /// How long an agent may take to leave in order.
 const LEAVE_MS: u16 = 5000;
+/// How long a prompt may take to restore the console.
+const RESTORE_MS: u16 = 500;
 /// How long the network's configuration may take to go.
 const NETWORK_LIMIT: Duration = Duration::from_secs(5);
 
-/// Ends an agent that lives, takes back the network, wipes the boot keys.
+/// Ends an agent that lives and prompts whose agent was killed, takes back the network, wipes the boot keys.
 pub fn run(files: &Files) {
     if let Some(agent) = Runtime::of(files).agent() {
-        end(agent);
+        log::warn!("ending an agent that is still there ({agent})");
+        end(agent, LEAVE_MS);
     }
     credentials::wipe_files(files);
+    end_left_over_prompts();
     take_network_back(files);
 }
 
-fn end(agent: Pid) {
-    log::warn!("ending an agent that is still there ({agent})");
-    let Ok(Some(handle)) = process::pidfd(agent.as_raw()) else {
+fn end_left_over_prompts() {
+    let prompts = prompt::left_over();
+    if prompts.is_empty() {
+        return;
+    }
+    prompt::send_empty_line();
+    for prompt in prompts {
+        let Ok(Some(handle)) = process::pidfd(prompt.as_raw()) else {
+            continue;
+        };
+        if !is_gone(&handle, RESTORE_MS) {
+            end(prompt, RESTORE_MS);
+        }
+    }
+}
+
+fn end(process: Pid, limit_ms: u16) {
+    let Ok(Some(handle)) = process::pidfd(process.as_raw()) else {
         return;
     };
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-        if kill(agent, signal).is_err() {
-            return;
-        }
-        let mut gone = [PollFd::new(handle.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut gone, PollTimeout::from(LEAVE_MS)).is_ok_and(|ready| ready > 0) {
+        if kill(process, signal).is_err() || is_gone(&handle, limit_ms) {
             return;
         }
     }
+}
+
+fn is_gone(process: &OwnedFd, limit_ms: u16) -> bool {
+    let mut gone = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+    poll(&mut gone, PollTimeout::from(limit_ms)).is_ok_and(|ready| ready > 0)
 }
 
 fn take_network_back(files: &Files) {

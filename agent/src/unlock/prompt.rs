@@ -4,7 +4,7 @@
 //! `cryptroot-unlock` also looks for a `/sbin/cryptsetup` with the same CRYPTTAB_NAME and takes its end for the end
 //! of the attempt: a companion of that name waits for a key that never comes, and is ended with the attempt.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -141,13 +141,7 @@ impl Prompt {
             && !ended.is_terminated()
         {
             let mut ended = ended;
-            let fifo = OpenOptions::new()
-                .write(true)
-                .custom_flags(nix::libc::O_NONBLOCK)
-                .open(FIFO);
-            if let Ok(mut fifo) = fifo {
-                let _ = fifo.write_all(b"\n");
-            }
+            send_empty_line();
             if timeout(RESTORE_LIMIT, &mut ended).await.is_err() {
                 let _ = kill(pid, Signal::SIGTERM);
                 let _ = timeout(RESTORE_LIMIT, &mut ended).await;
@@ -173,6 +167,46 @@ impl Failures {
         self.0 += 1;
         self.0 > FAILURES_LIMIT
     }
+}
+
+/// Prompts whose agent was killed: they would read the console beside the native prompt and swallow what is typed.
+pub fn left_over() -> Vec<Pid> {
+    const INIT: i32 = 1;
+    children(Path::new(ASKPASS), INIT)
+}
+
+/// What the prompt's program understands as an answer: it restores the console and ends.
+pub fn send_empty_line() {
+    let fifo = OpenOptions::new()
+        .write(true)
+        .custom_flags(nix::libc::O_NONBLOCK)
+        .open(FIFO);
+    if let Ok(mut fifo) = fifo {
+        let _ = fifo.write_all(b"\n");
+    }
+}
+
+/// The processes that run `program` and whose parent is `parent`.
+fn children(program: &Path, parent: i32) -> Vec<Pid> {
+    let (Ok(program), Ok(processes)) = (fs::canonicalize(program), fs::read_dir("/proc")) else {
+        return Vec::new();
+    };
+    let is_one = |pid: &i32| {
+        fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|runs| runs == program)
+            && parent_of(*pid) == Some(parent)
+    };
+    processes
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(is_one)
+        .map(Pid::from_raw)
+        .collect()
+}
+
+/// proc_pid_stat(5): the second field after the program's name, which stands in parentheses and may contain them.
+fn parent_of(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// Reads the passphrase straight into locked memory.
@@ -222,4 +256,29 @@ fn companion(question: &Question) -> Option<Child> {
         .kill_on_drop(true)
         .spawn()
         .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_parents_own_prompts_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("a program (of sorts)");
+        fs::copy("/bin/sleep", &program).unwrap();
+        let us = i32::try_from(std::process::id()).unwrap();
+        let mut child = std::process::Command::new(&program)
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        let found = children(&program, us);
+        let of_init = children(&program, 1);
+        let others = children(Path::new("/bin/sh"), us);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(found, [Pid::from_raw(child.id().try_into().unwrap())]);
+        assert_eq!((of_init, others), (vec![], vec![]));
+        assert_eq!(children(&program, us), []);
+    }
 }
