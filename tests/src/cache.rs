@@ -76,6 +76,10 @@ pub fn folder_for<E: From<CacheError>>(
     };
     fs::create_dir_all(&root).map_err(|source| at(&root, source))?;
     let done = root.join(format!("{kind}-{}", key.digits()));
+    // It appears whole or not at all, so nobody who finds it waits for one of another key.
+    if done.is_dir() {
+        return Ok(done);
+    }
     let lock_path = root.join(format!("{kind}.lock"));
     let lock = File::create(&lock_path).map_err(|source| at(&lock_path, source))?;
     lock.lock().map_err(|source| at(&lock_path, source))?;
