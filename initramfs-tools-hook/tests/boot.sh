@@ -157,7 +157,7 @@ asked()
 a_broken_wait_waits_for_the_agent()
 {
 	initramfs
-	agent unlock 'sleep 0.5; echo done >>calls'
+	agent unlock 'until grep -q wait calls; do sleep 0.1; done; sleep 0.3; echo done >>calls'
 	agent wait 'exit 101'
 	run local-top
 	expect "$status" 0
