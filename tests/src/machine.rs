@@ -311,7 +311,7 @@ impl Spec {
             "-cpu",
             "max,la57=off",
             "-smp",
-            "1",
+            "2",
             "-display",
             "none",
         ]);
