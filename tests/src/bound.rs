@@ -125,7 +125,13 @@ fn build(guest: &Guest, product: &Product, folder: &Path) -> Result<(), BoundErr
 /// # Errors
 /// `Machine` if a command fails in the guest.
 pub fn join_and_bind(machine: &mut Machine, server: &KeyServer) -> Result<String, BoundError> {
-    machine.check("tar --extract --keep-directory-symlink --directory / --file /dev/vdb && systemctl daemon-reload")?;
+    machine.check(
+        "set -e\n\
+         tar --extract --keep-directory-symlink --directory / --file /dev/vdb\n\
+         systemctl daemon-reload\n\
+         # An emulated processor takes a minute more for Debian's compression level.\n\
+         echo COMPRESSLEVEL=1 > /etc/initramfs-tools/conf.d/rig",
+    )?;
     let token = server.admin(&["invite", CLIENT])?;
     let joined = machine.check(&format!("latchkey join - <<'TOKEN'\n{token}\nTOKEN"))?;
     let bound = machine.check(&format!(

@@ -86,19 +86,77 @@ pub fn folder_for<E: From<CacheError>>(
     if done.is_dir() {
         return Ok(done);
     }
-    let unfinished = done.with_extension("unfinished");
-    if unfinished.exists() {
-        fs::remove_dir_all(&unfinished).map_err(|source| at(&unfinished, source))?;
-    }
+    prune(&root, kind).map_err(|source| at(&root, source))?;
+    let unfinished = done.with_extension(UNFINISHED);
     fs::create_dir(&unfinished).map_err(|source| at(&unfinished, source))?;
     build(&unfinished)?;
     fs::rename(&unfinished, &done).map_err(|source| at(&done, source))?;
     Ok(done)
 }
 
+/// How many finished folders of a kind stay when another one is made; an older one may be in use somewhere.
+const KEPT: usize = 2;
+const UNFINISHED: &str = "unfinished";
+
+/// Removes what interrupted runs left and the oldest finished folders of a kind. The caller holds the kind's lock,
+/// so nobody is filling one of them.
+fn prune(root: &Path, kind: &str) -> io::Result<()> {
+    let prefix = format!("{kind}-");
+    let mut finished = Vec::new();
+    for entry in fs::read_dir(root)? {
+        let entry = entry?;
+        let path = entry.path();
+        if !entry.file_name().to_string_lossy().starts_with(&prefix) || !entry.file_type()?.is_dir()
+        {
+            continue;
+        }
+        if path
+            .extension()
+            .is_some_and(|extension| extension == UNFINISHED)
+        {
+            fs::remove_dir_all(&path)?;
+        } else {
+            finished.push((entry.metadata()?.modified()?, path));
+        }
+    }
+    finished.sort();
+    let old = finished.len().saturating_sub(KEPT);
+    finished
+        .iter()
+        .take(old)
+        .try_for_each(|(_, path)| fs::remove_dir_all(path))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_youngest_finished_folders_stay() {
+        let root = tempfile::tempdir().unwrap();
+        let make = |name: &str, age: u64| {
+            let path = root.path().join(name);
+            fs::create_dir(&path).unwrap();
+            let time = std::time::SystemTime::now() - std::time::Duration::from_secs(age);
+            File::open(&path).unwrap().set_modified(time).unwrap();
+        };
+        for (name, age) in [
+            ("a-1", 30),
+            ("a-2", 10),
+            ("a-3", 20),
+            ("a-4.unfinished", 0),
+            ("b-1", 40),
+        ] {
+            make(name, age);
+        }
+        prune(root.path(), "a").unwrap();
+        let mut left: Vec<_> = fs::read_dir(root.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["a-2", "a-3", "b-1"]);
+    }
 
     #[test]
     fn ingredients_do_not_run_into_each_other() {
