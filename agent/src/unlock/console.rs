@@ -6,9 +6,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::fd::AsFd;
 
 use latchkey_protocol::RequestId;
 use latchkey_protocol::wire::{BootReport, Text, Version};
+use nix::sys::termios::{LocalFlags, tcgetattr};
 use nix::time::{ClockId, clock_gettime};
 
 /// Most lines that a report keeps; a night of retries must not grow without end.
@@ -80,11 +82,21 @@ impl Console {
     fn show(&self, line: &str) {
         let mut stderr = std::io::stderr().lock();
         let _ = match &self.prompt {
-            Some(prompt) => write!(stderr, "\r\nlatchkey: {line}\r\n{prompt}"),
+            Some(prompt) if hides_typing(&stderr) => {
+                write!(stderr, "\r\nlatchkey: {line}\r\n{prompt}")
+            }
+            // The prompt's program has not come that far: it shows the prompt itself, and until then whatever is
+            // typed would be seen and then lost.
+            Some(_) => write!(stderr, "\r\nlatchkey: {line}\r\n"),
             None => write!(stderr, "latchkey: {line}\r\n"),
         };
         let _ = stderr.flush();
     }
+}
+
+/// Whether a terminal's echo is off, as the prompt's program leaves it while it reads.
+fn hides_typing(terminal: impl AsFd) -> bool {
+    tcgetattr(terminal).is_ok_and(|settings| !settings.local_flags.contains(LocalFlags::ECHO))
 }
 
 /// Seconds since the kernel started, time in suspend included.
