@@ -3,6 +3,7 @@
 mod clocks;
 mod devices;
 mod gate;
+mod network;
 mod off;
 mod servers;
 mod typing;
@@ -23,6 +24,7 @@ const SCENARIOS: &[&[Scenario]] = &[
     clocks::SCENARIOS,
     gate::SCENARIOS,
     devices::SCENARIOS,
+    network::SCENARIOS,
 ];
 
 fn main() -> ExitCode {
