@@ -19,7 +19,9 @@ use crate::qmp::{Qmp, QmpError};
 use crate::tool::{self, ToolError};
 
 /// The longest a boot step may take on a loaded host; not a limit that a test checks.
-pub const PATIENCE: Duration = Duration::from_secs(500);
+pub const PATIENCE: Duration = Duration::from_secs(240);
+/// The longest a command in the guest may take there: update-initramfs, mostly.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(900);
 
 /// A machine could not be started or did not behave.
 #[derive(Debug, thiserror::Error)]
@@ -488,7 +490,7 @@ impl Machine {
     /// # Errors
     /// `Channel` if the guest does not answer.
     pub fn run(&mut self, script: &str) -> Result<Output, MachineError> {
-        Ok(self.channel.run(script, PATIENCE)?)
+        Ok(self.channel.run(script, COMMAND_PATIENCE)?)
     }
 
     /// Runs a shell script in the guest that has to succeed; returns what it printed.
@@ -496,7 +498,7 @@ impl Machine {
     /// # Errors
     /// `Channel` if it fails.
     pub fn check(&mut self, script: &str) -> Result<String, MachineError> {
-        Ok(self.channel.check(script, PATIENCE)?)
+        Ok(self.channel.check(script, COMMAND_PATIENCE)?)
     }
 
     /// Like [`Machine::check`] for a script that may take as long as `limit`.
