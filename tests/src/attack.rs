@@ -122,7 +122,8 @@ impl StolenDisk {
             .args(["luksFormat", "--type", "luks2", "--uuid", guest::LUKS_UUID])
             .args(cheap);
         format
-            .args(["--key-size", "512", "--volume-key-file"])
+            .args(["--key-size", "512", "--sector-size", "512"])
+            .arg("--volume-key-file")
             .arg(&key);
         tool::run(format.arg("--key-file").arg(&passphrase).arg(&image))?;
         let mut add = Command::new("cryptsetup");
