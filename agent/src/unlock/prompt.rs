@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::flow::PromptLoss;
@@ -28,6 +29,8 @@ const FIFO: &str = "/lib/cryptsetup/passfifo";
 const PASSPHRASE_LIMIT: usize = 64 * 1024;
 /// How long the program gets to restore the console before it is ended.
 const RESTORE_LIMIT: Duration = Duration::from_millis(500);
+/// Before the companion is started; `cryptroot-unlock` waits ten times as long for it.
+const COMPANION_PAUSE: Duration = Duration::from_secs(1);
 /// Between two attempts when the program fails, so that a machine without a console does not spin.
 const FAILURE_PAUSE: Duration = Duration::from_secs(1);
 /// So many failures in a row, and this machine has no way to prompt.
@@ -54,8 +57,12 @@ pub type PromptResult = Result<SecretBytes, PromptLoss>;
 pub struct Prompt {
     askpass: Option<Pid>,
     ended: Option<oneshot::Receiver<()>>,
-    companion: Option<Child>,
+    companion: Option<Companion>,
 }
+
+/// The process that `cryptroot-unlock` watches. Dropping it ends the process.
+#[derive(Debug)]
+pub struct Companion(JoinHandle<()>);
 
 /// Counts failures over several prompts.
 #[derive(Debug, Default)]
@@ -87,7 +94,7 @@ impl Prompt {
         failures: &mut Failures,
         answer: impl FnOnce(PromptResult) + Send + 'static,
     ) -> Self {
-        let companion = companion(question);
+        let companion = Some(Companion::of(question));
         let mut command = Command::new(ASKPASS);
         command
             .arg(question.text())
@@ -136,7 +143,7 @@ impl Prompt {
     /// Takes the prompt away. The program is made to restore the console: an empty line through its FIFO is what
     /// it understands; only if that does not help is it ended by a signal. A passphrase that was typed just now is
     /// dropped.
-    pub async fn end(mut self) -> Option<Child> {
+    pub async fn end(mut self) -> Option<Companion> {
         if let (Some(pid), Some(ended)) = (self.askpass.take(), self.ended.take())
             && !ended.is_terminated()
         {
@@ -151,8 +158,37 @@ impl Prompt {
     }
 
     /// The companion, which must outlive the attempt's result.
-    pub fn into_companion(mut self) -> Option<Child> {
+    pub fn into_companion(mut self) -> Option<Companion> {
         self.companion.take()
+    }
+}
+
+impl Companion {
+    fn of(question: &Question) -> Self {
+        let mut command = Command::new(CRYPTSETUP);
+        command
+            .args(["open", "--test-passphrase", "--key-file=-"])
+            .arg(&question.device)
+            .envs(question.environment())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true);
+        Self(tokio::spawn(async move {
+            // Nobody needs it sooner, and a volume that opens by itself does without.
+            sleep(COMPANION_PAUSE).await;
+            if let Ok(mut child) = command.spawn() {
+                // It reads from a pipe that stays open, so it lasts until this task is ended.
+                let _pipe = child.stdin.take();
+                let _ = child.wait().await;
+            }
+        }))
+    }
+}
+
+impl Drop for Companion {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -243,19 +279,6 @@ async fn read(child: &mut Child) -> Option<SecretBytes> {
     }
     typed.truncate(length);
     Some(typed)
-}
-
-fn companion(question: &Question) -> Option<Child> {
-    Command::new(CRYPTSETUP)
-        .args(["open", "--test-passphrase", "--key-file=-"])
-        .arg(&question.device)
-        .envs(question.environment())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .ok()
 }
 
 #[cfg(test)]

@@ -11,7 +11,6 @@ use latchkey_protocol::wire::{
 };
 use latchkey_protocol::{BootKeyPair, Generation, RequestId, Share, VolumeId};
 use latchkey_secret::SecretBytes;
-use tokio::process::Child;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time::{Instant as TokioInstant, sleep, sleep_until};
@@ -20,7 +19,7 @@ use super::asker::{Answered, AskError, Asker};
 use super::boot::Boot;
 use super::console::Console;
 use super::credentials::Credentials;
-use super::prompt::{Failures, Prompt, PromptResult, Question};
+use super::prompt::{Companion, Failures, Prompt, PromptResult, Question};
 use super::runtime::Runtime;
 use super::worker::{Job, Worker};
 use crate::failure::{chain, printable};
@@ -84,7 +83,7 @@ struct PromptState {
     /// Tells the answers of prompts that were ended from the present one's.
     number: u64,
     failures: Failures,
-    companion: Option<Child>,
+    companion: Option<Companion>,
 }
 
 enum Message {
