@@ -13,6 +13,7 @@ pub mod channel;
 pub mod console;
 pub mod disk;
 pub mod guest;
+pub mod initramfs;
 pub mod keyserver;
 pub mod machine;
 pub mod memory;

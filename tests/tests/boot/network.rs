@@ -5,14 +5,21 @@ use std::time::Duration;
 
 use latchkey_tests::bound::PORT;
 use latchkey_tests::guest::{PASSPHRASE, PROMPT};
+use latchkey_tests::initramfs::START;
 use latchkey_tests::machine::{Machine, Spec};
 use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
 use serde_json::Value;
 
-pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "the network after an unattended boot is that of a boot without latchkey",
-    play: unattended,
-}];
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "the network after an unattended boot is that of a boot without latchkey",
+        play: unattended,
+    },
+    Scenario {
+        name: "the network after kill -9 of the agent is that of a boot without latchkey",
+        play: killed,
+    },
+];
 
 const LIMIT: Duration = Duration::from_secs(240);
 
@@ -29,6 +36,40 @@ fn unattended(stage: &Stage) -> Outcome {
     machine.power_off()?;
     compare(&control, &network)
 }
+
+fn killed(stage: &Stage) -> Outcome {
+    let control = without_latchkey(stage)?;
+    let boot = stage
+        .bound()
+        .boot
+        .with_files(stage.folder(), &[(START, KILLER)])?;
+    let spec = stage
+        .bound_machine(&stage.bound_disk()?, "killed")
+        .direct(&boot)
+        .systemd();
+    let mut machine = Machine::start(&spec)?;
+    machine.expect(PROMPT, LIMIT)?;
+    machine.expect("RIG: killing the agent", LIMIT)?;
+    machine.expect("RIG: at the native prompt, boot keys: 0", LIMIT)?;
+    machine.console.type_line(PASSPHRASE)?;
+    machine.expect("vda2_crypt: set up successfully", LIMIT)?;
+    let network = settled(&mut machine)?;
+    machine.power_off()?;
+    compare(&control, &network)
+}
+
+/// Kills the agent when its network is up and its prompt stands, and lists the boot keys that are left when the
+/// native prompt stands.
+const KILLER: &str = r#"
+(
+    until [ -s /run/latchkey/agent.pid ] && grep -q ^e /proc/net/route && pidof askpass; do sleep 1; done
+    sleep 5
+    echo 'RIG: killing the agent' >/dev/console
+    kill -KILL "$(cat /run/latchkey/agent.pid)"
+    until [ -e /run/latchkey/ended ] && pidof askpass; do sleep 1; done
+    echo "RIG: at the native prompt, boot keys: $(ls /etc/latchkey/servers/*/boot.key | wc -l)" >/dev/console
+) </dev/null >/dev/null 2>&1 &
+"#;
 
 fn without_latchkey(stage: &Stage) -> Result<Vec<(&'static str, Value)>, Failure> {
     let spec: Spec = stage

@@ -1,0 +1,108 @@
+//! Files added to an initramfs from outside, to act in the middle of a boot: the kernel unpacks archives that stand
+//! one after the other, and a later file replaces an earlier one.
+//!
+//! Format: Linux, `Documentation/driver-api/early-userspace/buffer-format.rst` ("newc").
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use crate::machine::BootFiles;
+
+/// Shell lines in this file are run by initramfs-tools' init at its very start, by that same shell.
+pub const START: &str = "conf/conf.d/rig";
+
+impl BootFiles {
+    /// The same kernel with an initramfs, left in `folder`, that also holds `files` (path and content). Their folders
+    /// must be in it already.
+    ///
+    /// # Errors
+    /// The initramfs cannot be copied.
+    pub fn with_files(&self, folder: &Path, files: &[(&str, &str)]) -> io::Result<Self> {
+        let mut image = fs::read(&self.initramfs)?;
+        pad(&mut image);
+        image.extend(archive(files));
+        let initramfs = folder.join("initrd-with-files.img");
+        fs::write(&initramfs, image)?;
+        Ok(Self {
+            kernel: self.kernel.clone(),
+            initramfs,
+        })
+    }
+}
+
+/// A newc archive of regular files, owned by root and executable.
+fn archive(files: &[(&str, &str)]) -> Vec<u8> {
+    let mut archive = Vec::new();
+    for (number, (path, content)) in (1..).zip(files) {
+        member(&mut archive, number, REGULAR, path, content.as_bytes());
+    }
+    member(&mut archive, 0, 0, "TRAILER!!!", b"");
+    archive
+}
+
+const REGULAR: usize = 0o100_755;
+
+fn member(archive: &mut Vec<u8>, number: usize, mode: usize, name: &str, content: &[u8]) {
+    // inode, mode, owner, group, links, time, size, four device numbers, name with its zero byte, checksum
+    let links = 1;
+    let size = content.len();
+    let fields = [
+        number,
+        mode,
+        0,
+        0,
+        links,
+        0,
+        size,
+        0,
+        0,
+        0,
+        0,
+        name.len() + 1,
+        0,
+    ];
+    archive.extend(b"070701");
+    for field in fields {
+        archive.extend(format!("{field:08x}").bytes());
+    }
+    archive.extend(name.bytes());
+    archive.push(0);
+    pad(archive);
+    archive.extend(content);
+    pad(archive);
+}
+
+fn pad(bytes: &mut Vec<u8>) {
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_stand_on_multiples_of_four_and_the_trailer_ends_them() {
+        let archive = archive(&[("conf/a", "hello"), ("b", "")]);
+        let text = String::from_utf8(archive).unwrap();
+        let starts: Vec<usize> = text.match_indices("070701").map(|(at, _)| at).collect();
+        assert_eq!(starts.len(), 3, "{text:?}");
+        assert!(starts.iter().all(|start| start % 4 == 0), "{starts:?}");
+        assert_eq!(&text[54..62], "00000005", "the size of the first file");
+        assert_eq!(&text[94..102], "00000007", "its name with the zero byte");
+        assert_eq!(&text[110..117], "conf/a\0");
+        assert_eq!(&text[120..128], "hello\0\0\0", "after the padded name");
+        assert!(text[starts[2]..].contains("TRAILER!!!\0"));
+    }
+
+    #[test]
+    fn the_first_image_is_padded_before_the_second() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = BootFiles::in_folder(folder.path());
+        fs::write(&files.initramfs, b"image").unwrap();
+        let more = files.with_files(folder.path(), &[(START, "true")]).unwrap();
+        let image = fs::read(&more.initramfs).unwrap();
+        assert_eq!(&image[..14], b"image\x00\x00\x00070701");
+        assert_eq!(more.kernel, files.kernel);
+    }
+}
