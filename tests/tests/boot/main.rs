@@ -2,6 +2,7 @@
 
 mod clocks;
 mod devices;
+mod dropbear;
 mod gate;
 mod network;
 mod off;
@@ -25,6 +26,7 @@ const SCENARIOS: &[&[Scenario]] = &[
     gate::SCENARIOS,
     devices::SCENARIOS,
     network::SCENARIOS,
+    dropbear::SCENARIOS,
 ];
 
 fn main() -> ExitCode {
