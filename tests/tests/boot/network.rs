@@ -58,7 +58,7 @@ fn killed(stage: &Stage) -> Outcome {
     compare(&control, &network)
 }
 
-/// Kills the agent when its network is up and its prompt stands, and lists the boot keys that are left when the
+/// Kills the agent when its network is up and its prompt stands, and counts the boot keys that are left when the
 /// native prompt stands.
 const KILLER: &str = r#"
 (
