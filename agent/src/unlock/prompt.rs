@@ -9,6 +9,8 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use latchkey_secret::SecretBytes;
@@ -64,9 +66,9 @@ pub struct Prompt {
 #[derive(Debug)]
 pub struct Companion(JoinHandle<()>);
 
-/// Counts failures over several prompts.
-#[derive(Debug, Default)]
-pub struct Failures(u32);
+/// Counts failures of the program over several prompts; an empty line is none.
+#[derive(Debug, Clone, Default)]
+pub struct Failures(Arc<AtomicU32>);
 
 impl Question {
     /// The text that people see.
@@ -91,7 +93,7 @@ impl Prompt {
     /// Shows the prompt; `answer` gets its result unless [`Prompt::end`] comes first.
     pub fn show(
         question: &Question,
-        failures: &mut Failures,
+        failures: &Failures,
         answer: impl FnOnce(PromptResult) + Send + 'static,
     ) -> Self {
         let companion = Some(Companion::of(question));
@@ -104,10 +106,9 @@ impl Prompt {
             Ok(child) => child,
             Err(error) => {
                 log::warn!("failed to run '{ASKPASS}': {error}");
-                let loss = if failures.count() || !Path::new(ASKPASS).exists() {
-                    PromptLoss::Impossible
-                } else {
-                    PromptLoss::Again
+                let loss = match failures.count() {
+                    _ if !Path::new(ASKPASS).exists() => PromptLoss::Impossible,
+                    loss => loss,
                 };
                 tokio::spawn(async move {
                     sleep(FAILURE_PAUSE).await;
@@ -120,14 +121,14 @@ impl Prompt {
                 };
             }
         };
-        let hopeless = failures.count();
+        let failures = failures.clone();
         let askpass = child
             .id()
             .and_then(|id| i32::try_from(id).ok())
             .map(Pid::from_raw);
         let (end, ended) = oneshot::channel();
         tokio::spawn(async move {
-            let result = listen(child, hopeless).await;
+            let result = listen(child, &failures).await;
             // Nobody listens any more once the prompt was ended.
             if end.send(()).is_ok() {
                 answer(result);
@@ -193,15 +194,18 @@ impl Drop for Companion {
 }
 
 impl Failures {
-    /// Forgets them: somebody typed something.
-    pub fn reset(&mut self) {
-        self.0 = 0;
+    /// One more in a row; what that means for the prompt.
+    fn count(&self) -> PromptLoss {
+        if self.0.fetch_add(1, Ordering::Relaxed) < FAILURES_LIMIT {
+            PromptLoss::Again
+        } else {
+            PromptLoss::Impossible
+        }
     }
 
-    /// One more, until [`Failures::reset`]; whether there have been too many.
-    fn count(&mut self) -> bool {
-        self.0 += 1;
-        self.0 > FAILURES_LIMIT
+    /// The program works: forgets them.
+    fn reset(&self) {
+        self.0.store(0, Ordering::Relaxed);
     }
 }
 
@@ -246,21 +250,23 @@ fn parent_of(pid: i32) -> Option<i32> {
 }
 
 /// Reads the passphrase straight into locked memory.
-async fn listen(mut child: Child, hopeless: bool) -> PromptResult {
+async fn listen(mut child: Child, failures: &Failures) -> PromptResult {
     let typed = read(&mut child).await;
     let status = child.wait().await;
     let succeeded = status.as_ref().is_ok_and(std::process::ExitStatus::success);
     match typed {
-        Some(typed) if succeeded && !typed.is_empty() => Ok(typed),
-        Some(_) if succeeded => Err(PromptLoss::Again),
+        Some(typed) if succeeded => {
+            failures.reset();
+            if typed.is_empty() {
+                Err(PromptLoss::Again)
+            } else {
+                Ok(typed)
+            }
+        }
         _ => {
             log::warn!("'{ASKPASS}' ended without a passphrase: {status:?}");
             sleep(FAILURE_PAUSE).await;
-            Err(if hopeless {
-                PromptLoss::Impossible
-            } else {
-                PromptLoss::Again
-            })
+            Err(failures.count())
         }
     }
 }
@@ -284,6 +290,28 @@ async fn read(child: &mut Child) -> Option<SecretBytes> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn only_failures_in_a_row_make_a_prompt_impossible() {
+        let failures = Failures::default();
+        let run = async |script: &str| {
+            let mut shell = Command::new("/bin/sh");
+            let child = shell.args(["-c", script]).stdout(Stdio::piped()).spawn();
+            listen(child.unwrap(), &failures).await.map(drop)
+        };
+        let limit = FAILURES_LIMIT as usize;
+        for _ in 0..=limit {
+            assert_eq!(run("true").await, Err(PromptLoss::Again), "an empty line");
+        }
+        for _ in 0..limit {
+            assert_eq!(run("exit 1").await, Err(PromptLoss::Again));
+        }
+        assert_eq!(run("printf typed").await, Ok(()));
+        for _ in 0..limit {
+            assert_eq!(run("exit 1").await, Err(PromptLoss::Again));
+        }
+        assert_eq!(run("exit 1").await, Err(PromptLoss::Impossible));
+    }
 
     #[test]
     fn only_the_parents_own_prompts_are_found() {

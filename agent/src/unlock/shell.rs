@@ -232,7 +232,6 @@ impl Shell {
                 self.prompt.companion = self.prompt.shown.take().and_then(Prompt::into_companion);
                 Some(match result {
                     Ok(typed) => {
-                        self.prompt.failures.reset();
                         self.typed = Some(typed);
                         Event::Typed
                     }
@@ -360,7 +359,7 @@ impl Shell {
         self.prompt.companion = None;
         self.prompt.number += 1;
         let (number, sender) = (self.prompt.number, self.sender.clone());
-        let prompt = Prompt::show(&question, &mut self.prompt.failures, move |result| {
+        let prompt = Prompt::show(&question, &self.prompt.failures, move |result| {
             let _ = sender.send(Message::Prompt(number, result));
         });
         self.console.prompt(Some(question.text()));
