@@ -4,7 +4,7 @@
 //! key server. The prompt's program writes to the same console: after a line of ours its prompt is shown anew.
 //! Nothing here ever panics, because stderr may be gone, and no secret ever gets here.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::fd::AsFd;
 
@@ -21,18 +21,17 @@ const LEVEL: &str = "<7>";
 /// The console, the kernel log and the report.
 #[derive(Debug)]
 pub struct Console {
-    kernel_log: Option<File>,
+    kernel_log: Option<&'static str>,
     prompt: Option<String>,
     lines: Vec<Text>,
     dropped: usize,
 }
 
 impl Console {
-    /// Opens the kernel log, if it can be.
+    /// Of this machine.
     pub fn open() -> Self {
-        let kernel_log = OpenOptions::new().write(true).open("/dev/kmsg").ok();
         Self {
-            kernel_log,
+            kernel_log: Some("/dev/kmsg"),
             prompt: None,
             lines: Vec::new(),
             dropped: 0,
@@ -47,8 +46,11 @@ impl Console {
 
     /// Tells the log and the report only: a step and when it was done.
     pub fn note(&mut self, line: &str) {
-        if let Some(log) = &mut self.kernel_log {
-            let _ = log.write_all(format!("{LEVEL}latchkey: {line}\n").as_bytes());
+        if let Some(path) = self.kernel_log {
+            // The kernel takes ten lines in five seconds from each opening of it (printk_devkmsg) and drops the rest.
+            let log = OpenOptions::new().write(true).open(path);
+            let _ = log
+                .and_then(|mut log| log.write_all(format!("{LEVEL}latchkey: {line}\n").as_bytes()));
         }
         if self.lines.len() < LINES_LIMIT {
             self.lines
