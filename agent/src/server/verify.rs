@@ -4,7 +4,7 @@
 //! notAfter had passed at a moment that we know has passed: when the image was built, or when the machine joined.
 //! No system store, no other root, no revocation lists: who must go is revoked at the key server.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use latchkey_protocol::ServerId;
@@ -119,7 +119,7 @@ pub(super) struct FingerprintVerifier {
     server: ServerId,
     time: CertificateTime,
     provider: Arc<CryptoProvider>,
-    found: std::sync::OnceLock<CertificateDer<'static>>,
+    found: OnceLock<(CertificateDer<'static>, PinnedVerifier)>,
 }
 
 /// The TLS chain holds no certificate with the fingerprint that the join token names.
@@ -137,13 +137,19 @@ impl FingerprintVerifier {
             server,
             time,
             provider: provider.clone(),
-            found: std::sync::OnceLock::new(),
+            found: OnceLock::new(),
         }
     }
 
     /// The CA, once a handshake succeeded.
     pub(super) fn ca(&self) -> Option<&CertificateDer<'static>> {
-        self.found.get()
+        self.found.get().map(|(ca, _)| ca)
+    }
+
+    /// The verifier of the CA that was found.
+    fn pinned(&self) -> Result<&PinnedVerifier, Error> {
+        let (_, pinned) = self.found.get().ok_or(Error::HandshakeNotComplete)?;
+        Ok(pinned)
     }
 }
 
@@ -161,24 +167,20 @@ impl ServerCertVerifier for FingerprintVerifier {
             .find(|certificate| ServerId::of_ca(certificate) == self.server)
             .ok_or_else(|| Error::Other(OtherError(Arc::new(OtherServer))))?;
         // Only the CA itself may have signed the leaf: no intermediates.
-        let verified = PinnedVerifier::new(ca, self.time, &self.provider)?.verify_server_cert(
-            end_entity,
-            &[],
-            server_name,
-            ocsp_response,
-            now,
-        )?;
-        self.found.get_or_init(|| ca.clone().into_owned());
+        let pinned = PinnedVerifier::new(ca, self.time, &self.provider)?;
+        let verified =
+            pinned.verify_server_cert(end_entity, &[], server_name, ocsp_response, now)?;
+        self.found.get_or_init(|| (ca.clone().into_owned(), pinned));
         Ok(verified)
     }
 
     fn verify_tls12_signature(
         &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.2 is not spoken here".to_owned()))
+        self.pinned()?.verify_tls12_signature(message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -187,12 +189,7 @@ impl ServerCertVerifier for FingerprintVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
+        self.pinned()?.verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
