@@ -189,6 +189,9 @@ pub fn run() -> ExitCode {
     } else {
         LevelFilter::Info
     });
+    if latchkey_secret::CONTROL {
+        log::warn!("{}", latchkey_secret::CONTROL_WARNING);
+    }
     let failed = match arguments.command {
         Command::Wait { .. } => TROUBLE,
         _ => 1,

@@ -6,11 +6,18 @@
 #![allow(unsafe_code)]
 
 pub mod crypt_log;
+pub mod guardian;
 mod memory;
 mod packet;
 pub mod process;
 pub mod udev;
 pub mod wiping_free;
+
+/// Whether this is the control build, which wipes nothing, so that a search of the memory has something to find.
+pub const CONTROL: bool = cfg!(feature = "without-wiping");
+
+/// What the control build says; `native/measure` looks for it in the binary.
+pub const CONTROL_WARNING: &str = "this control build wipes nothing: never install it";
 
 pub use memory::{Secret, SecretBytes, SecretError};
 pub use packet::packet_socket;

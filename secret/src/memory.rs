@@ -166,7 +166,9 @@ impl SecretBytes {
     /// Cuts the secret to `length` bytes and wipes the rest.
     pub fn truncate(&mut self, length: usize) {
         if length < self.length {
-            self.pages.bytes_mut()[length..].zeroize();
+            if !crate::CONTROL {
+                self.pages.bytes_mut()[length..].zeroize();
+            }
             self.length = length;
         }
     }
@@ -237,7 +239,9 @@ impl Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        self.bytes_mut().zeroize();
+        if !crate::CONTROL {
+            self.bytes_mut().zeroize();
+        }
         // SAFETY: `start` and `mapped` are what mmap returned and was given; no reference outlives `self`.
         unsafe {
             libc::munmap(self.start.as_ptr().cast::<c_void>(), self.mapped);
@@ -299,7 +303,7 @@ unsafe fn map(length: usize, flags: libc::c_int, descriptor: libc::c_int) -> Opt
     }
 }
 
-fn page_size() -> usize {
+pub(crate) fn page_size() -> usize {
     // SAFETY: sysconf has no preconditions.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     usize::try_from(size).unwrap_or(4096)

@@ -18,20 +18,34 @@ use crate::network;
 
 /// How long an agent may take to leave in order.
 const LEAVE_MS: u16 = 5000;
+/// How long wiping the agent's memory may take.
+const WIPE_MS: u16 = 5000;
 /// How long a prompt may take to restore the console.
 const RESTORE_MS: u16 = 500;
 /// How long the network's configuration may take to go.
 const NETWORK_LIMIT: Duration = Duration::from_secs(5);
 
-/// Ends an agent that lives and prompts whose agent was killed, takes back the network, wipes the boot keys.
+/// Ends an agent that lives, sees its memory wiped, ends prompts whose agent was killed, takes back the network,
+/// wipes the boot keys.
 pub fn run(files: &Files) {
     if let Some(agent) = Runtime::of(files).agent() {
         log::warn!("ending an agent that is still there ({agent})");
         end(agent, LEAVE_MS);
     }
+    if let Some(guardian) = Runtime::of(files).guardian() {
+        wait_for(guardian);
+    }
     credentials::wipe_files(files);
     end_left_over_prompts();
     take_network_back(files);
+}
+
+fn wait_for(guardian: Pid) {
+    if let Ok(Some(handle)) = process::pidfd(guardian.as_raw())
+        && !is_gone(&handle, WIPE_MS)
+    {
+        log::warn!("the memory of the agent is still being wiped ({guardian})");
+    }
 }
 
 fn end_left_over_prompts() {

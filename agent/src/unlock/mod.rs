@@ -20,8 +20,9 @@ mod worker;
 
 use std::time::Duration;
 
-use latchkey_secret::process;
+use latchkey_secret::{guardian, process};
 
+use crate::failure::chain;
 use crate::files::{self, Files, FilesError};
 use crate::flow::{Outcome, Plan, PlannedServer};
 use crate::volume::crypttab::{self, Entry, Key};
@@ -74,6 +75,7 @@ pub fn run(files: &Files, settings: &Settings) -> Result<Outcome, UnlockError> {
     runtime.begin()?;
     let mut console = Console::open();
     console.note("started");
+    start_guardian(&runtime, &mut console);
     let credentials = Credentials::take(files, |problem| console.say(&problem));
     let entries = volumes(files, &settings.names, &mut console)?;
     let (only_prompt, credentials) = match (boot.forbids_automatic(), credentials) {
@@ -98,6 +100,17 @@ pub fn run(files: &Files, settings: &Settings) -> Result<Outcome, UnlockError> {
         .map_err(UnlockError::Start)?
         .run(plan)
         .map_err(UnlockError::Start)
+}
+
+/// Before there is anything secret: from here on, whoever kills the agent leaves nothing of it in memory.
+fn start_guardian(runtime: &Runtime, console: &mut Console) {
+    let started = guardian::watch().map_err(|error| error.to_string());
+    let noted = started.and_then(|id| runtime.set_guardian(id).map_err(|error| chain(&error)));
+    if let Err(why) = noted {
+        console.note(&format!(
+            "if the agent is killed, its memory is not wiped: {why}"
+        ));
+    }
 }
 
 /// The volumes of the initramfs' crypttab that are ours to open: those which the native unlocker would prompt for

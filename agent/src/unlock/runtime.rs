@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use latchkey_protocol::wire::BootReport;
+use latchkey_secret::guardian;
 use nix::unistd::Pid;
 
 use crate::files::{self, Files, FilesError};
@@ -32,13 +33,30 @@ impl Runtime {
         self.write("agent.pid", format!("{}\n", std::process::id()).as_bytes())
     }
 
+    /// Leaves the process id of the guardian, which wipes the agent's memory after its end.
+    ///
+    /// # Errors
+    /// `Write`.
+    pub fn set_guardian(&self, guardian: i32) -> Result<(), FilesError> {
+        self.write("guardian.pid", format!("{guardian}\n").as_bytes())
+    }
+
     /// The agent that wrote its id, if it lives.
     pub fn agent(&self) -> Option<Pid> {
-        let text = fs::read_to_string(self.dir.join("agent.pid")).ok()?;
+        self.process("agent.pid", "latchkey")
+    }
+
+    /// The agent's guardian, if it lives.
+    pub fn guardian(&self) -> Option<Pid> {
+        self.process("guardian.pid", guardian::NAME.to_str().ok()?)
+    }
+
+    fn process(&self, file: &str, name: &str) -> Option<Pid> {
+        let text = fs::read_to_string(self.dir.join(file)).ok()?;
         let pid = text.trim().parse().ok().filter(|pid| *pid > 1)?;
         // The number may be another process's by now.
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-        (name.trim_end() == "latchkey").then(|| Pid::from_raw(pid))
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        (comm.trim_end() == name).then(|| Pid::from_raw(pid))
     }
 
     /// Whether the agent has nothing to do but wait for devices.
