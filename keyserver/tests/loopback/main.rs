@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod commands;
+mod disks;
 mod inside;
 mod joining;
 mod lifecycle;

@@ -40,7 +40,12 @@ struct LogLines {
 impl Home {
     /// A folder where nothing was made yet.
     pub fn empty() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::empty_in(&std::env::temp_dir())
+    }
+
+    /// As [`Home::empty`], in a folder that the test chose.
+    pub fn empty_in(base: &Path) -> Self {
+        let folder = tempfile::tempdir_in(base).unwrap();
         std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
         Self { folder }
     }
@@ -48,7 +53,13 @@ impl Home {
     /// After `latchkeyd init`.
     #[track_caller]
     pub fn made() -> Self {
-        let home = Self::empty();
+        Self::made_in(&std::env::temp_dir())
+    }
+
+    /// As [`Home::made`], in a folder that the test chose.
+    #[track_caller]
+    pub fn made_in(base: &Path) -> Self {
+        let home = Self::empty_in(base);
         home.succeeds(&["init", "--name", "127.0.0.1:7443"]);
         home
     }
