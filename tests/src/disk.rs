@@ -19,7 +19,7 @@ pub(crate) const BOOT_START: u64 = MIB;
 pub(crate) const BOOT_SIZE: u64 = 256 * MIB;
 pub(crate) const LUKS_START: u64 = BOOT_START + BOOT_SIZE;
 /// cryptsetup's default: two metadata areas and the keyslots.
-const LUKS_HEADER: u64 = 16 * MIB;
+pub(crate) const LUKS_HEADER: u64 = 16 * MIB;
 const ROOT_SIZE: u64 = 1280 * MIB;
 
 /// What goes onto the disk.

@@ -18,7 +18,7 @@ impl BootFiles {
     ///
     /// # Errors
     /// The initramfs cannot be copied.
-    pub fn with_files(&self, folder: &Path, files: &[(&str, &str)]) -> io::Result<Self> {
+    pub fn with_files(&self, folder: &Path, files: &[(&str, &[u8])]) -> io::Result<Self> {
         let mut image = fs::read(&self.initramfs)?;
         pad(&mut image);
         image.extend(archive(files));
@@ -32,10 +32,10 @@ impl BootFiles {
 }
 
 /// A newc archive of regular files, owned by root and executable.
-fn archive(files: &[(&str, &str)]) -> Vec<u8> {
+fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut archive = Vec::new();
     for (number, (path, content)) in (1..).zip(files) {
-        member(&mut archive, number, REGULAR, path, content.as_bytes());
+        member(&mut archive, number, REGULAR, path, content);
     }
     member(&mut archive, 0, 0, "TRAILER!!!", b"");
     archive
@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn members_stand_on_multiples_of_four_and_the_trailer_ends_them() {
-        let archive = archive(&[("conf/a", "hello"), ("b", "")]);
+        let archive = archive(&[("conf/a", b"hello"), ("b", b"")]);
         let text = String::from_utf8(archive).unwrap();
         let starts: Vec<usize> = text.match_indices("070701").map(|(at, _)| at).collect();
         assert_eq!(starts.len(), 3, "{text:?}");
@@ -100,7 +100,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let files = BootFiles::in_folder(folder.path());
         fs::write(&files.initramfs, b"image").unwrap();
-        let more = files.with_files(folder.path(), &[(START, "true")]).unwrap();
+        let more = files
+            .with_files(folder.path(), &[(START, b"true")])
+            .unwrap();
         let image = fs::read(&more.initramfs).unwrap();
         assert_eq!(&image[..14], b"image\x00\x00\x00070701");
         assert_eq!(more.kernel, files.kernel);

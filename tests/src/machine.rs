@@ -109,21 +109,7 @@ impl Disk {
     /// `Tool` if qemu-img or debugfs fails.
     pub fn boot_files(&self, folder: &Path) -> Result<BootFiles, MachineError> {
         let partition = folder.join("boot.ext4");
-        let mut source = format!(
-            "driver=raw,offset={},size={}",
-            disk::BOOT_START,
-            disk::BOOT_SIZE
-        );
-        source += &format!(
-            ",file.driver=qcow2,file.file.driver=file,file.file.filename={}",
-            self.path.display()
-        );
-        let mut convert = Command::new("qemu-img");
-        tool::run(
-            convert
-                .args(["convert", "-O", "raw", "--image-opts", &source])
-                .arg(&partition),
-        )?;
+        self.extract(disk::BOOT_START, disk::BOOT_SIZE, &partition)?;
         let debugfs = |request: &str| {
             tool::run(
                 Command::new("debugfs")
@@ -150,6 +136,26 @@ impl Disk {
         }
         std::fs::remove_file(&partition)?;
         Ok(files)
+    }
+
+    /// Copies the LUKS2 header of the encrypted root, keyslots included, out of a disk that no machine uses.
+    ///
+    /// # Errors
+    /// `Tool` if qemu-img fails.
+    pub fn luks_header(&self, target: &Path) -> Result<(), MachineError> {
+        self.extract(disk::LUKS_START, disk::LUKS_HEADER, target)
+    }
+
+    /// Copies `size` bytes from byte `start` on to a raw file.
+    fn extract(&self, start: u64, size: u64, target: &Path) -> Result<(), MachineError> {
+        let source = format!(
+            "driver=raw,offset={start},size={size},file.driver=qcow2,file.file.driver=file,file.file.filename={}",
+            self.path.display()
+        );
+        let mut convert = Command::new("qemu-img");
+        convert.args(["convert", "-O", "raw", "--image-opts", &source]);
+        tool::run(convert.arg(target))?;
+        Ok(())
     }
 }
 
@@ -516,6 +522,18 @@ impl Machine {
     pub fn plug_disk(&mut self) -> Result<(), MachineError> {
         let device = json!({ "driver": "virtio-blk-pci", "drive": "disk", "addr": "0x4" });
         self.qmp.execute("device_add", device)?;
+        Ok(())
+    }
+
+    /// Slows reading from the disk down to so many bytes per second, or lets it run free again.
+    ///
+    /// # Errors
+    /// `Qmp` if QEMU refuses.
+    pub fn limit_disk(&mut self, rate: Option<u64>) -> Result<(), MachineError> {
+        let limits = json!({
+            "device": "disk", "bps": 0, "bps_rd": rate.unwrap_or(0), "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0,
+        });
+        self.qmp.execute("block_set_io_throttle", limits)?;
         Ok(())
     }
 

@@ -29,6 +29,59 @@ pub enum ProductError {
     },
 }
 
+/// Builds the agent as `make dist` does, but without any wiping, into `folder`: the control of the memory search.
+///
+/// # Errors
+/// `Tool` if cargo fails.
+pub fn control_build(folder: &Path) -> Result<PathBuf, ProductError> {
+    let built = folder.join("control");
+    let mut cargo = Command::new("cargo");
+    cargo
+        .current_dir(checkout())
+        .args(["build", "--locked", "--quiet"]);
+    cargo.args([
+        "--profile",
+        "agent",
+        "--package",
+        "latchkey",
+        "--bin",
+        "latchkey",
+    ]);
+    cargo.args(["--features", "without-wiping", "--config"]);
+    // The product's own place keeps the product.
+    cargo.arg(format!("build.build-dir='{}'", target().display()));
+    cargo.arg("--target-dir").arg(&built);
+    tool::run(&mut cargo)?;
+    Ok(built.join("x86_64-unknown-linux-gnu/agent/latchkey"))
+}
+
+/// What `make dist` says of a binary.
+///
+/// # Errors
+/// `Tool` if it refuses it.
+pub fn measure(binary: &Path) -> Result<(), ProductError> {
+    let mut measure = Command::new(checkout().join("native/measure"));
+    tool::run(
+        measure
+            .arg(binary)
+            .arg(checkout().join("initramfs-tools-hook")),
+    )?;
+    Ok(())
+}
+
+fn checkout() -> &'static Path {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().unwrap_or(tests)
+}
+
+/// Where cargo builds, as the Makefile has it.
+fn target() -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(target) => target.into(),
+        None => checkout().join("target"),
+    }
+}
+
 /// An installed tree.
 #[derive(Debug, Clone)]
 pub struct Product {
@@ -45,12 +98,9 @@ impl Product {
             return Ok(Self { tree: tree.into() });
         }
         let tree = folder.join("installed");
-        let checkout = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .parent()
-            .unwrap_or(Path::new("/"));
         let mut make = Command::new("make");
         make.arg("--directory")
-            .arg(checkout)
+            .arg(checkout())
             .arg("install")
             .arg(format!("DESTDIR={}", tree.display()));
         // Flags of a make that runs these tests are not for this one.

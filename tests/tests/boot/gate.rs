@@ -8,8 +8,10 @@ use latchkey_tests::bound::PORT;
 use latchkey_tests::guest::{PASSPHRASE, PROMPT};
 use latchkey_tests::keyserver::KeyServer;
 use latchkey_tests::machine::Machine;
-use latchkey_tests::memory::{self, Pattern};
+use latchkey_tests::memory::{self, Search};
 use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
+
+use crate::secrets::{self, VOLUME_KEY};
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -78,19 +80,13 @@ fn own_volume(stage: &Stage) -> Outcome {
     machine.console.type_line(OWN_PASSPHRASE)?;
     machine.expect("WARNING: 'vda2_crypt'", LIMIT)?;
     machine.expect(TYPED, LIMIT)?;
-    let mut patterns = Pattern::private_key(&stage.bound().boot_key);
-    let credentials = patterns.len();
-    patterns.push(Pattern::raw("volume key", &volume_key[..32]));
-    let counts = memory::count(&mut machine, stage.folder(), &patterns)?;
-    ensure(counts[credentials] > 0, || {
-        "the search finds nothing: not even the kernel's volume key".to_owned()
-    })?;
-    for (pattern, count) in patterns.iter().zip(&counts).take(credentials) {
-        ensure(*count == 0, || {
-            format!("{}: {count} copies in the stranger's RAM", pattern.name)
-        })?;
-    }
-    Ok(())
+    let mut looked_for = secrets::of_boot_key(&stage.bound().boot_key)?;
+    looked_for.push((VOLUME_KEY.to_owned(), volume_key));
+    let ram = memory::dump(&mut machine, stage.folder())?;
+    let finds = Search::of(&looked_for).finds(&ram);
+    ensure(finds.keys().eq([VOLUME_KEY]), || {
+        format!("in the stranger's RAM, where only his own volume key should be: {finds:?}")
+    })
 }
 
 fn plain_file_system(stage: &Stage) -> Outcome {

@@ -4,8 +4,11 @@ mod clocks;
 mod devices;
 mod dropbear;
 mod gate;
+mod keyserver;
+mod memory;
 mod network;
 mod off;
+mod secrets;
 mod servers;
 mod typing;
 mod unattended;
@@ -27,6 +30,8 @@ const SCENARIOS: &[&[Scenario]] = &[
     devices::SCENARIOS,
     network::SCENARIOS,
     dropbear::SCENARIOS,
+    keyserver::SCENARIOS,
+    memory::SCENARIOS,
 ];
 
 fn main() -> ExitCode {

@@ -42,7 +42,7 @@ fn killed(stage: &Stage) -> Outcome {
     let boot = stage
         .bound()
         .boot
-        .with_files(stage.folder(), &[(START, KILLER)])?;
+        .with_files(stage.folder(), &[(START, KILLER.as_bytes())])?;
     let spec = stage
         .bound_machine(&stage.bound_disk()?, "killed")
         .direct(&boot)

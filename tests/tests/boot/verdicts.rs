@@ -5,7 +5,7 @@ use std::time::Duration;
 use latchkey_tests::bound::{CLIENT, PORT};
 use latchkey_tests::guest::{MAPPING, PASSPHRASE, PROMPT};
 use latchkey_tests::keyserver::KeyServer;
-use latchkey_tests::machine::Machine;
+use latchkey_tests::machine::{Machine, Spec};
 use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -77,12 +77,20 @@ fn denied(stage: &Stage) -> Outcome {
     by_passphrase(machine)
 }
 
-/// A machine whose volume needs approval, at the point where its console shows the code.
 fn asked(stage: &Stage) -> Result<(KeyServer, Machine, String, String), Failure> {
+    let spec = stage.bound_machine(&stage.bound_disk()?, "boot");
+    asked_by(stage, &spec)
+}
+
+/// A machine whose volume needs approval, at the point where its console shows the code.
+pub fn asked_by(
+    stage: &Stage,
+    spec: &Spec,
+) -> Result<(KeyServer, Machine, String, String), Failure> {
     let mut server = stage.key_server()?;
     server.start(PORT)?;
     server.admin(&["policy", MAPPING, "ask"])?;
-    let mut machine = Machine::start(&stage.bound_machine(&stage.bound_disk()?, "boot"))?;
+    let mut machine = Machine::start(spec)?;
     machine.expect(PROMPT, LIMIT)?;
     machine.expect("waiting for approval of request ", LIMIT)?;
     let id = machine.console.take_until(", code ", LIMIT)?;
