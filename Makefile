@@ -6,7 +6,7 @@ TARGET  := x86_64-unknown-linux-gnu
 BUILT   := $(or $(CARGO_TARGET_DIR),target)/$(TARGET)
 SHELL   := /bin/bash -eu -o pipefail
 
-.PHONY: all help deps build-deps native dist measure test lint unit boot demo install uninstall clean
+.PHONY: all help deps build-deps native dist measure test lint unit boot bench demo install uninstall clean
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
 
@@ -57,6 +57,16 @@ unit: native ## all tests that need no machine
 
 boot: native dist ## the boot tests alone
 	cargo test --locked --package latchkey-tests --test boot -- --ignored
+
+FIGURES := $(or $(CARGO_TARGET_DIR),target)/figures
+
+bench: deps dist ## figures beside those of peers, into docs/benchmarks.md (an hour; keep the machine quiet)
+	@native/deps --bench
+	cargo build --locked --package latchkey-tests --bin bench
+	for part in boot image memory; do \
+		$(BUILT)/debug/bench $$part $(FIGURES); \
+	done
+	$(BUILT)/debug/bench report $(FIGURES)
 
 demo: deps dist ## boot a machine with an encrypted root that opens by itself, and again with the key server away
 	cargo run --locked --package latchkey-tests --bin demo

@@ -63,11 +63,21 @@ pub struct Guest {
 /// # Errors
 /// Whatever step of the making failed.
 pub fn debian12() -> Result<Guest, GuestError> {
-    let digits = recipe_key().digits();
-    let folder = cache::folder_for("debian12", recipe_key(), build)?;
+    debian12_with("debian12", &[])
+}
+
+/// The same guest with more packages of Debian, cached as `kind`.
+///
+/// # Errors
+/// Whatever step of the making failed.
+pub fn debian12_with(kind: &str, packages: &[&str]) -> Result<Guest, GuestError> {
+    let packages = [PACKAGES, packages].concat();
+    let folder = cache::folder_for(kind, recipe_key(&packages), |folder| {
+        build(folder, &packages)
+    })?;
     Ok(Guest {
         disk: folder.join(DISK),
-        key: digits,
+        key: recipe_key(&packages).digits(),
     })
 }
 
@@ -117,9 +127,9 @@ const RECIPE: &[(&str, &str)] = &[
     ),
 ];
 
-fn recipe_key() -> Key {
+fn recipe_key(packages: &[&str]) -> Key {
     let mut key = Key::default()
-        .with("packages", PACKAGES.join(" "))
+        .with("packages", packages.join(" "))
         .with("left out", LEFT_OUT.join(" "))
         .with(
             "identity",
@@ -132,7 +142,7 @@ fn recipe_key() -> Key {
     key
 }
 
-fn build(folder: &Path) -> Result<(), GuestError> {
+fn build(folder: &Path, packages: &[&str]) -> Result<(), GuestError> {
     eprintln!("making the Debian 12 guest (once; a few minutes)");
     let scratch = folder.join("scratch");
     let recipe = scratch.join("recipe");
@@ -143,7 +153,7 @@ fn build(folder: &Path) -> Result<(), GuestError> {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).map_err(at(&path))?;
     }
     let tree = scratch.join("tree");
-    bootstrap(&recipe, &tree)?;
+    bootstrap(&recipe, &tree, packages)?;
     let parts = Parts {
         tree: &tree,
         boot_uuid: BOOT_UUID,
@@ -155,12 +165,12 @@ fn build(folder: &Path) -> Result<(), GuestError> {
     fs::remove_dir_all(&scratch).map_err(at(&scratch))
 }
 
-fn bootstrap(recipe: &Path, tree: &Path) -> Result<(), GuestError> {
+fn bootstrap(recipe: &Path, tree: &Path, packages: &[&str]) -> Result<(), GuestError> {
     // Its mounts (/proc, /dev in the tree) live in a namespace of their own: they are gone with it, however it ends.
     let mut mmdebstrap = Command::new("unshare");
     mmdebstrap.args(["--mount", "mmdebstrap"]);
     mmdebstrap.args(["--mode=root", "--variant=minbase", "--format=directory"]);
-    mmdebstrap.arg(format!("--include={}", PACKAGES.join(",")));
+    mmdebstrap.arg(format!("--include={}", packages.join(",")));
     for pattern in LEFT_OUT {
         mmdebstrap.arg(format!("--dpkgopt=path-exclude={pattern}"));
     }

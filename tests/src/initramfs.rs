@@ -6,8 +6,10 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::process::Command;
 
 use crate::machine::BootFiles;
+use crate::tool::{self, ToolError};
 
 /// Shell lines in this file are run by initramfs-tools' init at its very start, by that same shell.
 pub const START: &str = "conf/conf.d/rig";
@@ -30,6 +32,37 @@ impl BootFiles {
         })
     }
 }
+
+/// What an initramfs weighs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Weight {
+    /// Bytes as update-initramfs(8) writes it with Debian's own settings (`zstd -q -9`).
+    pub compressed: usize,
+    /// Bytes of the archive in it.
+    pub content: usize,
+    /// Members of the archive: files, folders, links.
+    pub members: usize,
+}
+
+impl BootFiles {
+    /// Weighs the initramfs, whatever level it was compressed with.
+    ///
+    /// # Errors
+    /// `Tool` if zstd fails.
+    pub fn weigh(&self) -> Result<Weight, ToolError> {
+        let content = tool::run(Command::new("zstd").arg("-dcq").arg(&self.initramfs))?;
+        let compressed =
+            tool::run_with_input(Command::new("zstd").args(["-q", "-9", "-c"]), &content)?;
+        Ok(Weight {
+            compressed: compressed.len(),
+            content: content.len(),
+            members: memchr::memmem::find_iter(&content, MAGIC).count() - 1,
+        })
+    }
+}
+
+/// What each member begins with. The last one only ends the archive.
+const MAGIC: &[u8] = b"070701";
 
 /// A newc archive of regular files, owned by root and executable.
 fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
@@ -62,7 +95,7 @@ fn member(archive: &mut Vec<u8>, number: usize, mode: usize, name: &str, content
         name.len() + 1,
         0,
     ];
-    archive.extend(b"070701");
+    archive.extend(MAGIC);
     for field in fields {
         archive.extend(format!("{field:08x}").bytes());
     }

@@ -417,6 +417,8 @@ pub struct Machine {
     pub console: Console,
     /// QEMU's control socket.
     pub qmp: Qmp,
+    /// When it was powered on: what the host's clock of every sighting counts from.
+    pub started: Instant,
     channel: Channel,
     qemu: Child,
     _ports: tempfile::TempDir,
@@ -457,6 +459,7 @@ impl Machine {
         Ok(Self {
             console,
             qmp,
+            started: start,
             channel,
             qemu,
             _ports: ports,
@@ -489,6 +492,14 @@ impl Machine {
         let sighting = self.console.expect(UP, PATIENCE)?;
         self.channel.wait_ready(PATIENCE)?;
         Ok(sighting)
+    }
+
+    /// Waits until the booted guest takes commands, for those who waited for its start themselves.
+    ///
+    /// # Errors
+    /// `Channel` if it does not.
+    pub fn wait_ready(&mut self) -> Result<(), MachineError> {
+        Ok(self.channel.wait_ready(PATIENCE)?)
     }
 
     /// Runs a shell script in the guest and returns how it ended.

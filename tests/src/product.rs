@@ -1,5 +1,6 @@
 //! What `make install` puts in place: laid out once in a folder, carried into guests, and run on the host.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -116,7 +117,7 @@ impl Product {
         self.tree.join("usr/sbin/latchkeyd")
     }
 
-    /// Adds every file's path, mode and content to a cache key.
+    /// Adds every file's path, mode and content to a cache key; texts for people, which change nothing, are left out.
     ///
     /// # Errors
     /// `File` if one cannot be read.
@@ -129,6 +130,9 @@ impl Product {
             };
             let kind = fs::symlink_metadata(&path).map_err(at)?;
             if kind.is_dir() {
+                if [Some("doc"), Some("man")].contains(&path.file_name().and_then(OsStr::to_str)) {
+                    continue;
+                }
                 let mut entries: Vec<_> = fs::read_dir(&path)
                     .map_err(at)?
                     .map(|entry| entry.map(|entry| entry.path()))

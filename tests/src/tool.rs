@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::thread;
 
 /// Why a program of the host did not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -45,11 +46,16 @@ pub fn run_with_input(command: &mut Command, input: &[u8]) -> Result<Vec<u8>, To
         .stderr(Stdio::piped())
         .spawn()
         .map_err(start)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A program that ends without reading its stdin tells us why by its status.
-        let _ = stdin.write_all(input);
-    }
-    let output = child.wait_with_output().map_err(start)?;
+    let stdin = child.stdin.take();
+    let output = thread::scope(|scope| {
+        // Beside the reading of what it prints, which it may not want to wait with.
+        scope.spawn(move || {
+            // A program that ends without reading its stdin tells us why by its status.
+            stdin.map(|mut stdin| stdin.write_all(input))
+        });
+        child.wait_with_output()
+    });
+    let output = output.map_err(start)?;
     if output.status.success() {
         return Ok(output.stdout);
     }

@@ -129,7 +129,7 @@ fn refused(stage: &Stage) -> Outcome {
     let server = running(stage)?;
     server.admin(&["revoke", CLIENT])?;
     let mut machine = Machine::start(&spec(stage, "")?)?;
-    machine.expect("refused", LIMIT)?;
+    machine.expect("the key server denied: ", LIMIT)?;
     machine.console.type_line(PASSPHRASE)?;
     machine.expect(TYPED, LIMIT)?;
     finish(stage, &mut machine, &secrets::of_bound_machine(stage)?)
@@ -160,7 +160,7 @@ fn killed_asking(stage: &Stage) -> Outcome {
 fn killed_at_the_prompt(stage: &Stage) -> Outcome {
     let mut server = running(stage)?;
     server.admin(&["revoke", CLIENT])?;
-    let refused = "dmesg | grep -q 'latchkey: .*refused' && pidof askpass";
+    let refused = "dmesg | grep -q 'latchkey: the key server denied' && pidof askpass";
     killed(stage, &mut Machine::start(&spec(stage, &killer(refused))?)?)?;
     Ok(server.stop()?)
 }

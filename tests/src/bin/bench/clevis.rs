@@ -1,0 +1,95 @@
+//! Clevis and tang, both as Debian has them, bound with their own defaults.
+
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+
+use latchkey_tests::cache::{self, Key};
+use latchkey_tests::guest::{self, DEVICE, PASSPHRASE, PROMPT};
+use latchkey_tests::machine::{BootFiles, Disk, Machine, Spec};
+use latchkey_tests::network::HOST;
+use latchkey_tests::tool;
+
+use crate::Failure;
+
+/// Where tang listens on the host.
+const PORT: u16 = 7500;
+const TANGD: &str = "/usr/libexec/tangd";
+const PACKAGES: &[&str] = &["clevis", "clevis-initramfs", "clevis-luks", "curl"];
+
+/// A guest whose root clevis opens, and the keys of its tang.
+pub struct Clevis {
+    /// Its disk; nobody writes to it.
+    pub disk: PathBuf,
+    /// Its kernel and initramfs.
+    pub boot: BootFiles,
+    keys: PathBuf,
+}
+
+/// The guest from the cache; made first if it is not there. The calling thread should be in a network of its own.
+pub fn clevis() -> Result<Clevis, Failure> {
+    let guest = guest::debian12_with("clevis", PACKAGES)?;
+    let key = Key::default()
+        .with("guest", &guest.key)
+        .with("recipe", include_str!("clevis.rs"));
+    let folder = cache::folder_for("clevis-bound", key, |folder| build(&guest.disk, folder))?;
+    Ok(Clevis {
+        disk: folder.join("disk.qcow2"),
+        boot: BootFiles::in_folder(&folder),
+        keys: folder.join("keys"),
+    })
+}
+
+impl Clevis {
+    /// Starts its tang, until the process ends.
+    pub fn start_tang(&self) -> Result<(), Failure> {
+        serve(&self.keys)
+    }
+}
+
+fn build(plain: &Path, folder: &Path) -> Result<(), Failure> {
+    eprintln!("binding a guest with clevis (once)");
+    let keys = folder.join("keys");
+    fs::create_dir(&keys)?;
+    tool::run(Command::new("/usr/libexec/tangd-keygen").arg(&keys))?;
+    serve(&keys)?;
+    let disk = Disk::over(plain, &folder.join("disk.qcow2"))?;
+    let mut machine = Machine::start(&Spec::new(&disk, &folder.join("console.log")).systemd())?;
+    machine.answer(PROMPT, PASSPHRASE)?;
+    machine.up()?;
+    machine.check(&format!(
+        "set -e
+         echo COMPRESSLEVEL=1 > /etc/initramfs-tools/conf.d/rig
+         printf %s '{PASSPHRASE}' | clevis luks bind -y -k - -d {DEVICE} tang '{{\"url\":\"http://{HOST}:{PORT}\"}}'
+         update-initramfs -u
+         sync"
+    ))?;
+    machine.power_off()?;
+    disk.boot_files(folder)?;
+    Ok(())
+}
+
+/// As tangd@.service has it: a process for each connection, which is its stdin and stdout.
+fn serve(keys: &Path) -> Result<(), Failure> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, PORT))?;
+    let keys = keys.to_owned();
+    thread::spawn(move || {
+        while let Ok((connection, _)) = listener.accept() {
+            let Ok(second) = connection.try_clone() else {
+                continue;
+            };
+            let mut tangd = Command::new(TANGD);
+            tangd
+                .arg(&keys)
+                .stdin(OwnedFd::from(connection))
+                .stdout(OwnedFd::from(second));
+            if let Ok(mut process) = tangd.stderr(Stdio::null()).spawn() {
+                thread::spawn(move || process.wait());
+            }
+        }
+    });
+    Ok(())
+}

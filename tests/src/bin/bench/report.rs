@@ -1,0 +1,237 @@
+//! `docs/benchmarks.md` and its pictures, of the figures that the parts left.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::picture::{Part, Timeline, draw};
+use crate::{Failure, median, number};
+
+const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs");
+const INTRODUCTION: &str = "# Benchmarks
+
+Written by `make bench`; nothing here is typed by hand. The guests run under QEMU's software emulation on two cores,
+five to ten times slower than real hardware: only ratios within one run mean anything. Every contender is what Debian
+12 ships, on the same guest and kernel.
+";
+
+/// Writes what there are figures for.
+pub fn write(figures: &Path) -> Result<(), Failure> {
+    let read = |part: &str| -> Result<Option<Value>, Failure> {
+        match fs::read(figures.join(format!("{part}.json"))) {
+            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    };
+    let pictures = Path::new(DOCS).join("benchmarks");
+    fs::create_dir_all(&pictures)?;
+    let mut text = INTRODUCTION.to_owned();
+    if let Some(boot) = read("boot")? {
+        fs::write(pictures.join("boot.svg"), boot_picture(&boot))?;
+        text += &boot_table(&boot);
+    }
+    if let Some(image) = read("image")? {
+        text += &image_table(&image);
+    }
+    if let Some(memory) = read("memory")? {
+        text += &memory_table(&memory);
+    }
+    if let Ok(server) = fs::read_to_string(figures.join("server.md")) {
+        text += &format!("\n## Key server\n\n{server}");
+    }
+    fs::write(Path::new(DOCS).join("benchmarks.md"), text)?;
+    Ok(())
+}
+
+fn boot_table(boot: &Value) -> String {
+    let all = |pointer: &str| -> Vec<f64> {
+        let numbers = boot.pointer(pointer).and_then(Value::as_array);
+        numbers
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_f64)
+            .collect()
+    };
+    let middle = |pointer: &str| median(&all(pointer));
+    let cell = |pointer: &str| {
+        let numbers = all(pointer);
+        let (low, high) = numbers
+            .iter()
+            .fold((f64::MAX, f64::MIN), |(low, high), number| {
+                (low.min(*number), high.max(*number))
+            });
+        format!("{:.2} ({low:.2} to {high:.2})", median(&numbers))
+    };
+    let (ours, theirs) = (
+        middle("/latchkey/frame-to-open"),
+        middle("/clevis/frame-to-open"),
+    );
+    let typed = middle("/robot/typed-to-open");
+    let (kernel, robot) = (
+        middle("/latchkey/kernel-to-open"),
+        middle("/robot/kernel-to-open"),
+    );
+    let mut text = format!(
+        "\n## Boot\n\nSeconds, median of {} boots each (lowest to highest), the three in turn. The robot types one second after the \
+         native prompt appears. The first frame is seen outside of the guest; open means that the device-mapper node \
+         is there.\n\n\
+         | | latchkey | robot at the native prompt | clevis and tang |\n|---|---|---|---|\n\
+         | kernel start → open | {} | {} | {} |\n\
+         | first frame → open | {} | – | {} |\n\
+         | typed → open | – | {} | – |\n\n\
+         ![Timelines of typical boots](benchmarks/boot.svg)\n\n",
+        number(boot, "/rounds"),
+        cell("/latchkey/kernel-to-open"),
+        cell("/robot/kernel-to-open"),
+        cell("/clevis/kernel-to-open"),
+        cell("/latchkey/frame-to-open"),
+        cell("/clevis/frame-to-open"),
+        cell("/robot/typed-to-open"),
+    );
+    goal(
+        &mut text,
+        "first frame → open, as a part of clevis's",
+        ours / theirs,
+        1.0 / 6.0,
+    );
+    goal(
+        &mut text,
+        "first frame → open, as a multiple of the robot's typed → open",
+        ours / typed,
+        1.0,
+    );
+    goal(
+        &mut text,
+        "kernel start → open, as a multiple of the robot's",
+        kernel / robot,
+        1.0,
+    );
+    text += "\nWhere the time of a typical boot goes (seconds since the kernel's start):\n\n| | latchkey's boot |\n|---|---|\n";
+    for (step, time) in steps(boot, "latchkey") {
+        let _ = writeln!(text, "| {} | {time:.2} |", step.replace('|', "\\|"));
+    }
+    text
+}
+
+/// A goal, what was reached, and whether that is enough; less is better.
+fn goal(text: &mut String, what: &str, reached: f64, most: f64) {
+    let verdict = if reached <= most { "reached" } else { "missed" };
+    let _ = writeln!(
+        text,
+        "- {what}: **{reached:.2}** (goal: at most {most:.2}, {verdict})"
+    );
+}
+
+/// The milestones of a contender's typical boot, in order.
+fn steps(boot: &Value, contender: &str) -> Vec<(String, f64)> {
+    let typical = &boot[contender]["typical"];
+    let mut steps: Vec<(String, f64)> = typical["steps"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|step| Some((step[0].as_str()?.to_owned(), step[1].as_f64()?)))
+        .collect();
+    let named = [
+        ("frame", "first frame on the wire"),
+        ("prompt", "prompt"),
+        ("typed", "typed"),
+        ("open", "the root's device is there"),
+        ("up", "the real root's first program runs"),
+    ];
+    for (key, text) in named {
+        if let Some(time) = typical[key].as_f64() {
+            steps.push((text.to_owned(), time));
+        }
+    }
+    steps.sort_by(|one, other| one.1.total_cmp(&other.1));
+    steps
+}
+
+fn boot_picture(boot: &Value) -> String {
+    let timelines = ["latchkey", "robot", "clevis"].map(|contender| {
+        let typical = &boot[contender]["typical"];
+        let at = |key: &str| typical[key].as_f64();
+        let init = steps(boot, contender)
+            .into_iter()
+            .find_map(|(text, time)| (text == "init starts").then_some(time));
+        let marks = [
+            ("kernel", init, "#9aa0a6"),
+            ("initramfs until the prompt", at("prompt"), "#c9b458"),
+            ("the robot waits and types", at("typed"), "#8e6bbf"),
+            (
+                "initramfs until the first frame",
+                at("frame").filter(|_| at("typed").is_none()),
+                "#c9b458",
+            ),
+            (
+                if contender == "robot" {
+                    "key derivation and opening"
+                } else {
+                    "network, key server, opening"
+                },
+                at("open"),
+                "#4a8f5b",
+            ),
+            ("to the real root", at("up"), "#6b93c4"),
+        ];
+        Timeline {
+            name: contender.to_owned(),
+            parts: marks
+                .into_iter()
+                .filter_map(|(text, end, colour)| {
+                    Some(Part {
+                        text: text.to_owned(),
+                        end: end?,
+                        colour,
+                    })
+                })
+                .collect(),
+        }
+    });
+    draw(
+        "Seconds since the kernel's start, typical boots",
+        &timelines,
+    )
+}
+
+fn image_table(image: &Value) -> String {
+    let row = |name: &str, pointer: &str| {
+        let of = |what: &str| number(image, &format!("{pointer}/{what}"));
+        format!(
+            "| {name} | {:.2} MB | {:.2} MB | {} |\n",
+            of("compressed") / 1e6,
+            of("content") / 1e6,
+            of("members")
+        )
+    };
+    let mut text = "\n## Size of the image\n\nWhat `initrd.img` grows by, MODULES=most, compressed as update-initramfs does it \
+                    by default (`zstd -9`).\n\n| | compressed | content | files |\n|---|---|---|---|\n"
+        .to_owned();
+    text += &row("the guest's image without either", "/plain");
+    text += &row("latchkey adds", "/latchkey");
+    text += &row("clevis adds", "/clevis");
+    text += "\n";
+    goal(
+        &mut text,
+        "latchkey's growth in MB",
+        number(image, "/latchkey/compressed") / 1e6,
+        3.0,
+    );
+    text
+}
+
+fn memory_table(memory: &Value) -> String {
+    let peak = number(memory, "/agent-peak-kib") / 1024.0;
+    let mut text = format!(
+        "\n## Memory\n\nThe smallest machine that boots has an image with MODULES=dep; found in steps of 8 MiB.\n\n\
+         | | |\n|---|---|\n| the agent's peak, resident, on the network path | {peak:.1} MiB |\n\
+         | smallest machine, latchkey | {} MiB |\n| smallest machine, cryptsetup alone | {} MiB |\n\n",
+        number(memory, "/smallest-mib/latchkey"),
+        number(memory, "/smallest-mib/plain"),
+    );
+    goal(&mut text, "the agent's peak in MiB", peak, 16.0);
+    text
+}
