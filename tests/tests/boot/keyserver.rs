@@ -17,6 +17,7 @@ const SET_UP: &str = "set -e
     mkdir -p /var/lib/latchkeyd
     mount -o loop /var/store /var/lib/latchkeyd
     rmdir /var/lib/latchkeyd/lost+found
+    chmod 0700 /var/lib/latchkeyd
     latchkeyd init --name 127.0.0.1
     systemctl enable --now latchkeyd";
 
