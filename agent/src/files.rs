@@ -383,15 +383,10 @@ pub fn write_new(path: &Path, content: &[u8]) -> Result<(), FilesError> {
 /// # Errors
 /// `Write`.
 pub fn replace(path: &Path, content: &[u8]) -> Result<(), FilesError> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let new = path.with_file_name(name);
+    let new = unfinished(path);
     let write = || {
         // What an interrupted run left is worth nothing.
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        remove_if_there(&new)?;
         create(&new, content)?;
         fs::rename(&new, path)?;
         sync_dir_of(path)
@@ -415,20 +410,37 @@ pub fn rename(from: &Path, to: &Path) -> Result<(), FilesError> {
         })
 }
 
-/// Removes a file, durably; it need not exist.
+/// Removes a file, durably, and what an interrupted [`replace`] of it left; it need not exist.
 ///
 /// # Errors
 /// `Write`.
 pub fn remove(path: &Path) -> Result<(), FilesError> {
-    let remove = || match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(()) => sync_dir_of(path),
+    let remove = || {
+        let unfinished = remove_if_there(&unfinished(path))?;
+        if remove_if_there(path)? || unfinished {
+            sync_dir_of(path)?;
+        }
+        Ok(())
     };
     remove().map_err(|source| FilesError::Write {
         path: path.to_owned(),
         source,
     })
+}
+
+/// What [`replace`] writes before it gives it the name `path`.
+fn unfinished(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    path.with_file_name(name)
+}
+
+/// Whether it was there.
+fn remove_if_there(path: &Path) -> io::Result<bool> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        result => result.map(|()| true),
+    }
 }
 
 fn create(path: &Path, content: &[u8]) -> io::Result<()> {
@@ -542,9 +554,10 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&path), 0o600);
         assert_eq!(mode(path.parent().unwrap()), 0o700);
+        write_new(&path.with_file_name("b.new"), b"left by a crash").unwrap();
         remove(&path).unwrap();
         remove(&path).unwrap();
-        assert!(!path.exists());
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
     }
 
     #[test]
