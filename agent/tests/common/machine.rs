@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 pub const PASSPHRASE: &str = "correct horse";
@@ -58,7 +58,7 @@ pub fn run(command: &mut Command, input: &str) -> Said {
 }
 
 /// `latchkeyd` of this build, or the one that the environment variable LATCHKEYD names.
-fn latchkeyd() -> &'static Path {
+pub fn latchkeyd() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
         if let Some(path) = std::env::var_os("LATCHKEYD") {
@@ -174,17 +174,20 @@ impl Drop for Server {
     }
 }
 
-struct Proxy {
-    address: String,
+/// An address that stays while what is behind it changes.
+pub struct Proxy {
+    pub address: String,
     left: Arc<AtomicUsize>,
+    target: Arc<Mutex<String>>,
 }
 
 impl Proxy {
-    fn to(target: &str) -> Self {
+    pub fn to(target: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let left = Arc::new(AtomicUsize::new(usize::MAX));
-        let (allowed, target) = (left.clone(), target.to_owned());
+        let target = Arc::new(Mutex::new(target.to_owned()));
+        let (allowed, current) = (left.clone(), target.clone());
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let admitted = allowed
@@ -192,13 +195,23 @@ impl Proxy {
                         left.checked_sub(1)
                     })
                     .is_ok();
-                if let (true, Ok(server)) = (admitted, TcpStream::connect(&target)) {
+                let target = current.lock().unwrap().clone();
+                if let (true, Ok(server)) = (admitted, TcpStream::connect(target)) {
                     pump(client.try_clone().unwrap(), server.try_clone().unwrap());
                     pump(server, client);
                 }
             }
         });
-        Self { address, left }
+        Self {
+            address,
+            left,
+            target,
+        }
+    }
+
+    /// Sends new connections to `target` from now on.
+    pub fn turn_to(&self, target: &str) {
+        target.clone_into(&mut self.target.lock().unwrap());
     }
 }
 
