@@ -6,7 +6,7 @@ mod common;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::machine::{Machine, PASSPHRASE, Server, UUID, Volume, bind_arguments, run};
 use latchkey_protocol::ServerId;
@@ -427,61 +427,6 @@ fn every_key_server_gets_an_envelope_or_none_does() {
     machine.bind(&volume).succeeded();
     let token = &volume.json()["tokens"]["0"];
     assert_eq!(token["envelopes"].as_array().unwrap().len(), 2);
-}
-
-#[test]
-fn a_binding_that_is_killed_anywhere_is_repaired_by_the_next_run() {
-    let server = Server::start();
-    let machine = Machine::joined(&[&server]);
-    let volume = Volume::luks2();
-    let keyslot = volume.json()["keyslots"]["0"].clone();
-    let begin = Instant::now();
-    machine.bind(&volume).succeeded();
-    let whole = begin.elapsed();
-    machine.unbind(&volume).succeeded();
-    const KILLS: u32 = 24;
-    for kill in 0..KILLS {
-        let mut child = machine
-            .command(&bind_arguments(&volume))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::io::Write::write_all(&mut child.stdin.take().unwrap(), PASSPHRASE.as_bytes()).unwrap();
-        std::thread::sleep(whole * kill / KILLS);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        volume.opens_with_the_passphrase();
-        if kill % 2 == 0 {
-            // The run may have been over before it was killed.
-            let said = machine.bind(&volume);
-            assert!(
-                said.code == 0 || said.err.contains("bound already"),
-                "{}",
-                said.err
-            );
-            assert_eq!(
-                (volume.count("keyslots"), volume.count("tokens")),
-                (2, 1),
-                "{kill}"
-            );
-        }
-        // Unbinding clears up as well.
-        let said = machine.unbind(&volume);
-        assert!(
-            said.code == 0 || said.err.contains("is not bound"),
-            "{}",
-            said.err
-        );
-        assert_eq!(
-            (volume.count("keyslots"), volume.count("tokens")),
-            (1, 0),
-            "{kill}"
-        );
-        assert_eq!(volume.json()["keyslots"]["0"], keyslot);
-        assert_eq!(machine.state("bind-").len(), 0);
-    }
 }
 
 #[test]
