@@ -6,7 +6,7 @@ TARGET  := x86_64-unknown-linux-gnu
 BUILT   := $(or $(CARGO_TARGET_DIR),target)/$(TARGET)
 SHELL   := /bin/bash -eu -o pipefail
 
-.PHONY: all help deps build-deps native dist measure test lint unit boot bench demo install uninstall clean
+.PHONY: all help deps build-deps native dist measure test lint unit test-crash boot bench demo install uninstall clean
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
 
@@ -54,6 +54,10 @@ lint: native ## format, lints, shell scripts
 unit: native ## all tests that need no machine
 	cargo test --locked --workspace
 	for script in initramfs-tools-hook/tests/*.sh; do $$script; done
+
+test-crash: native ## kill -9 of both programs at 200 points each (make unit does 24); SEED=N chooses other points
+	LATCHKEY_KILLS=200 LATCHKEY_SEED=$(or $(SEED),1) \
+		cargo test --locked --package latchkey --test crash -- --nocapture
 
 boot: native dist ## the boot tests alone
 	cargo test --locked --package latchkey-tests --test boot -- --ignored
