@@ -9,6 +9,7 @@ use latchkey_protocol::token::Address;
 use latchkey_secret::{SecretBytes, SecretError};
 use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
 
+use crate::audit::{self, Head};
 use crate::ca::{Authority, CaError, Identity};
 use crate::clock::SystemClock;
 use crate::config::Config;
@@ -158,17 +159,17 @@ pub fn init(config: &Config) -> Result<(Opened, Steps), OpenError> {
         }
         Err(error) => return Err(error.into()),
     };
-    let (authority, fresh) = match stored_authority(&records)? {
+    let authority = match stored_authority(&records)? {
         Some(authority) => {
             steps.push("found its CA".to_owned());
-            (authority, false)
+            authority
         }
         None => {
             let authority = Authority::create()?;
             let record = pack(authority.certificate(), authority.key())?;
             records.put_secret(AUTHORITY, record.expose_secret())?;
             steps.push("made the CA".to_owned());
-            (authority, true)
+            authority
         }
     };
     let id = authority.server_id();
@@ -176,7 +177,13 @@ pub fn init(config: &Config) -> Result<(Opened, Steps), OpenError> {
         service: Arc::new(Service::new(records, id, Arc::new(SystemClock))),
         authority: Arc::new(authority),
     };
-    if fresh {
+    // Not with the CA: an earlier run may have ended between the two.
+    if opened
+        .service
+        .records()
+        .read::<Head>(audit::HEAD)?
+        .is_none()
+    {
         let who = users::name(Uid::current().as_raw());
         opened
             .service

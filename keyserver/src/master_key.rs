@@ -76,6 +76,10 @@ impl MasterKey {
                 .create(folder)
                 .map_err(failed("make the folder of"))?;
         }
+        // What a run left that ended between making the file and writing the key. No key is overwritten by that.
+        if fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() == 0) {
+            fs::remove_file(path).map_err(failed("make anew"))?;
+        }
         let secret = Secret::random()?;
         let mut file = OpenOptions::new()
             .write(true)
@@ -207,6 +211,15 @@ mod tests {
             Err(MasterKeyError::Exists(_))
         ));
         assert_eq!(fs::read(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn an_empty_file_is_no_key_and_stands_in_no_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("master.key");
+        fs::write(&path, []).unwrap();
+        let made = MasterKey::create(&path).unwrap();
+        assert!(made.0.matches(&MasterKey::load(&path, None).unwrap().0));
     }
 
     #[test]
