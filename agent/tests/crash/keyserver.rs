@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread::JoinHandle;
@@ -113,6 +114,50 @@ fn what_is_durable_when_the_server_dies_is_what_the_order_of_steps_promises() {
         }
     }
     world.check_everything();
+}
+
+#[test]
+fn an_init_that_is_killed_anywhere_is_finished_by_the_next_one() {
+    if !crate::may_trace() {
+        return;
+    }
+    let init = |data: &Path| {
+        let mut command = Command::new(latchkeyd());
+        command
+            .args(["init", "--name", "127.0.0.1", "--data-dir"])
+            .arg(data);
+        command
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut changes: usize = 0;
+    let (end, said) = Traced::spawn(&init(&dir.path().join("data"))).run("", |_| {
+        changes += 1;
+        Fate::Live
+    });
+    assert_eq!(end, End::Exited(0), "{said}");
+    // All of them where there are kills enough, else every so manieth.
+    for number in (0..changes).step_by(changes.div_ceil(kills())) {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        let (mut passed, mut at) = (0, String::new());
+        let (end, _) = Traced::spawn(&init(&data)).run("", |change| {
+            passed += 1;
+            if passed <= number {
+                return Fate::Live;
+            }
+            at = format!("killed at {change:?}");
+            Fate::Kill
+        });
+        assert_eq!(end, End::Killed, "change {number} of {changes}");
+        let made = data.join("latchkeyd.toml").exists();
+        let again = run(&mut init(&data), "");
+        // 3: there is a key server already.
+        assert_eq!(again.code, if made { 3 } else { 0 }, "{at}: {}", again.err);
+        let verify = ["audit", "--verify", "--json", "--data-dir"];
+        let verified = run(Command::new(latchkeyd()).args(verify).arg(&data), "").succeeded();
+        let verified: Value = serde_json::from_str(&verified.out).unwrap();
+        assert_eq!(verified["entries"], 1, "{at}");
+    }
 }
 
 /// The named points.
