@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use nix::sys::statvfs::{FsFlags, statvfs};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior};
 
 use super::lock::StoreLock;
@@ -160,6 +161,11 @@ impl SqliteStore {
         let error = database_error(&self.directory, source);
         if matches!(error, StoreError::Database { .. }) {
             self.stopped.store(true, Ordering::SeqCst);
+            // What a file system becomes after a disk error, and SQLite calls a disk error as well.
+            let file_system = statvfs(&self.directory);
+            if file_system.is_ok_and(|now| now.flags().contains(FsFlags::ST_RDONLY)) {
+                return StoreError::ReadOnly(self.directory.clone());
+            }
         }
         error
     }
