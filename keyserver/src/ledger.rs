@@ -1,7 +1,7 @@
-//! The one place where changes are committed, each together with its audit entries.
+//! The one place where changes are made, each together with its audit entries.
 //!
 //! A piece of work reads records, changes some and names what happened. All that it read is compared when it is
-//! committed; if another server was faster it is done anew. (Several pieces could share one commit here.)
+//! committed ([`crate::group`]); if others were faster it is done anew.
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
@@ -11,12 +11,13 @@ use latchkey_protocol::release::Share;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::audit::{self, Event, Head};
+use crate::audit::Event;
 use crate::clock::UnixMillis;
+use crate::group::Ready;
 use crate::policy::Authorised;
 use crate::records::{Record, key};
 use crate::sealed::{RecordError, SealedStore};
-use crate::store::{Compare, Expected, Operation, Outcome, Transaction};
+use crate::store::Expected;
 
 /// How often a piece of work is done anew when others were faster.
 const ATTEMPTS: usize = 32;
@@ -42,8 +43,7 @@ impl SealedStore {
         now: UnixMillis,
         mut work: impl FnMut(&mut Work<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        // The lock guards no data: a panic of its holder left nothing half done.
-        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut overtaken = None;
         for _ in 0..ATTEMPTS {
             let mut open = Work {
                 records: self,
@@ -52,10 +52,18 @@ impl SealedStore {
                 events: Vec::new(),
                 erases: false,
             };
+            let begun = self.queue.begin();
             let result = work(&mut open)?;
+            drop(begun);
             if open.commit(now)? {
                 return Ok(result);
             }
+            // The lock guards no data: a panic of its holder left nothing half done.
+            overtaken.get_or_insert_with(|| {
+                self.overtaken
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+            });
         }
         Err(RecordError::Contention.into())
     }
@@ -98,7 +106,22 @@ impl SealedStore {
         }
     }
 
-    fn decode<T: DeserializeOwned>(&self, key: &str, sealed: &[u8]) -> Result<T, RecordError> {
+    /// The record `record`, sealed for its place `key`.
+    pub(crate) fn encode(
+        &self,
+        key: &str,
+        record: &impl Serialize,
+    ) -> Result<Vec<u8>, RecordError> {
+        let plain = serde_json::to_vec(record).expect("records have only strings and numbers");
+        self.seal(key, &plain)
+    }
+
+    /// What was sealed as the record `key`.
+    pub(crate) fn decode<T: DeserializeOwned>(
+        &self,
+        key: &str,
+        sealed: &[u8],
+    ) -> Result<T, RecordError> {
         let plain = self.unseal(key, sealed)?;
         serde_json::from_slice(&plain).map_err(|_| RecordError::Damaged(key.to_owned()))
     }
@@ -127,6 +150,15 @@ impl Work<'_> {
     /// Notes that `volume` belongs to a client, so that its volumes can be listed without reading all.
     pub fn write_owned(&mut self, key: String, volume: VolumeId) -> Result<(), RecordError> {
         self.put(key, &volume)
+    }
+
+    /// Writes the record at `key` again as it is: of two pieces of work that do so at once, one is done anew. For
+    /// work that counts records, which no comparison of single records guards.
+    pub fn touch(&mut self, key: &str) -> Result<(), RecordError> {
+        if let Some(sealed) = self.sealed(key)? {
+            self.changes.insert(key.to_owned(), Some(sealed));
+        }
+        Ok(())
     }
 
     /// Removes the record at `key`.
@@ -172,8 +204,7 @@ impl Work<'_> {
     }
 
     fn put(&mut self, key: String, record: &impl Serialize) -> Result<(), RecordError> {
-        let plain = serde_json::to_vec(record).expect("records have only strings and numbers");
-        let sealed = self.records.seal(&key, &plain)?;
+        let sealed = self.records.encode(&key, record)?;
         self.changes.insert(key, Some(sealed));
         Ok(())
     }
@@ -184,65 +215,26 @@ impl Work<'_> {
             return Ok(change.clone());
         }
         let stored = self.records.store.get(key)?;
-        let expected = match &stored {
-            Some(stored) => Expected::Revision(stored.revision),
-            None => Expected::Absent,
-        };
-        self.seen.insert(key.to_owned(), expected);
+        self.seen
+            .insert(key.to_owned(), Expected::of(stored.as_ref()));
         Ok(stored.map(|stored| stored.value))
     }
 
     /// Whether it was committed; if not, others were faster.
     fn commit(mut self, now: UnixMillis) -> Result<bool, RecordError> {
-        if self.changes.is_empty() && self.events.is_empty() {
-            if self.erases {
-                self.records.store.erase_traces()?;
-            }
-            return Ok(true);
-        }
-        self.append_events(now)?;
-        let compares = self.seen.into_iter();
-        let operations = self.changes.into_iter();
-        let transaction = Transaction {
-            compares: compares
-                .map(|(key, expected)| Compare { key, expected })
-                .collect(),
-            operations: operations
-                .map(|(key, value)| match value {
-                    Some(value) => Operation::Put { key, value },
-                    None => Operation::Delete { key },
-                })
-                .collect(),
+        let ready = Ready {
+            seen: std::mem::take(&mut self.seen),
+            changes: std::mem::take(&mut self.changes),
+            events: std::mem::take(&mut self.events),
+            now,
         };
-        match self.records.store.commit(&transaction)? {
-            Outcome::Conflict => return Ok(false),
-            Outcome::Committed(_) => {}
+        let nothing = ready.changes.is_empty() && ready.events.is_empty();
+        if !nothing && !self.records.write(ready)? {
+            return Ok(false);
         }
         if self.erases {
             self.records.store.erase_traces()?;
         }
         Ok(true)
-    }
-
-    fn append_events(&mut self, now: UnixMillis) -> Result<(), RecordError> {
-        if self.events.is_empty() {
-            return Ok(());
-        }
-        let mut head: Head = match self.sealed(audit::HEAD)? {
-            Some(sealed) => self.records.decode(audit::HEAD, &sealed)?,
-            None => Head::default(),
-        };
-        for event in std::mem::take(&mut self.events) {
-            let entry = head.next(now, event);
-            head = Head {
-                sequence: entry.sequence,
-                hash: entry.hash,
-            };
-            let key = audit::entry_key(entry.sequence);
-            // An entry is written once: a head that was put back may not overwrite what stands there.
-            self.seen.insert(key.clone(), Expected::Absent);
-            self.put(key, &entry)?;
-        }
-        self.put(audit::HEAD.to_owned(), &head)
     }
 }

@@ -12,6 +12,7 @@ pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod daemon;
+mod group;
 pub mod http;
 pub mod keyring;
 mod ledger;

@@ -6,7 +6,7 @@
 //! record's key, so that no record can be passed off as another. An older version of the same record can: the
 //! audit shows what was decided since.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use chacha20poly1305::aead::AeadInOut;
 use chacha20poly1305::aead::inout::InOutBuf;
@@ -17,6 +17,7 @@ use latchkey_secret::{Secret, SecretBytes, SecretError, process};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
+use crate::group::Queue;
 use crate::master_key::MasterKey;
 use crate::records::key;
 use crate::store::{Operation, Outcome, Store, StoreError, Transaction};
@@ -35,12 +36,14 @@ const CHECK: &str = "check";
 pub struct SealedStore {
     pub(crate) store: Box<dyn Store>,
     master: MasterKey,
-    /// Held from the first read to the commit: threads of this server never conflict with each other.
-    pub(crate) writer: Mutex<()>,
+    /// Work that waits to be written.
+    pub(crate) queue: Queue,
+    /// Held by whoever was overtaken, until its work is done: two of them never overtake each other.
+    pub(crate) overtaken: Mutex<()>,
 }
 
-/// A record could not be read or written.
-#[derive(Debug, thiserror::Error)]
+/// A record could not be read or written. One failure can concern several writers, so it can be cloned.
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum RecordError {
     /// The store failed.
     #[error("the store failed")]
@@ -67,7 +70,13 @@ pub enum RecordError {
     Contention,
     /// No memory or no randomness.
     #[error("no memory for a secret")]
-    Secret(#[from] SecretError),
+    Secret(#[source] Arc<SecretError>),
+}
+
+impl From<SecretError> for RecordError {
+    fn from(error: SecretError) -> Self {
+        Self::Secret(Arc::new(error))
+    }
 }
 
 impl SealedStore {
@@ -193,7 +202,8 @@ impl SealedStore {
         Self {
             store,
             master,
-            writer: Mutex::new(()),
+            queue: Queue::default(),
+            overtaken: Mutex::new(()),
         }
     }
 

@@ -55,7 +55,7 @@ impl Service {
         }
         let mut secret = Bytes([0; 32]);
         getrandom::fill(&mut secret.0)
-            .map_err(|error| RecordError::Secret(latchkey_secret::SecretError::Random(error)))?;
+            .map_err(|error| RecordError::from(latchkey_secret::SecretError::Random(error)))?;
         let hash = secret_hash(&secret);
         let now = self.clock.now();
         let expires = now.plus(lifetime);

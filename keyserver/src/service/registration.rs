@@ -201,6 +201,7 @@ fn new_volume(
     request: &VolumeRequest,
     now: UnixMillis,
 ) -> Result<Volume, ServiceError> {
+    work.touch(&key::client(&client.name))?;
     let owned = key::owned(&client.name);
     if work.keys(&owned, OWNED_LIMIT)?.len() >= OWNED_LIMIT {
         return Err(ServiceError::Invalid(

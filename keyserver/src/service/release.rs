@@ -288,6 +288,7 @@ impl Service {
         volumes: Vec<WantedVolume>,
     ) -> Result<Option<Session>, ServiceError> {
         let client = asked.identity.client();
+        work.touch(&key::client(client))?;
         let others: Vec<Session> = self.records.all(&key::sessions(client))?;
         let (open, ended): (Vec<_>, Vec<_>) = others
             .into_iter()
@@ -416,5 +417,5 @@ fn free_number(work: &mut Work<'_>) -> Result<ShortId, RecordError> {
 }
 
 fn random_failed(error: getrandom::Error) -> RecordError {
-    RecordError::Secret(latchkey_secret::SecretError::Random(error))
+    latchkey_secret::SecretError::Random(error).into()
 }

@@ -30,7 +30,7 @@ impl StoreLock {
                 _ => StoreError::File {
                     action,
                     path,
-                    source,
+                    source: source.into(),
                 },
             }
         };

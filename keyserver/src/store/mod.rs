@@ -12,6 +12,7 @@ pub mod sqlite;
 mod conformance;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 pub use memory::MemoryStore;
 pub use sqlite::SqliteStore;
@@ -130,8 +131,8 @@ pub trait Store: Send + Sync {
     fn erase_traces(&self) -> Result<(), StoreError>;
 }
 
-/// The store failed.
-#[derive(Debug, thiserror::Error)]
+/// The store failed. One failure can concern several writers, so it can be cloned.
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// Another process has it.
     #[error(
@@ -206,7 +207,7 @@ pub enum StoreError {
         path: PathBuf,
         /// Why not.
         #[source]
-        source: std::io::Error,
+        source: Arc<std::io::Error>,
     },
     /// The database failed otherwise.
     #[error("the database in '{directory}' failed")]
@@ -215,7 +216,7 @@ pub enum StoreError {
         directory: PathBuf,
         /// Why.
         #[source]
-        source: rusqlite::Error,
+        source: Arc<rusqlite::Error>,
     },
     /// A fault that a test asked for.
     #[error("an injected fault: {0}")]
@@ -247,6 +248,21 @@ impl Transaction {
             }
         }
         Ok(())
+    }
+}
+
+impl Expected {
+    /// The state of a key at which `stored` was found.
+    pub fn of(stored: Option<&Versioned>) -> Self {
+        stored.map_or(Self::Absent, |stored| Self::Revision(stored.revision))
+    }
+
+    /// The revision that the key's value must have; `None` if there must be none.
+    pub fn revision(self) -> Option<Revision> {
+        match self {
+            Self::Absent => None,
+            Self::Revision(revision) => Some(revision),
+        }
     }
 }
 

@@ -60,10 +60,10 @@ impl SqliteStore {
     pub fn create(directory: &Path) -> Result<Self, StoreError> {
         let failed = |action, path: &Path| {
             let path = path.to_owned();
-            move |source| StoreError::File {
+            move |source: std::io::Error| StoreError::File {
                 action,
                 path,
-                source,
+                source: source.into(),
             }
         };
         DirBuilder::new()
@@ -325,7 +325,7 @@ fn check_guarded(path: &Path) -> Result<(), StoreError> {
     let metadata = fs::metadata(path).map_err(|source| StoreError::File {
         action: "read",
         path: path.to_owned(),
-        source,
+        source: source.into(),
     })?;
     let mode = metadata.mode() & 0o7777;
     let problem = if metadata.uid() != nix::unistd::geteuid().as_raw() {
@@ -354,7 +354,10 @@ fn database_error(directory: &Path, source: rusqlite::Error) -> StoreError {
             directory,
             holder: "another program that reads the database".to_owned(),
         },
-        _ => StoreError::Database { directory, source },
+        _ => StoreError::Database {
+            directory,
+            source: source.into(),
+        },
     }
 }
 

@@ -119,6 +119,30 @@ fn a_right_code_typed_by_two_people_approves_once() {
 }
 
 #[test]
+fn boots_that_ask_at_the_same_time_are_bounded() {
+    let folder = tempfile::tempdir().unwrap();
+    let rig = on_disk(folder.path());
+    let (machine, volume, _) = rig.bound("web-1", 1);
+    rig.set_policy(volume, r#"{"rule":"ask"}"#);
+    let waiting = std::thread::scope(|scope| {
+        let ask = || rig.verdict(&machine, HOME, &Boot::new(), volume);
+        let threads: Vec<_> = (0..2 * release::SESSIONS_LIMIT)
+            .map(|_| scope.spawn(ask))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .filter(|verdict| matches!(verdict, Verdict::Pending { .. }))
+            .count()
+    });
+    assert_eq!(waiting, release::SESSIONS_LIMIT);
+    assert_eq!(
+        rig.service.requests().unwrap().len(),
+        release::SESSIONS_LIMIT
+    );
+}
+
+#[test]
 fn a_store_in_use_names_its_server() {
     let folder = tempfile::tempdir().unwrap();
     let rig = on_disk(folder.path());
