@@ -3,18 +3,14 @@
 //! Every commit waits for the disk, and every entry of the audit follows the one before it. Written one by one,
 //! releases would wait for each other's disk. So whoever finds nobody writing takes all work that is ready, puts its
 //! entries on the end of the audit, moves the end once, and commits the whole as one transaction; the others wait for
-//! the answer.
-//!
-//! Work and commits take turns: who writes waits until all work that has begun is ready, so that it is in the group;
-//! work that comes meanwhile waits until the commit is durable. (It could not go on anyway: a store that writes does not
-//! read.) A single writer waits for nobody.
+//! the answer. Whoever comes meanwhile is in the next group. A single writer waits for nobody.
 //!
 //! What one piece of work relied on is compared for that piece alone: if it no longer holds, only this piece is done
 //! anew. An error of the store is everybody's, because nobody's changes are known to be durable then.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::mpsc::{self, SyncSender};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::audit::{self, Event, Head};
 use crate::clock::UnixMillis;
@@ -44,11 +40,7 @@ type Written = Result<bool, RecordError>;
 
 /// Work that waits to be written.
 #[derive(Default)]
-pub(crate) struct Queue {
-    waiting: Mutex<Waiting>,
-    /// Held for reading by work that has begun, for writing by who commits. It guards no data.
-    turns: RwLock<()>,
-}
+pub(crate) struct Queue(Mutex<Waiting>);
 
 #[derive(Default)]
 struct Waiting {
@@ -78,16 +70,10 @@ impl SealedStore {
             return written;
         }
         let turn = Turn(&self.queue);
-        let alone = self
-            .queue
-            .turns
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
         let (group, waiting): (Vec<Ready>, Vec<SyncSender<Answer>>) =
             self.queue.take().into_iter().unzip();
         let written = self.write_group(&group);
-        // Before the answers: others need not wait for them.
-        drop(alone);
+        // Before the answers: the disk need not wait for them.
         drop(turn);
         for (sender, written) in waiting.iter().zip(written) {
             // There is room, and each of them waits.
@@ -235,11 +221,6 @@ impl Ready {
 }
 
 impl Queue {
-    /// Begins a piece of work: nothing is committed until this is dropped, which must be before the work is written.
-    pub fn begin(&self) -> RwLockReadGuard<'_, ()> {
-        self.turns.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Whether the thread that brings `ready` has to write, because nobody does.
     fn enter(&self, ready: Ready, sender: SyncSender<Answer>) -> bool {
         let mut waiting = self.lock();
@@ -262,7 +243,7 @@ impl Queue {
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         // No code that holds the lock leaves the queue half changed.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -52,11 +52,15 @@ impl SealedStore {
                 events: Vec::new(),
                 erases: false,
             };
-            let begun = self.queue.begin();
-            let result = work(&mut open)?;
-            drop(begun);
-            if open.commit(now)? {
-                return Ok(result);
+            match work(&mut open) {
+                Ok(result) => {
+                    if open.commit(now)? {
+                        return Ok(result);
+                    }
+                }
+                // Else it was read half before another's commit and half after it.
+                Err(error) if self.still_holds(&open.seen)? => return Err(error),
+                Err(_) => {}
             }
             // The lock guards no data: a panic of its holder left nothing half done.
             overtaken.get_or_insert_with(|| {
@@ -228,13 +232,13 @@ impl Work<'_> {
             events: std::mem::take(&mut self.events),
             now,
         };
-        let nothing = ready.changes.is_empty() && ready.events.is_empty();
-        if !nothing && !self.records.write(ready)? {
-            return Ok(false);
-        }
-        if self.erases {
+        let committed = match ready.changes.is_empty() && ready.events.is_empty() {
+            true => self.records.still_holds(&ready.seen)?,
+            false => self.records.write(ready)?,
+        };
+        if committed && self.erases {
             self.records.store.erase_traces()?;
         }
-        Ok(true)
+        Ok(committed)
     }
 }

@@ -1,6 +1,7 @@
 //! The embedded store: one SQLite file in a folder of its own, for one process at a time.
 //!
-//! WAL with synchronous=FULL: a commit is on disk before it returns. secure_delete overwrites what is deleted, and
+//! WAL with synchronous=FULL: a commit is on disk before it returns. Reading has a connection of its own and never waits
+//! for that. secure_delete overwrites what is deleted, and
 //! [`Store::erase_traces`] empties the write-ahead log, so that a destroyed share is gone from both files. Copies
 //! that the file system or the disk made below them are out of reach.
 
@@ -42,11 +43,12 @@ const TABLES: &str = "
 /// An open store.
 pub struct SqliteStore {
     directory: PathBuf,
-    connection: Mutex<Connection>,
+    writer: Mutex<Connection>,
+    reader: Mutex<Connection>,
     /// Set by the first write whose fate is unknown. fsync(2) reports an error once and then forgets it, so a
     /// second try would say "done" of data that never reached the disk.
     stopped: AtomicBool,
-    // After the connection, so that it is let go last.
+    // After the connections, so that it is let go last.
     _lock: StoreLock,
 }
 
@@ -138,9 +140,14 @@ impl SqliteStore {
         if check != "ok" {
             return Err(damaged(check));
         }
+        let reader = connect(directory)?;
+        reader
+            .pragma_update(None, "query_only", true)
+            .map_err(|source| database_error(directory, source))?;
         let store = Self {
             directory: directory.to_owned(),
-            connection: Mutex::new(connection),
+            writer: Mutex::new(connection),
+            reader: Mutex::new(reader),
             stopped: AtomicBool::new(false),
             _lock: lock,
         };
@@ -149,11 +156,14 @@ impl SqliteStore {
         Ok(store)
     }
 
-    fn connection(&self) -> MutexGuard<'_, Connection> {
-        // A panic while it was held rolled its transaction back.
-        self.connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    // A panic while one of them was held rolled its transaction back.
+
+    fn writer(&self) -> MutexGuard<'_, Connection> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reader(&self) -> MutexGuard<'_, Connection> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `source` as our error; after one that leaves a write's fate unknown, no write is tried again.
@@ -180,7 +190,7 @@ impl SqliteStore {
 
 impl Store for SqliteStore {
     fn get(&self, key: &str) -> Result<Option<Versioned>, StoreError> {
-        let connection = self.connection();
+        let connection = self.reader();
         let found = connection
             .prepare_cached("SELECT value, revision FROM kv WHERE key = ?1")
             .and_then(|mut statement| {
@@ -205,7 +215,7 @@ impl Store for SqliteStore {
         // Every key that begins with the prefix sorts before the prefix with the last of all characters.
         let end = format!("{prefix}{}", char::MAX);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let connection = self.connection();
+        let connection = self.reader();
         let read = || {
             let mut statement = connection.prepare_cached(
                 "SELECT key, value, revision FROM kv
@@ -227,20 +237,23 @@ impl Store for SqliteStore {
 
     fn commit(&self, transaction: &Transaction) -> Result<Outcome, StoreError> {
         transaction.check()?;
-        let mut connection = self.connection();
+        let mut connection = self.writer();
         self.check_writing()?;
         commit(&mut connection, transaction).map_err(|source| self.write_error(source))
     }
 
     fn erase_traces(&self) -> Result<(), StoreError> {
-        let connection = self.connection();
+        // Nobody reads meanwhile, so nobody can hold the log.
+        let _reader = self.reader();
+        let connection = self.writer();
         self.check_writing()?;
         let busy: i64 = connection
             .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))
             .map_err(|source| self.write_error(source))?;
-        // Nobody else has the file, so nobody can hold the log.
-        debug_assert_eq!(busy, 0);
-        Ok(())
+        match busy {
+            0 => Ok(()),
+            _ => Err(other_reader(&self.directory)),
+        }
     }
 }
 
@@ -289,9 +302,6 @@ fn connect(directory: &Path) -> Result<Connection, StoreError> {
     let open = || {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(directory.join(FILE), flags)?;
-        // Before the first access: with the file to itself, SQLite keeps the log's index on its heap and not in
-        // a mapped file, where a full disk would be a SIGBUS.
-        connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
         connection.pragma_update(None, "trusted_schema", false)?;
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.pragma_update(None, "cell_size_check", true)?;
@@ -350,14 +360,18 @@ fn database_error(directory: &Path, source: rusqlite::Error) -> StoreError {
             directory,
             problem: source.to_string(),
         },
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::InUse {
-            directory,
-            holder: "another program that reads the database".to_owned(),
-        },
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => other_reader(&directory),
         _ => StoreError::Database {
             directory,
             source: source.into(),
         },
+    }
+}
+
+fn other_reader(directory: &Path) -> StoreError {
+    StoreError::InUse {
+        directory: directory.to_owned(),
+        holder: "another program that reads the database".to_owned(),
     }
 }
 

@@ -197,7 +197,7 @@ fn a_full_disk_changes_nothing_and_heals() {
     store.commit(&put("a", b"1")).unwrap();
     store.erase_traces().unwrap();
     let limit = |pages: i64| {
-        let connection = store.connection();
+        let connection = store.writer();
         let _: i64 = connection
             .query_row(&format!("PRAGMA max_page_count = {pages}"), [], |row| {
                 row.get(0)
@@ -222,7 +222,7 @@ fn a_read_only_store_says_so_and_still_reads() {
     let store = SqliteStore::create(folder.path()).unwrap();
     store.commit(&put("a", b"1")).unwrap();
     store
-        .connection()
+        .writer()
         .pragma_update(None, "query_only", true)
         .unwrap();
     assert!(matches!(
@@ -231,7 +231,7 @@ fn a_read_only_store_says_so_and_still_reads() {
     ));
     assert_eq!(store.get("a").unwrap().unwrap().value, b"1");
     store
-        .connection()
+        .writer()
         .pragma_update(None, "query_only", false)
         .unwrap();
     store.commit(&put("a", b"2")).unwrap();
