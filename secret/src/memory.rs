@@ -1,12 +1,14 @@
 //! Locked, never-moving, wiped memory for key material.
 //!
 //! Each secret has pages of its own: from memfd_secret(2) where the kernel offers it (they leave the kernel's
-//! direct map), else anonymous pages with mlock(2) and MADV_DONTDUMP. Dropping wipes before unmapping.
+//! direct map), else anonymous pages with mlock(2) and MADV_DONTDUMP. Dropping wipes, and keeps a few of the wiped pages
+//! for the next secrets.
 //! It defends against swap, core dumps and residue after exit, not against root reading a live process.
 
 use std::ffi::c_void;
 use std::fmt;
 use std::ptr::NonNull;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use subtle::ConstantTimeEq;
 use zeroize::Zeroize;
@@ -201,39 +203,51 @@ impl fmt::Debug for SecretBytes {
     }
 }
 
-/// An own mapping of `length` usable bytes.
+/// A mapping of which `length` bytes are in use.
 struct Pages {
-    start: NonNull<u8>,
+    mapping: Mapping,
     length: usize,
-    mapped: usize,
 }
 
-// SAFETY: the mapping belongs to this value alone and has no thread affinity; `&Pages` gives only shared reads.
-unsafe impl Send for Pages {}
-// SAFETY: as above.
-unsafe impl Sync for Pages {}
+/// A mapping of `size` bytes that belongs to this value alone. What is not in use is zero.
+struct Mapping {
+    start: NonNull<u8>,
+    size: usize,
+}
+
+// SAFETY: the mapping has no thread affinity, and the pointer is its only one.
+unsafe impl Send for Mapping {}
+// SAFETY: as above, and `&Pages` gives only shared reads.
+unsafe impl Sync for Mapping {}
+
+/// Wiped mappings of one page for the next secrets. Making one takes several system calls, and every page that leaves
+/// the kernel's direct map or comes back makes all processors forget address translations: more work than most
+/// secrets are used for.
+static SPARE: Mutex<Vec<Mapping>> = Mutex::new(Vec::new());
+const SPARE_LIMIT: usize = 32;
 
 impl Pages {
     fn new(length: usize) -> Result<Self, SecretError> {
-        let mapped = length.next_multiple_of(page_size());
-        let start = secret_mapping(mapped)
-            .or_else(|| locked_mapping(mapped))
+        let size = length.next_multiple_of(page_size());
+        let spare = if size == page_size() {
+            spare().pop()
+        } else {
+            None
+        };
+        let mapping = spare
+            .or_else(|| Mapping::new(size))
             .ok_or(SecretError::Memory(length))?;
-        Ok(Self {
-            start,
-            length,
-            mapped,
-        })
+        Ok(Self { mapping, length })
     }
 
     fn bytes(&self) -> &[u8] {
-        // SAFETY: `start` maps at least `length` readable bytes until drop, and nobody else writes to them.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
+        // SAFETY: the mapping has at least `length` readable bytes until drop, and nobody else writes to them.
+        unsafe { std::slice::from_raw_parts(self.mapping.start.as_ptr(), self.length) }
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`, and `&mut self` makes the access exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }
+        unsafe { std::slice::from_raw_parts_mut(self.mapping.start.as_ptr(), self.length) }
     }
 }
 
@@ -244,11 +258,38 @@ impl Drop for Pages {
             return;
         }
         self.bytes_mut().zeroize();
-        // SAFETY: `start` and `mapped` are what mmap returned and was given; no reference outlives `self`.
-        unsafe {
-            libc::munmap(self.start.as_ptr().cast::<c_void>(), self.mapped);
+        let mapping = Mapping {
+            start: self.mapping.start,
+            size: self.mapping.size,
+        };
+        let mut spare = spare();
+        if mapping.size == page_size() && spare.len() < SPARE_LIMIT {
+            spare.push(mapping);
+        } else {
+            drop(spare);
+            mapping.unmap();
         }
     }
+}
+
+impl Mapping {
+    fn new(size: usize) -> Option<Self> {
+        let start = secret_mapping(size).or_else(|| locked_mapping(size))?;
+        Some(Self { start, size })
+    }
+
+    fn unmap(self) {
+        // SAFETY: `start` and `size` are what mmap returned and was given; no reference outlives the `Pages` that had
+        // them.
+        unsafe {
+            libc::munmap(self.start.as_ptr().cast::<c_void>(), self.size);
+        }
+    }
+}
+
+fn spare() -> MutexGuard<'static, Vec<Mapping>> {
+    // Whole mappings go in and out; a panic leaves none half there.
+    SPARE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Pages from memfd_secret(2); `None` where the kernel has none to give (Debian 12 boots with it disabled).
@@ -350,6 +391,29 @@ mod tests {
         let mut small = SecretBytes::with_capacity(2).unwrap();
         assert!(small.push(b"abc").is_err());
         assert!(small.is_empty());
+    }
+
+    #[test]
+    fn a_page_that_is_used_again_is_empty() {
+        for _ in 0..2 * SPARE_LIMIT {
+            let mut one = Secret::<64>::zeroed().unwrap();
+            let mut other = SecretBytes::zeroed(4096).unwrap();
+            assert_eq!(one.expose_secret(), &[0; 64]);
+            assert!(other.expose_secret().iter().all(|byte| *byte == 0));
+            one.expose_secret_mut().fill(1);
+            other.expose_secret_mut().fill(2);
+            other.truncate(100);
+        }
+        let many: Vec<_> = (0..2 * SPARE_LIMIT)
+            .map(|_| Secret::<32>::random())
+            .collect();
+        let starts = many
+            .iter()
+            .map(|secret| secret.as_ref().unwrap().pages.mapping.start);
+        let distinct: std::collections::BTreeSet<_> = starts.collect();
+        assert_eq!(distinct.len(), many.len());
+        drop(many);
+        assert!(spare().len() <= SPARE_LIMIT);
     }
 
     #[test]
