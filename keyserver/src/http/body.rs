@@ -62,15 +62,6 @@ pub async fn read(body: Incoming) -> Result<Bytes, BodyProblem> {
     }
 }
 
-/// Reads a body without keeping it, as far as it would be read otherwise.
-pub async fn discard(body: Incoming) {
-    let mut body = Limited::new(body, BODY_LIMIT);
-    let _ = timeout(BODY_DEADLINE, async {
-        while let Some(Ok(_)) = body.frame().await {}
-    })
-    .await;
-}
-
 /// The value that a body holds.
 ///
 /// # Errors

@@ -116,23 +116,17 @@ impl Api {
         route: Option<Route>,
         body: Incoming,
     ) -> Result<Vec<u8>, Failure> {
-        let api = Arc::clone(&self);
-        let admitted = blocking(move || api.admit(peer, route)).await;
-        let (route, identity) = match admitted {
-            Ok(admitted) => admitted,
-            Err(failure) => {
-                // Read what it sends, so that it hears the answer before the connection closes.
-                body::discard(body).await;
-                return Err(failure);
-            }
-        };
-        let client = identity.client().clone();
-        let body = body::read(body)
-            .await
-            .map_err(|problem| Failure::client_body(client.clone(), problem))?;
-        blocking(move || self.perform(peer, route, &identity, &body))
-            .await
-            .map_err(|failure| failure.of_client(client))
+        // All of it comes first: a stranger hears the answer before the connection closes, and only one thread has to
+        // be waited for.
+        let body = body::read(body).await;
+        blocking(move || {
+            let (route, identity) = self.admit(peer, route)?;
+            let client = || identity.client().clone();
+            let body = body.map_err(|problem| Failure::client_body(client(), problem))?;
+            self.perform(peer, route, &identity, &body)
+                .map_err(|failure| failure.of_client(client()))
+        })
+        .await
     }
 
     /// Who asks, if it may ask for this at all.
