@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use crate::memory::Resident;
-use crate::rounds::{Plan, Rate};
+use crate::rounds::{Plan, Rate, median};
 use crate::{Server, wire};
 
 /// Releases of this share of the raw handshake rate at least.
@@ -119,7 +119,9 @@ fn goals(rates: &[Rate]) -> Vec<Goal> {
                 rate.server == compared_with && rate.connections == release.connections
             });
             let Some(other) = other else { continue };
-            let ratio = release.per_second / other.per_second;
+            // Round by round: the two stand side by side in time, and share what disturbed them.
+            let rounds = release.rounds.iter().zip(&other.rounds);
+            let ratio = median(rounds.map(|(ours, theirs)| ours / theirs).collect());
             goals.push(Goal {
                 compared_with,
                 connections: release.connections,

@@ -166,7 +166,8 @@ fn quantile(times: &[Duration], percent: usize) -> f64 {
         .map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
 }
 
-fn median(mut figures: Vec<f64>) -> f64 {
+/// The middle one of `figures`.
+pub fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_unstable_by(f64::total_cmp);
     match figures.len() {
         0 => f64::NAN,
