@@ -35,9 +35,9 @@ native: build-deps ## build the static libcryptsetup and libdevmapper into nativ
 
 dist: native ## build the stripped binaries dist/latchkey and dist/latchkeyd, check and measure them
 	cargo build --locked --profile agent --package latchkey --bin latchkey
-	cargo build --locked --profile agent --package latchkeyd --bin latchkeyd
+	cargo build --locked --profile keyserver --package latchkeyd --bin latchkeyd
 	install -D -m 755 $(BUILT)/agent/latchkey dist/latchkey
-	install -D -m 755 $(BUILT)/agent/latchkeyd dist/latchkeyd
+	install -D -m 755 $(BUILT)/keyserver/latchkeyd dist/latchkeyd
 	@native/measure dist/latchkey initramfs-tools-hook
 
 # --- tests ------------------------------------------------------------------------------------------------------------
@@ -67,9 +67,12 @@ FIGURES := $(or $(CARGO_TARGET_DIR),target)/figures
 bench: deps dist ## figures beside those of peers, into docs/benchmarks.md (an hour; keep the machine quiet)
 	@native/deps --bench
 	cargo build --locked --package latchkey-tests --bin bench
+	cargo build --locked --profile keyserver --package latchkey-load
 	for part in boot image memory; do \
 		$(BUILT)/debug/bench $$part $(FIGURES); \
 	done
+	mkdir -p $(FIGURES)/load
+	$(BUILT)/keyserver/latchkey-load --latchkeyd dist/latchkeyd --folder $(FIGURES)/load --json $(FIGURES)/server.json
 	$(BUILT)/debug/bench report $(FIGURES)
 
 demo: deps dist ## boot a machine with an encrypted root that opens by itself, and again with the key server away
