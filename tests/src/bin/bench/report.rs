@@ -39,8 +39,8 @@ pub fn write(figures: &Path) -> Result<(), Failure> {
     if let Some(memory) = read("memory")? {
         text += &memory_table(&memory);
     }
-    if let Ok(server) = fs::read_to_string(figures.join("server.md")) {
-        text += &format!("\n## Key server\n\n{server}");
+    if let Some(server) = read("server")? {
+        text += &server_table(&server);
     }
     fs::write(Path::new(DOCS).join("benchmarks.md"), text)?;
     Ok(())
@@ -233,5 +233,58 @@ fn memory_table(memory: &Value) -> String {
         number(memory, "/smallest-mib/plain"),
     );
     goal(&mut text, "the agent's peak in MiB", peak, 16.0);
+    text
+}
+
+fn server_table(server: &Value) -> String {
+    let mut text = format!(
+        "\n## Key server\n\nWhole exchanges in a second on loopback, each on a new connection; client and server share \
+         {} processors. Medians of {} rounds of {} s that take turns. A release of latchkeyd is a new boot session and a \
+         durable entry of the audit, its store on a real disk; `handshakes` answers one byte over the same TLS and is the \
+         limit; kxd (mutual TLS of its own) and tangd (no TLS) are Debian's and write nothing. \
+         [How](../tests/load/README.md).\n\n\
+         | | at once | 1/s | p50 ms | p99 ms | failed |\n|---|---|---|---|---|---|\n",
+        number(server, "/cores"),
+        number(server, "/rounds"),
+        number(server, "/seconds"),
+    );
+    for rate in server["rates"].as_array().into_iter().flatten() {
+        let of = |what: &str| number(rate, &format!("/{what}"));
+        let _ = writeln!(
+            text,
+            "| {} | {} | {:.0} | {:.2} | {:.2} | {} |",
+            rate["server"].as_str().unwrap_or_default(),
+            of("connections"),
+            of("per_second"),
+            of("p50_ms"),
+            of("p99_ms"),
+            of("failed")
+        );
+    }
+    text += "\n| clients known | latchkeyd's resident memory |\n|---|---|\n";
+    for memory in server["memory"].as_array().into_iter().flatten() {
+        let resident = number(memory, "/resident_kib") / 1024.0;
+        let _ = writeln!(
+            text,
+            "| {} | {resident:.1} MiB |",
+            number(memory, "/clients")
+        );
+    }
+    text += "\n";
+    for goal in server["goals"].as_array().into_iter().flatten() {
+        let verdict = if goal["holds"].as_bool() == Some(true) {
+            "reached"
+        } else {
+            "missed"
+        };
+        let _ = writeln!(
+            text,
+            "- releases, as a multiple of {} at {} at once: **{:.2}** (goal: at least {:.2}, {verdict})",
+            goal["compared_with"].as_str().unwrap_or_default(),
+            number(goal, "/connections"),
+            number(goal, "/ratio"),
+            number(goal, "/at_least")
+        );
+    }
     text
 }
