@@ -51,8 +51,8 @@ struct Run {
 }
 
 pub fn measure(bench: &Bench) -> Result<Value, Failure> {
-    let clevis = clevis::clevis()?;
-    clevis.start_tang()?;
+    let clevis = clevis::bound(&bench.with_clevis)?;
+    let _tang = clevis.start_tang()?;
     let folder = bench.folder();
     let mut server = KeyServer::copy_of(
         &bench.latchkeyd(),

@@ -1,14 +1,17 @@
 //! Clevis and tang, both as Debian has them, bound with their own defaults.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
+use std::io;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 
 use latchkey_tests::cache::{self, Key};
-use latchkey_tests::guest::{self, DEVICE, PASSPHRASE, PROMPT};
+use latchkey_tests::guest::{self, DEVICE, Guest, PASSPHRASE, PROMPT};
 use latchkey_tests::machine::{BootFiles, Disk, Machine, Spec};
 use latchkey_tests::network::HOST;
 use latchkey_tests::tool;
@@ -29,9 +32,13 @@ pub struct Clevis {
     keys: PathBuf,
 }
 
-/// The guest from the cache; made first if it is not there. The calling thread should be in a network of its own.
-pub fn clevis() -> Result<Clevis, Failure> {
-    let guest = guest::debian12_with("clevis", PACKAGES)?;
+/// The guest in which clevis is installed.
+pub fn guest() -> Result<Guest, Failure> {
+    Ok(guest::debian12_with("clevis", PACKAGES)?)
+}
+
+/// `guest`, bound, from the cache; made first if it is not there. The calling thread should be in a network of its own.
+pub fn bound(guest: &Guest) -> Result<Clevis, Failure> {
     let key = Key::default()
         .with("guest", &guest.key)
         .with("recipe", include_str!("clevis.rs"));
@@ -44,9 +51,9 @@ pub fn clevis() -> Result<Clevis, Failure> {
 }
 
 impl Clevis {
-    /// Starts its tang, until the process ends.
-    pub fn start_tang(&self) -> Result<(), Failure> {
-        serve(&self.keys)
+    /// Starts its tang.
+    pub fn start_tang(&self) -> Result<Tang, Failure> {
+        Tang::start(&self.keys)
     }
 }
 
@@ -55,7 +62,7 @@ fn build(plain: &Path, folder: &Path) -> Result<(), Failure> {
     let keys = folder.join("keys");
     fs::create_dir(&keys)?;
     tool::run(Command::new("/usr/libexec/tangd-keygen").arg(&keys))?;
-    serve(&keys)?;
+    let tang = Tang::start(&keys)?;
     let disk = Disk::over(plain, &folder.join("disk.qcow2"))?;
     let mut machine = Machine::start(&Spec::new(&disk, &folder.join("console.log")).systemd())?;
     machine.answer(PROMPT, PASSPHRASE)?;
@@ -68,28 +75,58 @@ fn build(plain: &Path, folder: &Path) -> Result<(), Failure> {
          sync"
     ))?;
     machine.power_off()?;
+    drop(tang);
     disk.boot_files(folder)?;
     Ok(())
 }
 
-/// As tangd@.service has it: a process for each connection, which is its stdin and stdout.
-fn serve(keys: &Path) -> Result<(), Failure> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, PORT))?;
-    let keys = keys.to_owned();
-    thread::spawn(move || {
-        while let Ok((connection, _)) = listener.accept() {
-            let Ok(second) = connection.try_clone() else {
-                continue;
-            };
-            let mut tangd = Command::new(TANGD);
-            tangd
-                .arg(&keys)
-                .stdin(OwnedFd::from(connection))
-                .stdout(OwnedFd::from(second));
-            if let Ok(mut process) = tangd.stderr(Stdio::null()).spawn() {
-                thread::spawn(move || process.wait());
+/// A tang that answers until it is dropped.
+pub struct Tang {
+    over: Arc<AtomicBool>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+impl Tang {
+    /// As tangd@.service has it: a process for each connection, which is its stdin and stdout.
+    fn start(keys: &Path) -> Result<Self, Failure> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, PORT))?;
+        let (keys, over) = (keys.to_owned(), Arc::new(AtomicBool::new(false)));
+        let told = Arc::clone(&over);
+        let acceptor = thread::spawn(move || {
+            while let Ok((connection, _)) = listener.accept() {
+                if told.load(Ordering::Relaxed) {
+                    return;
+                }
+                // A connection that is not served is one that clevis tries again.
+                let _ = answer(&keys, connection);
             }
+        });
+        Ok(Self {
+            over,
+            acceptor: Some(acceptor),
+        })
+    }
+}
+
+impl Drop for Tang {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        // It waits for one more connection.
+        let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, PORT));
+        if let Some(acceptor) = self.acceptor.take() {
+            let _ = acceptor.join();
         }
-    });
+    }
+}
+
+fn answer(keys: &Path, connection: TcpStream) -> io::Result<()> {
+    let second = connection.try_clone()?;
+    let mut tangd = Command::new(TANGD);
+    tangd
+        .arg(keys)
+        .stdin(OwnedFd::from(connection))
+        .stdout(OwnedFd::from(second));
+    let mut process = tangd.stderr(Stdio::null()).spawn()?;
+    thread::spawn(move || process.wait());
     Ok(())
 }

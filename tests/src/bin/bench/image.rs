@@ -11,7 +11,7 @@ pub fn measure(bench: &Bench) -> Result<Value, Failure> {
         .boot_files(bench.folder())?
         .weigh()?;
     let latchkey = bench.bound.boot.weigh()?;
-    let clevis = clevis::clevis()?.boot.weigh()?;
+    let clevis = clevis::bound(&bench.with_clevis)?.boot.weigh()?;
     Ok(json!({
         "plain": figures(plain, None),
         "latchkey": figures(latchkey, Some(plain)),

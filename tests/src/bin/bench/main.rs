@@ -63,6 +63,8 @@ pub struct Bench {
     folder: tempfile::TempDir,
     /// Debian as it is installed.
     pub plain: Guest,
+    /// The same with clevis, not bound.
+    pub with_clevis: Guest,
     /// The same with latchkey, bound.
     pub bound: Bound,
     product: Product,
@@ -74,12 +76,15 @@ impl Bench {
             .prefix("latchkey-bench-")
             .tempdir()?;
         let product = Product::install(folder.path())?;
-        network::enter_own()?;
+        // The guests come from the mirror, so before this thread leaves the host's network.
         let plain = guest::debian12()?;
+        let with_clevis = clevis::guest()?;
+        network::enter_own()?;
         let bound = bound::bound(&plain, &product)?;
         Ok(Self {
             folder,
             plain,
+            with_clevis,
             bound,
             product,
         })
