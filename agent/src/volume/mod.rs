@@ -20,6 +20,8 @@ pub mod tokens;
 pub mod typed;
 
 #[cfg(test)]
+mod algorithm_tests;
+#[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,10 @@
 //! LUKS volumes in files, for tests: they need neither root nor device-mapper.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use latchkey_protocol::envelope::{Bound, MachineSecret, Released, Token, TokenKind};
 use latchkey_protocol::ids::{Generation, ServerId, VolumeId};
@@ -57,6 +59,32 @@ impl Volume {
 
     pub(crate) fn luks1() -> Self {
         Self::in_file(EncryptionFormat::Luks1)
+    }
+
+    /// With another cipher and another length of the volume key, in bytes.
+    pub(crate) fn luks2_encrypted_by(cipher: (&str, &str), key: usize) -> Self {
+        let volume = Self::empty();
+        Self::format_with(EncryptionFormat::Luks2, volume.path(), cipher, key);
+        volume
+    }
+
+    /// As the host's `cryptsetup luksFormat` makes it; else what that said.
+    pub(crate) fn by_cryptsetup(arguments: &[&str]) -> Result<Self, String> {
+        let volume = Self::empty();
+        let mut key = tempfile::NamedTempFile::new().unwrap();
+        key.write_all(PASSPHRASE.as_bytes()).unwrap();
+        let output = Command::new("cryptsetup")
+            .args(["luksFormat", "--batch-mode", "--key-file"])
+            .arg(key.path())
+            .args(arguments)
+            .arg(volume.path())
+            .output()
+            .unwrap();
+        if output.status.success() {
+            Ok(volume)
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -163,9 +191,14 @@ impl Volume {
     }
 
     fn in_file(format: EncryptionFormat) -> Self {
+        let volume = Self::empty();
+        Self::format(format, volume.path());
+        volume
+    }
+
+    fn empty() -> Self {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(20 << 20).unwrap();
-        Self::format(format, file.path());
         Self {
             path: file.path().to_owned(),
             _file: Some(file),
@@ -173,17 +206,15 @@ impl Volume {
     }
 
     fn format(format: EncryptionFormat, path: &Path) {
+        Self::format_with(format, path, ("aes", "xts-plain64"), 64);
+    }
+
+    fn format_with(format: EncryptionFormat, path: &Path, cipher: (&str, &str), key: usize) {
         let mut context = context::attached(path).unwrap();
         context.settings_handle().set_pbkdf_type(&cheap()).unwrap();
         context
             .context_handle()
-            .format::<()>(
-                format,
-                ("aes", "xts-plain64"),
-                None,
-                Either::Right(64),
-                None,
-            )
+            .format::<()>(format, cipher, None, Either::Right(key), None)
             .unwrap();
         context
             .keyslot_handle()
