@@ -24,7 +24,7 @@ build-deps:
 	@native/deps --build
 
 # Cargo copies the archives into the bindings once and does not notice newer ones, so it is told.
-native: build-deps ## build the static libcryptsetup and libdevmapper into native/out/
+native: build-deps ## build the static libcryptsetup, libdevmapper and libgcrypt into native/out/
 	@native/build
 	@if ! cmp -s native/out/stamp $(BUILT)/native-stamp; then \
 		for profile in dev agent; do \
