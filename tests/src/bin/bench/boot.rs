@@ -13,7 +13,7 @@ use latchkey_tests::machine::{BootFiles, Disk, Machine, PATIENCE, Spec};
 use serde_json::{Value, json};
 
 use crate::clevis::{self, Clevis};
-use crate::{Bench, Failure, median};
+use crate::{Bench, Failure, median, native};
 
 /// Boots of each contender.
 const ROUNDS: usize = 7;
@@ -62,10 +62,7 @@ pub fn measure(bench: &Bench) -> Result<Value, Failure> {
         &folder.join("server"),
     )?;
     server.start(PORT)?;
-    // The plain guest's boot files, as the other two have theirs.
-    let plain = folder.join("plain");
-    std::fs::create_dir(&plain)?;
-    let native = Disk::over(&bench.plain.disk, &folder.join("native.qcow2"))?.boot_files(&plain)?;
+    let native = native::boot_files(&bench.plain)?;
 
     let mut runs: Vec<Vec<Run>> = CONTENDERS.iter().map(|_| Vec::new()).collect();
     for round in 1..=ROUNDS {

@@ -1,15 +1,12 @@
 //! What the initramfs grows by: the same guest and kernel, MODULES=most, with and without.
 
 use latchkey_tests::initramfs::Weight;
-use latchkey_tests::machine::Disk;
 use serde_json::{Value, json};
 
-use crate::{Bench, Failure, clevis};
+use crate::{Bench, Failure, clevis, native};
 
 pub fn measure(bench: &Bench) -> Result<Value, Failure> {
-    let plain = Disk::over(&bench.plain.disk, &bench.folder().join("native.qcow2"))?
-        .boot_files(bench.folder())?
-        .weigh()?;
+    let plain = native::boot_files(&bench.plain)?.weigh()?;
     let latchkey = bench.bound.boot.weigh()?;
     let clevis = clevis::bound(&bench.with_clevis)?.boot.weigh()?;
     Ok(json!({

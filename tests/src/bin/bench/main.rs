@@ -5,6 +5,7 @@ mod boot;
 mod clevis;
 mod image;
 mod memory;
+mod native;
 mod picture;
 mod report;
 
