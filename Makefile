@@ -68,7 +68,7 @@ bench: deps dist ## figures beside those of peers, into docs/benchmarks.md (an h
 	@native/deps --bench
 	cargo build --locked --package latchkey-tests --bin bench
 	cargo build --locked --profile keyserver --package latchkey-load
-	for part in boot image memory; do \
+	for part in boot image memory machines; do \
 		$(BUILT)/debug/bench $$part $(FIGURES); \
 	done
 	mkdir -p $(FIGURES)/load

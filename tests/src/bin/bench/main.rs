@@ -22,7 +22,7 @@ use serde_json::Value;
 /// What any part of it can end with.
 pub type Failure = Box<dyn Error>;
 
-const USAGE: &str = "usage: bench boot|image|memory|report FIGURES_FOLDER";
+const USAGE: &str = "usage: bench boot|image|memory|machines|report FIGURES_FOLDER";
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
@@ -50,6 +50,7 @@ fn run(part: &str, figures: &Path) -> Result<(), Failure> {
         "boot" => boot::measure,
         "image" => image::measure,
         "memory" => memory::measure,
+        "machines" => memory::measure_machines,
         "report" => return report::write(figures),
         _ => return Err(USAGE.into()),
     };
