@@ -217,28 +217,25 @@ fn control_build(stage: &Stage) -> Outcome {
     let server = running(stage)?;
     let mut machine = Machine::start(&spec_with(stage, "", files)?)?;
     machine.expect(OPENED, LIMIT)?;
-    dirty(
-        stage,
-        &mut machine,
-        &search,
-        &["share", "KEK", "machine secret"],
-    )?;
+    dirty(stage, machine, &search, &["share", "KEK", "machine secret"])?;
     drop(server);
 
     let mut machine = Machine::start(&spec_with(stage, "", files)?)?;
     machine.answer(PROMPT, PASSPHRASE)?;
     machine.expect(TYPED, LIMIT)?;
-    dirty(stage, &mut machine, &search, &["boot key"])
+    dirty(stage, machine, &search, &["boot key"])
 }
 
 /// At least one of `names` is found; which of them the kernel has given to others by then differs from boot to boot.
-fn dirty(stage: &Stage, machine: &mut Machine, search: &Search, names: &[&str]) -> Outcome {
+fn dirty(stage: &Stage, mut machine: Machine, search: &Search, names: &[&str]) -> Outcome {
     machine.expect(GONE, LIMIT)?;
-    let finds = finds(stage, machine, search)?;
+    let finds = finds(stage, &mut machine, search)?;
     ensure(names.iter().any(|name| finds.contains_key(*name)), || {
         format!("the search finds none of {names:?} of a build that wipes nothing: {finds:?}")
     })?;
     machine.up()?;
+    // Off before the next one starts from the same disk.
+    machine.power_off()?;
     Ok(())
 }
 
