@@ -71,7 +71,7 @@ bench: deps dist ## figures beside those of peers, into docs/benchmarks.md (an h
 	for part in boot image memory machines; do \
 		$(BUILT)/debug/bench $$part $(FIGURES); \
 	done
-	mkdir -p $(FIGURES)/load
+	rm -rf $(FIGURES)/load && mkdir -p $(FIGURES)/load
 	$(BUILT)/keyserver/latchkey-load --latchkeyd dist/latchkeyd --folder $(FIGURES)/load --json $(FIGURES)/server.json
 	$(BUILT)/debug/bench report $(FIGURES)
 
