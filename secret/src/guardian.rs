@@ -9,9 +9,8 @@
 //! thread-local storage of that thread are the guardian's alone.
 
 use std::ffi::{CStr, c_int, c_void};
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::io::{self, PipeWriter, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
 
 use crate::process;
@@ -33,7 +32,7 @@ struct Orders {
     /// Becomes readable when the process has ended.
     ended: OwnedFd,
     /// Takes the guardian's process id.
-    started: OwnedFd,
+    started: PipeWriter,
     /// Its stack, which it must leave alone.
     stack: (usize, usize),
 }
@@ -49,7 +48,7 @@ pub fn watch() -> io::Result<i32> {
     }
     let own = i32::try_from(std::process::id()).map_err(io::Error::other)?;
     let ended = process::pidfd(own)?.ok_or_else(io::Error::last_os_error)?;
-    let (answer, started) = pipe()?;
+    let (mut answer, started) = io::pipe()?;
     let stack = stack()?;
     let orders = Orders {
         ended,
@@ -62,7 +61,7 @@ pub fn watch() -> io::Result<i32> {
         .stack_size(STACK)
         .spawn(move || suspend_in_clone(&orders))?;
     let mut id = [0; 4];
-    File::from(answer).read_exact(&mut id)?;
+    answer.read_exact(&mut id)?;
     Ok(i32::from_ne_bytes(id))
 }
 
@@ -237,33 +236,12 @@ unsafe fn wipe_page(start: usize, size: usize) {
     }
 }
 
-fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
-    let mut ends = [0; 2];
-    // SAFETY: room for two descriptors, which are ours if the call succeeds.
-    unsafe {
-        if libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok((OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])))
-    }
-}
-
 /// Never unmapped: the guardian stands on it to the end.
 fn stack() -> io::Result<usize> {
-    // SAFETY: a new anonymous mapping.
-    let start = unsafe {
-        libc::mmap(
-            ptr::null_mut(),
-            STACK,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK,
-            -1,
-            0,
-        )
-    };
-    if start == libc::MAP_FAILED {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(start as usize)
-    }
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK;
+    // SAFETY: an anonymous mapping needs no descriptor.
+    let start = unsafe { crate::memory::map(STACK, flags, -1) };
+    start
+        .map(|start| start.as_ptr() as usize)
+        .ok_or_else(io::Error::last_os_error)
 }

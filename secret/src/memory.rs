@@ -327,7 +327,11 @@ fn locked_mapping(length: usize) -> Option<NonNull<u8>> {
 ///
 /// # Safety
 /// `descriptor` is open for this call, or -1 with `MAP_ANONYMOUS`.
-unsafe fn map(length: usize, flags: libc::c_int, descriptor: libc::c_int) -> Option<NonNull<u8>> {
+pub(crate) unsafe fn map(
+    length: usize,
+    flags: libc::c_int,
+    descriptor: libc::c_int,
+) -> Option<NonNull<u8>> {
     // SAFETY: no address is asked for, so no existing mapping is touched; the caller vouches for `descriptor`.
     let start = unsafe {
         libc::mmap(

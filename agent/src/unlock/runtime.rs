@@ -1,7 +1,6 @@
 //! The agent's traces in `/run/latchkey`, for the boot scripts and for the running system. No secrets.
 
 use std::fs;
-use std::io;
 use std::path::PathBuf;
 
 use latchkey_protocol::wire::BootReport;
@@ -64,13 +63,7 @@ impl Runtime {
         if waiting {
             self.write("waiting-for-devices", b"")
         } else {
-            let path = self.dir.join("waiting-for-devices");
-            match fs::remove_file(&path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    Err(FilesError::Write { path, source })
-                }
-                _ => Ok(()),
-            }
+            files::remove(&self.dir.join("waiting-for-devices"))
         }
     }
 
