@@ -1,9 +1,8 @@
 //! The embedded store: one SQLite file in a folder of its own, for one process at a time.
 //!
 //! WAL with synchronous=FULL: a commit is on disk before it returns. Reading has a connection of its own and never waits
-//! for that. secure_delete overwrites what is deleted, and
-//! [`Store::erase_traces`] empties the write-ahead log, so that a destroyed share is gone from both files. Copies
-//! that the file system or the disk made below them are out of reach.
+//! for that. secure_delete overwrites what is deleted, and [`Store::erase_traces`] empties the write-ahead log, so that a
+//! destroyed share is gone from both files. Copies that the file system or the disk made below them are out of reach.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
