@@ -12,6 +12,7 @@ pub mod cache;
 pub mod channel;
 pub mod console;
 pub mod disk;
+pub mod failure;
 pub mod guest;
 pub mod initramfs;
 pub mod keyserver;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use latchkey_tests::bound::{self, PORT};
+use latchkey_tests::failure;
 use latchkey_tests::guest::{self, PASSPHRASE, PROMPT};
 use latchkey_tests::keyserver::KeyServer;
 use latchkey_tests::machine::{Disk, Machine, PATIENCE, Spec, UP};
@@ -17,12 +18,7 @@ fn main() -> ExitCode {
     match demo() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("the demo failed: {error}");
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                eprintln!("  because: {error}");
-                cause = error.source();
-            }
+            failure::explain("the demo", &*error);
             ExitCode::FAILURE
         }
     }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use latchkey_tests::bound::{self, Bound};
+use latchkey_tests::failure;
 use latchkey_tests::guest::{self, Guest};
 use latchkey_tests::network;
 use latchkey_tests::product::Product;
@@ -33,12 +34,7 @@ fn main() -> ExitCode {
     match run(&part, Path::new(&figures)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("bench {part}: {error}");
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                eprintln!("  because: {error}");
-                cause = error.source();
-            }
+            failure::explain(&format!("bench {part}"), &*error);
             ExitCode::FAILURE
         }
     }
