@@ -110,6 +110,13 @@ pub enum FilesError {
     },
 }
 
+impl FilesError {
+    /// Whether there is no such file.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 impl Files {
     /// The files of the running system.
     pub fn system() -> Self {

@@ -92,12 +92,22 @@ impl KernelCommandLine {
             .map(Word::shown)
     }
 
-    fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Option<&'a str>> {
+    /// What the words of that name say, in their order; `name` has `_` for `-`.
+    pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Option<&'a str>> {
         self.words
             .iter()
             .filter(move |word| word.name == name)
             .map(|word| word.value.as_deref())
     }
+
+    /// A switch that is on unless its last word says no (kernel-command-line(7)).
+    pub fn is_on(&self, name: &str) -> bool {
+        !matches!(self.values(name).last(), Some(Some(value)) if is_no(value))
+    }
+}
+
+fn is_no(value: &str) -> bool {
+    ["0", "no", "off", "false"].contains(&value)
 }
 
 impl Word {
@@ -117,7 +127,7 @@ impl Word {
         match self.name.as_str() {
             "init" => value.is_some_and(|init| init != usual_init),
             // `=0` and `=no` switch these off; anything else, or nothing, on.
-            name => SHELLS.contains(&name) && !matches!(value, Some("0" | "no" | "off" | "false")),
+            name => SHELLS.contains(&name) && !value.is_some_and(is_no),
         }
     }
 

@@ -12,9 +12,11 @@ pub mod finish;
 pub mod kernel_command_line;
 pub mod prompt;
 pub mod runtime;
+pub mod volumes;
 pub mod wait;
 
 mod asker;
+mod ending;
 mod shell;
 mod worker;
 
@@ -23,9 +25,9 @@ use std::time::Duration;
 use latchkey_secret::{guardian, process};
 
 use crate::failure::chain;
-use crate::files::{self, Files, FilesError};
+use crate::files::{Files, FilesError};
 use crate::flow::{Outcome, Plan, PlannedServer};
-use crate::volume::crypttab::{self, Entry, Key};
+use crate::volume::crypttab::Entry;
 use boot::Boot;
 use console::Console;
 use credentials::Credentials;
@@ -50,8 +52,8 @@ pub enum UnlockError {
     /// A file that is needed.
     #[error(transparent)]
     Files(#[from] FilesError),
-    /// crypttab names none of the volumes asked for.
-    #[error("crypttab has no volume '{0}'")]
+    /// One of the volumes asked for is not there, or is left to the native unlocker.
+    #[error("there is no volume '{0}' in crypttab for latchkey to open")]
     NoSuchVolume(String),
     /// A thread or the runtime could not be started.
     #[error("failed to start")]
@@ -77,7 +79,7 @@ pub fn run(files: &Files, settings: &Settings) -> Result<Outcome, UnlockError> {
     console.note("started");
     start_guardian(&runtime, &mut console);
     let credentials = Credentials::take(files, |problem| console.say(&problem));
-    let entries = volumes(files, &settings.names, &mut console)?;
+    let entries = volumes(files, &boot, &settings.names, &mut console)?;
     let (only_prompt, credentials) = match (boot.forbids_automatic(), credentials) {
         (Some(why), credentials) => {
             drop(credentials); // before anything else is done
@@ -113,26 +115,14 @@ fn start_guardian(runtime: &Runtime, console: &mut Console) {
     }
 }
 
-/// The volumes of the initramfs' crypttab that are ours to open: those which the native unlocker would prompt for
-/// and whose options we honour. The others are left to it.
+/// The volumes of this boot, or those among them that were asked for.
 fn volumes(
     files: &Files,
+    boot: &Boot,
     names: &[String],
     console: &mut Console,
 ) -> Result<Vec<Entry>, UnlockError> {
-    let of_initramfs = files.path("/cryptroot/crypttab");
-    let path = if of_initramfs.exists() {
-        of_initramfs
-    } else {
-        files.crypttab()
-    };
-    let mut entries = Vec::new();
-    for line in crypttab::parse(&files::read_text(&path)?) {
-        match line {
-            Ok(entry) => entries.push(entry),
-            Err(error) => console.say(&error.to_string()),
-        }
-    }
+    let mut entries = volumes::of_this_boot(files, &boot.command_line, |line| console.say(line))?;
     if let Some(missing) = names
         .iter()
         .find(|name| !entries.iter().any(|entry| entry.name == **name))
@@ -140,17 +130,6 @@ fn volumes(
         return Err(UnlockError::NoSuchVolume(missing.clone()));
     }
     entries.retain(|entry| names.is_empty() || names.contains(&entry.name));
-    entries.retain(|entry| {
-        let unsupported = entry.options.unsupported();
-        if !unsupported.is_empty() {
-            console.say(&format!(
-                "'{}' is left alone: option '{}'",
-                entry.name,
-                unsupported.join("', '")
-            ));
-        }
-        entry.key == Key::None && unsupported.is_empty()
-    });
     Ok(entries)
 }
 

@@ -19,7 +19,7 @@ use super::asker::{Answered, AskError, Asker};
 use super::boot::Boot;
 use super::console::Console;
 use super::credentials::Credentials;
-use super::prompt::{Companion, Failures, Prompt, PromptResult, Question};
+use super::prompt::{Companion, Failures, Prompt, PromptResult, Question, Way};
 use super::runtime::Runtime;
 use super::worker::{Job, Worker};
 use crate::failure::{chain, printable};
@@ -77,8 +77,8 @@ enum NetworkState {
     Over,
 }
 
-#[derive(Default)]
 struct PromptState {
+    way: Way,
     shown: Option<Prompt>,
     /// Tells the answers of prompts that were ended from the present one's.
     number: u64,
@@ -128,7 +128,13 @@ impl Shell {
             session,
             network,
             worker,
-            prompt: PromptState::default(),
+            prompt: PromptState {
+                way: Way::of_this_boot(),
+                shown: None,
+                number: 0,
+                failures: Failures::default(),
+                companion: None,
+            },
             typed: None,
             messages,
             sender,
@@ -359,10 +365,11 @@ impl Shell {
         self.prompt.companion = None;
         self.prompt.number += 1;
         let (number, sender) = (self.prompt.number, self.sender.clone());
-        let prompt = Prompt::show(&question, &self.prompt.failures, move |result| {
+        let way = self.prompt.way;
+        let prompt = Prompt::show(way, &question, &self.prompt.failures, move |result| {
             let _ = sender.send(Message::Prompt(number, result));
         });
-        self.console.prompt(Some(question.text()));
+        self.console.prompt(Some(way.text(&question)));
         self.prompt.shown = Some(prompt);
     }
 

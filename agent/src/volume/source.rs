@@ -40,6 +40,13 @@ pub enum SourceError {
 impl Source {
     /// Reads the field, already unescaped. A tag's value may stand in double quotes.
     pub fn parse(field: &str) -> Self {
+        // dracut writes udev's links for these two into the image.
+        if let Some(uuid) = field.strip_prefix("/dev/disk/by-uuid/") {
+            return Self::Uuid(uuid.to_lowercase());
+        }
+        if let Some(uuid) = field.strip_prefix("/dev/disk/by-partuuid/") {
+            return Self::PartUuid(uuid.to_lowercase());
+        }
         let Some((tag, value)) = field.split_once('=') else {
             return Self::Path(PathBuf::from(field));
         };
@@ -213,6 +220,10 @@ mod tests {
     fn links_are_escaped_as_udev_does() {
         for (source, link) in [
             (Source::parse("/dev/vda3"), "/dev/vda3".to_owned()),
+            (
+                Source::parse("/dev/disk/by-uuid/AB-C"),
+                "/dev/disk/by-uuid/ab-c".to_owned(),
+            ),
             (
                 Source::parse("UUID=\"AB-c\""),
                 "/dev/disk/by-uuid/ab-c".to_owned(),

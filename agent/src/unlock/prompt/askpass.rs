@@ -1,19 +1,17 @@
-//! The prompt: the framework's own program, so that console, Plymouth, FIFO and `cryptroot-unlock` keep working.
+//! `/lib/cryptsetup/askpass`, the prompt of initramfs-tools: console, Plymouth, FIFO and `cryptroot-unlock` keep working.
 //!
-//! `/lib/cryptsetup/askpass` gets the CRYPTTAB_* environment that initramfs-tools' `cryptroot` gives it.
-//! `cryptroot-unlock` also looks for a `/sbin/cryptsetup` with the same CRYPTTAB_NAME and takes its end for the end
-//! of the attempt: a companion of that name waits for a key that never comes, and is ended with the attempt.
+//! It gets the CRYPTTAB_* environment that initramfs-tools' `cryptroot` gives it. `cryptroot-unlock` also looks for a
+//! `/sbin/cryptsetup` with the same CRYPTTAB_NAME and takes its end for the end of the attempt: a companion of that name
+//! waits for a key that never comes, and is ended with the attempt.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use latchkey_secret::SecretBytes;
+use latchkey_secret::{SecretBytes, process};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
@@ -22,41 +20,20 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+use super::super::ending;
+use super::{FAILURE_PAUSE, Failures, PASSPHRASE_LIMIT, PromptResult, Question};
 use crate::flow::PromptLoss;
 
 const ASKPASS: &str = "/lib/cryptsetup/askpass";
 const CRYPTSETUP: &str = "/sbin/cryptsetup";
 const FIFO: &str = "/lib/cryptsetup/passfifo";
-/// libcryptsetup's own limit for interactive passphrases is 512; a key that is piped in over SSH may be longer.
-const PASSPHRASE_LIMIT: usize = 64 * 1024;
 /// How long the program gets to restore the console before it is ended.
 const RESTORE_LIMIT: Duration = Duration::from_millis(500);
 /// Before the companion is started; `cryptroot-unlock` waits ten times as long for it.
 const COMPANION_PAUSE: Duration = Duration::from_secs(1);
-/// Between two attempts when the program fails, so that a machine without a console does not spin.
-const FAILURE_PAUSE: Duration = Duration::from_secs(1);
-/// So many failures in a row, and this machine has no way to prompt.
-const FAILURES_LIMIT: u32 = 10;
-
-/// What the prompt is for.
-#[derive(Debug, Clone)]
-pub struct Question {
-    /// The mapping.
-    pub name: String,
-    /// Its device.
-    pub device: PathBuf,
-    /// Its options, as crypttab has them.
-    pub options: String,
-    /// Wrong passphrases before.
-    pub wrong: u32,
-}
-
-/// What came of it.
-pub type PromptResult = Result<SecretBytes, PromptLoss>;
-
 /// A prompt that stands. Dropping it ends the companion.
 #[derive(Debug)]
-pub struct Prompt {
+pub struct Askpass {
     askpass: Option<Pid>,
     ended: Option<oneshot::Receiver<()>>,
     companion: Option<Companion>,
@@ -66,16 +43,12 @@ pub struct Prompt {
 #[derive(Debug)]
 pub struct Companion(JoinHandle<()>);
 
-/// Counts failures of the program over several prompts; an empty line is none.
-#[derive(Debug, Clone, Default)]
-pub struct Failures(Arc<AtomicU32>);
+/// The text that people see.
+pub fn text(question: &Question) -> String {
+    format!("Please unlock disk {}: ", question.name)
+}
 
 impl Question {
-    /// The text that people see.
-    pub fn text(&self) -> String {
-        format!("Please unlock disk {}: ", self.name)
-    }
-
     fn environment(&self) -> [(&'static str, String); 6] {
         [
             ("CRYPTTAB_NAME", self.name.clone()),
@@ -89,8 +62,8 @@ impl Question {
     }
 }
 
-impl Prompt {
-    /// Shows the prompt; `answer` gets its result unless [`Prompt::end`] comes first.
+impl Askpass {
+    /// Shows the prompt; `answer` gets its result unless [`Askpass::end`] comes first.
     pub fn show(
         question: &Question,
         failures: &Failures,
@@ -99,7 +72,7 @@ impl Prompt {
         let companion = Some(Companion::of(question));
         let mut command = Command::new(ASKPASS);
         command
-            .arg(question.text())
+            .arg(text(question))
             .envs(question.environment())
             .stdout(Stdio::piped());
         let child = match command.spawn() {
@@ -193,30 +166,26 @@ impl Drop for Companion {
     }
 }
 
-impl Failures {
-    /// One more in a row; what that means for the prompt.
-    fn count(&self) -> PromptLoss {
-        if self.0.fetch_add(1, Ordering::Relaxed) < FAILURES_LIMIT {
-            PromptLoss::Again
-        } else {
-            PromptLoss::Impossible
+/// Ends programs whose agent was killed.
+pub fn end_left_over() {
+    const INIT: i32 = 1;
+    let prompts = children(Path::new(ASKPASS), INIT);
+    if prompts.is_empty() {
+        return;
+    }
+    send_empty_line();
+    for prompt in prompts {
+        let Ok(Some(handle)) = process::pidfd(prompt.as_raw()) else {
+            continue;
+        };
+        if !ending::is_gone(&handle, RESTORE_LIMIT) {
+            ending::end(prompt, RESTORE_LIMIT);
         }
     }
-
-    /// The program works: forgets them.
-    fn reset(&self) {
-        self.0.store(0, Ordering::Relaxed);
-    }
-}
-
-/// Prompts whose agent was killed: they would read the console beside the native prompt and swallow what is typed.
-pub fn left_over() -> Vec<Pid> {
-    const INIT: i32 = 1;
-    children(Path::new(ASKPASS), INIT)
 }
 
 /// What the prompt's program understands as an answer: it restores the console and ends.
-pub fn send_empty_line() {
+fn send_empty_line() {
     let fifo = OpenOptions::new()
         .write(true)
         .custom_flags(nix::libc::O_NONBLOCK)
@@ -299,7 +268,7 @@ mod tests {
             let child = shell.args(["-c", script]).stdout(Stdio::piped()).spawn();
             listen(child.unwrap(), &failures).await.map(drop)
         };
-        let limit = FAILURES_LIMIT as usize;
+        let limit = super::super::FAILURES_LIMIT as usize;
         for _ in 0..=limit {
             assert_eq!(run("true").await, Err(PromptLoss::Again), "an empty line");
         }

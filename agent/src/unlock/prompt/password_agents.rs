@@ -1,0 +1,256 @@
+//! systemd's password agents: a file in `/run/systemd/ask-password` asks, a datagram answers.
+//!
+//! Protocol: systemd.io/PASSWORD_AGENTS. The answer goes straight into locked memory and never into the kernel keyring,
+//! where systemd-cryptsetup keeps typed passphrases for minutes: only `AcceptCached=1` would look there.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use latchkey_secret::SecretBytes;
+use tokio::net::UnixDatagram;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use super::{FAILURE_PAUSE, Failures, PASSPHRASE_LIMIT, PromptResult, Question};
+use crate::failure::printable;
+use crate::flow::PromptLoss;
+
+const FOLDER: &str = "/run/systemd/ask-password";
+
+/// A question that lies there. Dropping it takes it away: the agents end their prompts.
+#[derive(Debug)]
+pub struct Query {
+    place: Place,
+    task: JoinHandle<()>,
+}
+
+/// The text that people see, systemd-cryptsetup's own.
+pub fn text(question: &Question) -> String {
+    format!(
+        "Please enter passphrase for disk {}:",
+        printable(&question.name)
+    )
+}
+
+/// Takes a question away whose agent was killed.
+pub fn end_left_over() {
+    Place::below(Path::new(FOLDER)).clear();
+}
+
+impl Query {
+    /// Asks; `answer` gets the result unless the query is dropped first.
+    pub fn show(
+        question: &Question,
+        failures: &Failures,
+        answer: impl FnOnce(PromptResult) + Send + 'static,
+    ) -> Self {
+        Self::show_in(Path::new(FOLDER), question, failures, answer)
+    }
+
+    fn show_in(
+        folder: &Path,
+        question: &Question,
+        failures: &Failures,
+        answer: impl FnOnce(PromptResult) + Send + 'static,
+    ) -> Self {
+        let place = Place::below(folder);
+        let asked = place.ask(question);
+        let failures = failures.clone();
+        let task = tokio::spawn(async move {
+            let answered = match asked {
+                Ok(socket) => receive(&socket).await,
+                Err(error) => Err(error),
+            };
+            if answered.is_ok() {
+                failures.reset();
+            }
+            answer(match answered {
+                Ok(Some(passphrase)) if !passphrase.is_empty() => Ok(passphrase),
+                Ok(Some(_)) => Err(PromptLoss::Again),
+                Ok(None) => {
+                    sleep(FAILURE_PAUSE).await; // somebody pressed Ctrl-C or Esc, or holds it down
+                    Err(PromptLoss::Again)
+                }
+                Err(error) => {
+                    log::warn!("failed to ask systemd's password agents: {error}");
+                    sleep(FAILURE_PAUSE).await;
+                    Err(failures.count())
+                }
+            });
+        });
+        Self { place, task }
+    }
+}
+
+impl Drop for Query {
+    fn drop(&mut self) {
+        self.task.abort();
+        self.place.clear();
+    }
+}
+
+/// The files of our one question. Their names are fixed, so that those of a killed agent are found.
+#[derive(Debug)]
+struct Place {
+    query: PathBuf,
+    /// The agents look at names that begin with `ask.` only.
+    unfinished: PathBuf,
+    socket: PathBuf,
+}
+
+impl Place {
+    fn below(folder: &Path) -> Self {
+        Self {
+            query: folder.join("ask.latchkey"),
+            unfinished: folder.join("latchkey.unfinished"),
+            socket: folder.join("sck.latchkey"),
+        }
+    }
+
+    fn clear(&self) {
+        for path in [&self.query, &self.unfinished, &self.socket] {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    log::warn!("failed to remove '{}': {error}", path.display());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn ask(&self, question: &Question) -> io::Result<UnixDatagram> {
+        self.clear();
+        if let Some(folder) = self.query.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let socket = UnixDatagram::bind(&self.socket)?;
+        // Nobody knows of it before the query lies there: only root may answer.
+        fs::set_permissions(&self.socket, fs::Permissions::from_mode(0o600))?;
+        let query = format!(
+            "[Ask]\n\
+             PID={}\n\
+             Socket={}\n\
+             AcceptCached=0\n\
+             Echo=0\n\
+             NotAfter=0\n\
+             Silent=0\n\
+             Message={}\n\
+             Icon=drive-harddisk\n\
+             Id=cryptsetup:{}\n",
+            std::process::id(),
+            self.socket.display(),
+            text(question),
+            printable(&question.device.display().to_string()),
+        );
+        fs::write(&self.unfinished, query)?;
+        fs::rename(&self.unfinished, &self.query)?;
+        Ok(socket)
+    }
+}
+
+/// `+` and the passphrase, ended by a zero byte; or `-`, somebody does not want to answer: `None`.
+async fn receive(socket: &UnixDatagram) -> io::Result<Option<SecretBytes>> {
+    let mut packet = SecretBytes::zeroed(PASSPHRASE_LIMIT).map_err(io::Error::other)?;
+    loop {
+        let length = socket.recv(packet.expose_secret_mut()).await?;
+        let bytes = packet.expose_secret_mut();
+        match bytes[..length].first() {
+            Some(b'+') => {
+                let end = bytes[1..length].iter().position(|byte| *byte == 0);
+                let end = end.unwrap_or(length - 1);
+                bytes.copy_within(1..=end, 0);
+                packet.truncate(end);
+                return Ok(Some(packet));
+            }
+            Some(b'-') => return Ok(None),
+            _ => {} // no agent speaks like this
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram as Sender;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    fn question() -> Question {
+        Question {
+            name: "vda2_crypt".to_owned(),
+            device: PathBuf::from("/dev/vda2"),
+            options: "luks".to_owned(),
+            wrong: 0,
+        }
+    }
+
+    /// Asks and answers with `packet`.
+    async fn answered(packet: &[u8]) -> Result<Vec<u8>, PromptLoss> {
+        let folder = tempfile::tempdir().unwrap();
+        let (sender, receiver) = oneshot::channel();
+        let query = Query::show_in(
+            folder.path(),
+            &question(),
+            &Failures::default(),
+            move |result| {
+                let bytes = result.map(|secret| secret.expose_secret().to_vec());
+                sender.send(bytes).unwrap();
+            },
+        );
+        let text = fs::read_to_string(folder.path().join("ask.latchkey")).unwrap();
+        let socket = text
+            .lines()
+            .find_map(|line| line.strip_prefix("Socket="))
+            .unwrap();
+        let mode = fs::metadata(socket).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(text.contains("\nMessage=Please enter passphrase for disk vda2_crypt:\n"));
+        assert!(text.contains("\nAcceptCached=0\n"));
+        Sender::unbound().unwrap().send_to(packet, socket).unwrap();
+        let result = receiver.await.unwrap();
+        drop(query);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        result
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_what_stands_between_plus_and_zero() {
+        assert_eq!(answered(b"+secret\0").await, Ok(b"secret".to_vec()));
+        assert_eq!(answered(b"+secret").await, Ok(b"secret".to_vec()));
+        assert_eq!(answered(b"+one\0two\0").await, Ok(b"one".to_vec()));
+        assert_eq!(answered(b"+\0").await, Err(PromptLoss::Again));
+        assert_eq!(answered(b"+").await, Err(PromptLoss::Again));
+        assert_eq!(answered(b"-").await, Err(PromptLoss::Again));
+    }
+
+    #[tokio::test]
+    async fn a_dropped_question_goes_and_so_does_one_that_was_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let query = Query::show_in(folder.path(), &question(), &Failures::default(), |_| {
+            panic!("nobody answered")
+        });
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+        std::mem::forget(query);
+        Place::below(folder.path()).clear();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_folder_that_cannot_be_used_makes_prompting_impossible_in_the_end() {
+        let folder = tempfile::NamedTempFile::new().unwrap();
+        let failures = Failures::default();
+        let mut losses = Vec::new();
+        for _ in 0..=super::super::FAILURES_LIMIT {
+            let (sender, receiver) = oneshot::channel();
+            let _query = Query::show_in(folder.path(), &question(), &failures, move |result| {
+                sender.send(result.map(drop)).unwrap();
+            });
+            losses.push(receiver.await.unwrap());
+        }
+        assert_eq!(losses.pop(), Some(Err(PromptLoss::Impossible)));
+        assert!(losses.iter().all(|loss| *loss == Err(PromptLoss::Again)));
+    }
+}

@@ -1,0 +1,249 @@
+//! Which volumes the initramfs opens, and under which names: what its native unlockers would do.
+//!
+//! initramfs-tools puts the lines of crypttab(5) that it needs into `/cryptroot/crypttab`, dracut into `/etc/crypttab`.
+//! With dracut the kernel command line can name volumes too (`rd.luks.uuid=`, `rd.luks.name=`), and then crypttab's other
+//! lines wait for the running system: systemd-cryptsetup-generator(8), dracut.cmdline(7).
+
+use std::fs;
+
+use super::kernel_command_line::KernelCommandLine;
+use crate::failure::chain;
+use crate::files::{self, Files, FilesError};
+use crate::volume::crypttab::{self, Entry, Key, Options};
+use crate::volume::source::Source;
+
+/// The volumes of this boot that are ours to look at: those for which the native unlocker would prompt and whose options
+/// we honour. Why the others are left to it goes to `tell`.
+///
+/// # Errors
+/// `Read` if crypttab is there but cannot be read.
+pub fn of_this_boot(
+    files: &Files,
+    command_line: &KernelCommandLine,
+    mut tell: impl FnMut(&str),
+) -> Result<Vec<Entry>, FilesError> {
+    let of_initramfs_tools = files.path("/cryptroot/crypttab");
+    let mut entries = if of_initramfs_tools.exists() {
+        read(&files::read_text(&of_initramfs_tools)?, &mut tell)
+    } else {
+        let text = match files::read_text(&files.crypttab()) {
+            Err(error) if error.is_missing() => String::new(),
+            read => read?,
+        };
+        let of_image = KernelCommandLine::parse(&command_line_of_image(files));
+        for_dracut(read(&text, &mut tell), command_line, &of_image)
+    };
+    entries.retain(|entry| {
+        let unsupported = entry.options.unsupported();
+        if !unsupported.is_empty() {
+            tell(&format!(
+                "'{}' is left alone: option '{}'",
+                entry.name,
+                unsupported.join("', '")
+            ));
+        }
+        entry.key == Key::None && unsupported.is_empty()
+    });
+    Ok(entries)
+}
+
+fn read(text: &str, tell: &mut impl FnMut(&str)) -> Vec<Entry> {
+    let entry = |line: Result<Entry, crypttab::LineError>| match line {
+        Ok(entry) => Some(entry),
+        Err(error) => {
+            tell(&chain(&error));
+            None
+        }
+    };
+    crypttab::parse(text)
+        .into_iter()
+        .filter_map(entry)
+        .collect()
+}
+
+/// dracut's own words, which the image carries (dracut.cmdline(7)).
+fn command_line_of_image(files: &Files) -> String {
+    let mut paths: Vec<_> = fs::read_dir(files.path("/etc/cmdline.d"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "conf")
+        })
+        .collect();
+    paths.sort();
+    paths.push(files.path("/etc/cmdline"));
+    let texts = paths
+        .iter()
+        .filter_map(|path| fs::read_to_string(path).ok());
+    texts.collect::<Vec<_>>().join("\n")
+}
+
+fn for_dracut(
+    crypttab: Vec<Entry>,
+    kernel: &KernelCommandLine,
+    image: &KernelCommandLine,
+) -> Vec<Entry> {
+    if !(kernel.is_on("rd.luks") && kernel.is_on("luks")) {
+        return Vec::new();
+    }
+    let named_by_kernel = named(kernel);
+    let mut entries = if kernel.is_on("rd.luks.crypttab") {
+        crypttab
+    } else {
+        Vec::new()
+    };
+    if !named_by_kernel.is_empty() {
+        entries.retain(|entry| {
+            named_by_kernel
+                .iter()
+                .any(|named| named.source == entry.source)
+        });
+    }
+    for wanted in named_by_kernel.into_iter().chain(named(image)) {
+        if !entries.iter().any(|entry| entry.source == wanted.source) {
+            entries.push(wanted);
+        }
+    }
+    entries
+}
+
+/// What `rd.luks.name=UUID=NAME` and `rd.luks.uuid=UUID` name. dracut takes the beginning of a UUID too; such a volume is
+/// left to it.
+fn named(line: &KernelCommandLine) -> Vec<Entry> {
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut add = |uuid: &str, name: &str| {
+        let source = Source::Uuid(uuid.to_lowercase());
+        let is_whole = uuid.len() == 36;
+        if is_whole && !name.is_empty() && entries.iter().all(|entry| entry.source != source) {
+            entries.push(Entry {
+                name: name.to_owned(),
+                source,
+                key: Key::None,
+                options: Options::parse(&options_for(line, uuid)),
+            });
+        }
+    };
+    for value in line.values("rd.luks.name").flatten() {
+        if let Some((uuid, name)) = value.split_once('=') {
+            add(without_prefix(uuid), name);
+        }
+    }
+    for value in line.values("rd.luks.uuid").flatten() {
+        let uuid = without_prefix(value);
+        add(uuid, &format!("luks-{uuid}"));
+    }
+    entries
+}
+
+fn without_prefix(uuid: &str) -> &str {
+    uuid.strip_prefix("luks-").unwrap_or(uuid)
+}
+
+/// `rd.luks.options=UUID=OPTIONS` for this volume, else `rd.luks.options=OPTIONS` for all.
+fn options_for(line: &KernelCommandLine, uuid: &str) -> String {
+    let mut for_all = "";
+    for value in line.values("rd.luks.options").flatten() {
+        match value.split_once('=') {
+            Some((of, options)) if without_prefix(of) == uuid => return options.to_owned(),
+            Some((of, _)) if without_prefix(of).len() == 36 => {}
+            _ => for_all = value,
+        }
+    }
+    for_all.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "8a3d7d0e-0d5b-4f3c-9d52-1e1fa2a1c0de";
+    const B: &str = "9b3d7d0e-0d5b-4f3c-9d52-1e1fa2a1c0df";
+
+    fn boot(files: &[(&str, &str)], kernel: &str) -> Vec<(String, String)> {
+        let root = tempfile::tempdir().unwrap();
+        for (path, content) in files {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        let kernel = KernelCommandLine::parse(kernel);
+        let entries = of_this_boot(&Files::under(root.path()), &kernel, |_| {}).unwrap();
+        entries
+            .into_iter()
+            .map(|entry| (entry.name, entry.source.to_string()))
+            .collect()
+    }
+
+    fn volumes(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+        expected
+            .iter()
+            .map(|(name, uuid)| ((*name).to_owned(), format!("UUID={uuid}")))
+            .collect()
+    }
+
+    #[test]
+    fn initramfs_tools_has_its_own_crypttab() {
+        let files = [
+            ("cryptroot/crypttab", &*format!("root UUID={A} none luks\n")),
+            ("etc/crypttab", &format!("other UUID={B} none luks\n")),
+        ];
+        let found = boot(&files, &format!("rd.luks.uuid={B}"));
+        assert_eq!(found, volumes(&[("root", A)]));
+    }
+
+    #[test]
+    fn an_image_without_crypttab_has_what_the_kernel_command_line_names() {
+        assert_eq!(boot(&[], "quiet"), []);
+        assert_eq!(
+            boot(&[], &format!("rd.luks.uuid=luks-{A} rd.luks.name={B}=data")),
+            volumes(&[("data", B), (&format!("luks-{A}"), A)])
+        );
+        assert_eq!(boot(&[], "rd.luks.uuid=8a3d7d0e"), [], "a part of a UUID");
+    }
+
+    #[test]
+    fn the_kernel_command_line_chooses_among_the_lines_of_crypttab() {
+        let crypttab = format!("a UUID={A} none luks\nb UUID={B} none luks\n");
+        let files = [("etc/crypttab", crypttab.as_str())];
+        assert_eq!(boot(&files, ""), volumes(&[("a", A), ("b", B)]));
+        let one = format!("rd.luks.uuid=luks-{B}");
+        assert_eq!(boot(&files, &one), volumes(&[("b", B)]));
+        assert_eq!(boot(&files, "rd.luks=0"), []);
+        assert_eq!(boot(&files, "luks=no"), []);
+        let named = format!("rd.luks.crypttab=no rd.luks.name={A}=c");
+        assert_eq!(boot(&files, &named), volumes(&[("c", A)]));
+    }
+
+    #[test]
+    fn what_dracut_wrote_into_the_image_only_adds() {
+        let crypttab = format!("a UUID={A} none luks,x-initrd.attach\n");
+        let words = format!(" rd.luks.uuid=luks-{B}\n");
+        let files = [
+            ("etc/crypttab", crypttab.as_str()),
+            ("etc/cmdline.d/90crypt.conf", &words),
+        ];
+        assert_eq!(
+            boot(&files, ""),
+            volumes(&[("a", A), (&format!("luks-{B}"), B)])
+        );
+    }
+
+    #[test]
+    fn options_come_from_the_kernel_command_line_too() {
+        let line = |text: &str| named(&KernelCommandLine::parse(text)).remove(0).options;
+        let both = format!("rd.luks.options=discard rd.luks.options={A}=readonly rd.luks.uuid={A}");
+        assert!(line(&both).read_only && !line(&both).discard);
+        let all = format!("rd.luks.options=discard rd.luks.options={B}=readonly rd.luks.uuid={A}");
+        assert!(line(&all).discard && !line(&all).read_only);
+    }
+
+    #[test]
+    fn what_has_a_key_file_or_an_unknown_option_is_left_alone() {
+        let crypttab = format!("a UUID={A} /etc/key luks\nb UUID={B} none luks,tpm2-device=auto\n");
+        let files = [("etc/crypttab", crypttab.as_str())];
+        assert_eq!(boot(&files, ""), []);
+    }
+}
