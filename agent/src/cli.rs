@@ -8,7 +8,6 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use latchkey_secret::process;
 use log::LevelFilter;
-use nix::unistd::Pid;
 
 use crate::commands::initramfs::Rebuild;
 use crate::commands::join::TokenSource;
@@ -19,8 +18,8 @@ use crate::failure::chain;
 use crate::files::Files;
 use crate::flow::Outcome;
 use crate::logging;
-use crate::unlock::wait::Waited;
-use crate::unlock::{self, cleanup, finish, wait};
+use crate::unlock::wait::{Wait, Waited};
+use crate::unlock::{self, cleanup, finish, service_manager, wait};
 
 const EXAMPLES: &str = "\
 A machine that opens its root by itself at boot:
@@ -114,15 +113,18 @@ enum Command {
         #[arg(long, value_name = "SECONDS", default_value_t = 30)]
         device_limit: u64,
     },
-    /// Wait until the agent has ended (0), or until its devices have been missing for so long (1)
+    /// Wait until the agent has ended or hands over (0), or until its devices have been missing for so long (1)
     #[command(hide = true)]
     Wait {
         /// Its process id; else the one that it left
         #[arg(long, value_name = "PID")]
         agent: Option<i32>,
-        /// How long devices may be missing
-        #[arg(long, value_name = "SECONDS", default_value_t = 5)]
-        device_timeout: u64,
+        /// Only until this mapping is open, or left to the boot framework
+        #[arg(long, value_name = "NAME")]
+        volume: Option<String>,
+        /// How long devices may be missing; without it, as long as the agent lives
+        #[arg(long, value_name = "SECONDS")]
+        device_timeout: Option<u64>,
     },
     /// End an agent that is left, take its network back, wipe the credentials
     #[command(hide = true)]
@@ -270,10 +272,17 @@ fn dispatch_boot(command: Command, files: &Files) -> Result<ExitCode, Failure> {
         }
         Command::Wait {
             agent,
+            volume,
             device_timeout,
         } => {
-            let limit = Duration::from_secs(device_timeout);
-            if wait::run(files, agent.map(Pid::from_raw), limit)? == Waited::DevicesMissing {
+            let wait = Wait {
+                agent,
+                volume,
+                device_limit: device_timeout.map(Duration::from_secs),
+            };
+            let waited = wait::run(files, &wait);
+            service_manager::ready(); // whatever came of it, the native unlocker's turn has come
+            if waited? == Waited::DevicesMissing {
                 return Ok(ExitCode::FAILURE);
             }
         }

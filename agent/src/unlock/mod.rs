@@ -12,6 +12,7 @@ pub mod finish;
 pub mod kernel_command_line;
 pub mod prompt;
 pub mod runtime;
+pub mod service_manager;
 pub mod volumes;
 pub mod wait;
 
@@ -73,13 +74,14 @@ pub fn run(files: &Files, settings: &Settings) -> Result<Outcome, UnlockError> {
         credentials::wipe_files(files);
         return Ok(Outcome::NativePrompt);
     }
-    let runtime = Runtime::of(files);
-    runtime.begin()?;
     let mut console = Console::open();
     console.note("started");
+    let runtime = Runtime::of(files);
+    let entries = volumes(files, &boot, &settings.names, &mut console)?;
+    runtime.begin(entries.iter().map(|entry| entry.name.as_str()))?;
+    service_manager::ready();
     start_guardian(&runtime, &mut console);
     let credentials = Credentials::take(files, |problem| console.say(&problem));
-    let entries = volumes(files, &boot, &settings.names, &mut console)?;
     let (only_prompt, credentials) = match (boot.forbids_automatic(), credentials) {
         (Some(why), credentials) => {
             drop(credentials); // before anything else is done

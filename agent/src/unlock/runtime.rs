@@ -9,6 +9,9 @@ use nix::unistd::Pid;
 
 use crate::files::{self, Files, FilesError};
 
+/// A file for each volume that the agent holds.
+const HELD: &str = "held";
+
 /// The folder `/run/latchkey`.
 #[derive(Debug, Clone)]
 pub struct Runtime {
@@ -23,13 +26,30 @@ impl Runtime {
         }
     }
 
-    /// Makes the folder and leaves this process's id there.
+    /// Makes the folder and leaves this process's id there, and which volumes the native unlockers are to wait for.
     ///
     /// # Errors
     /// `Write`.
-    pub fn begin(&self) -> Result<(), FilesError> {
+    pub fn begin<'a>(&self, held: impl IntoIterator<Item = &'a str>) -> Result<(), FilesError> {
         files::make_dir(&self.dir)?;
+        files::make_dir(&self.dir.join(HELD))?;
+        for name in held {
+            self.write(&format!("{HELD}/{name}"), b"")?;
+        }
         self.write("agent.pid", format!("{}\n", std::process::id()).as_bytes())
+    }
+
+    /// The native unlocker need not wait for this volume any more: it is open, or the native unlocker's business.
+    ///
+    /// # Errors
+    /// `Write`.
+    pub fn hand_over(&self, name: &str) -> Result<(), FilesError> {
+        files::remove(&self.dir.join(HELD).join(name))
+    }
+
+    /// Whether the native unlocker is to wait for this volume while the agent lives.
+    pub fn holds(&self, name: &str) -> bool {
+        self.dir.join(HELD).join(name).exists()
     }
 
     /// Leaves the process id of the guardian, which wipes the agent's memory after its end.
@@ -112,7 +132,11 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let runtime = Runtime::of(&Files::under(root.path()));
         assert_eq!(runtime.agent(), None);
-        runtime.begin().unwrap();
+        runtime.begin(["a", "b"]).unwrap();
+        assert!(runtime.holds("a") && !runtime.holds("c"));
+        runtime.hand_over("a").unwrap();
+        runtime.hand_over("c").unwrap();
+        assert!(!runtime.holds("a") && runtime.holds("b"));
         assert!(!runtime.is_waiting_for_devices());
         runtime.set_waiting_for_devices(true).unwrap();
         assert!(runtime.is_waiting_for_devices());

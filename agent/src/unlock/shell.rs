@@ -186,11 +186,25 @@ impl Shell {
                 () = sleep_until(TokioInstant::from_std(wake)) => Some(Event::Tick),
             };
             if let Some(event) = event {
+                self.hand_over(&event);
                 let actions = flow.handle(self.started.elapsed(), event);
                 outcome = self.perform(actions).await;
             }
         }
         Ok(outcome.unwrap_or(Outcome::Stopped))
+    }
+
+    /// A volume that is open, or not bound, need not be waited for.
+    fn hand_over(&self, event: &Event) {
+        let (Event::Opened(volume)
+        | Event::Activated(volume, _)
+        | Event::Device(volume, Header::NotBound)) = event
+        else {
+            return;
+        };
+        if let Err(error) = self.runtime.hand_over(&self.entries[*volume].name) {
+            log::warn!("{}", chain(&error)); // it waits until we have gone
+        }
     }
 
     fn start_network(&mut self) {
