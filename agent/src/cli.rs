@@ -1,6 +1,7 @@
 //! The command line: what there is, and which part of the library does it.
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use crate::files::Files;
 use crate::flow::Outcome;
 use crate::logging;
 use crate::unlock::wait::{Wait, Waited};
-use crate::unlock::{self, cleanup, finish, service_manager, wait};
+use crate::unlock::{self, cleanup, finish, generator, service_manager, wait};
 
 const EXAMPLES: &str = "\
 A machine that opens its root by itself at boot:
@@ -176,6 +177,8 @@ impl From<JsonFlag> for Format {
 /// Something that `main` shows for the last time.
 type Failure = Box<dyn Error>;
 
+/// The name by which systemd starts the generator.
+const GENERATOR: &str = "latchkey-generator";
 /// Exit code of `unlock` where something is left to the native prompt.
 const LEFT_TO_NATIVE: u8 = 4;
 /// Exit code of `status` where something is wrong, and of `wait` where it could not wait.
@@ -185,6 +188,13 @@ const TROUBLE: u8 = 3;
 ///
 /// 0 done, 1 failed, 2 wrong usage; others as latchkey(8) says.
 pub fn run() -> ExitCode {
+    let mut words = std::env::args_os();
+    if words
+        .next()
+        .is_some_and(|program| Path::new(&program).ends_with(GENERATOR))
+    {
+        return run_generator(words.next());
+    }
     let arguments = CommandLine::parse();
     logging::start(if arguments.verbose {
         LevelFilter::Debug
@@ -203,6 +213,19 @@ pub fn run() -> ExitCode {
         Err(error) => {
             log::error!("{}", chain(error.as_ref()));
             ExitCode::from(failed)
+        }
+    }
+}
+
+/// systemd starts it by this name, a link to this program, with the folder for the units as its first argument.
+fn run_generator(folder: Option<OsString>) -> ExitCode {
+    logging::start(LevelFilter::Info);
+    let folder = folder.unwrap_or_else(|| "/tmp".into()); // systemd.generator(7): for trying it out
+    match generator::run(&Files::system(), Path::new(&folder)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("{}", chain(&error));
+            ExitCode::FAILURE
         }
     }
 }

@@ -1,38 +1,61 @@
 //! What people and the log are told during a boot.
 //!
-//! Lines go to the console (stderr), to the kernel log, and into the report that the running system sends to the
-//! key server. The prompt's program writes to the same console: after a line of ours its prompt is shown anew.
-//! Nothing here ever panics, because stderr may be gone, and no secret ever gets here.
+//! Lines go to the console, to the log, and into the report that the running system sends to the key server. Under
+//! systemd the log is the journal and the console is every terminal that the kernel uses as one, elsewhere they are the
+//! kernel log and stderr. While a prompt stands, a line is put above it, so that neither the prompt nor what is being
+//! typed is disturbed. Nothing here ever panics, because a console may be gone, and no secret ever gets here.
 
-use std::fs::OpenOptions;
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use latchkey_protocol::RequestId;
 use latchkey_protocol::wire::{BootReport, Text, Version};
+use nix::libc::O_NOCTTY;
 use nix::sys::termios::{LocalFlags, tcgetattr};
 use nix::time::{ClockId, clock_gettime};
 
+use super::prompt::Way;
+use super::service_manager;
+
 /// Most lines that a report keeps; a night of retries must not grow without end.
 const LINES_LIMIT: usize = 200;
-/// Kernel log level 7 (debug): kept by dmesg and the journal, not repeated on the console by the kernel.
-const LEVEL: &str = "<7>";
+/// Columns of a terminal that does not say how many it has, as on a serial line.
+const COLUMNS: usize = 80;
 
-/// The console, the kernel log and the report.
+/// The console, the log and the report.
 #[derive(Debug)]
 pub struct Console {
-    kernel_log: Option<&'static str>,
-    prompt: Option<String>,
+    output: Output,
+    prompt_stands: bool,
     lines: Vec<Text>,
     dropped: usize,
+}
+
+/// Where lines go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Output {
+    /// stderr, which is the console, and the kernel log.
+    Initramfs,
+    /// The kernel's consoles, and stderr, which is the journal.
+    Systemd,
+    /// Nowhere: for tests.
+    #[cfg(test)]
+    Nowhere,
 }
 
 impl Console {
     /// Of this machine.
     pub fn open() -> Self {
+        let output = match Way::of_this_boot() {
+            Way::Askpass => Output::Initramfs,
+            Way::PasswordAgents => Output::Systemd,
+        };
         Self {
-            kernel_log: Some("/dev/kmsg"),
-            prompt: None,
+            output,
+            prompt_stands: false,
             lines: Vec::new(),
             dropped: 0,
         }
@@ -40,17 +63,30 @@ impl Console {
 
     /// Tells people, the log and the report.
     pub fn say(&mut self, line: &str) {
-        self.show(line);
+        let text = format!("latchkey: {line}");
+        match self.output {
+            Output::Initramfs => show(&text, &mut std::io::stderr().lock(), self.prompt_stands),
+            Output::Systemd => {
+                service_manager::status(line);
+                for mut console in consoles() {
+                    show(&text, &mut console, self.prompt_stands);
+                }
+            }
+            #[cfg(test)]
+            Output::Nowhere => {}
+        }
         self.note(line);
     }
 
     /// Tells the log and the report only: a step and when it was done.
     pub fn note(&mut self, line: &str) {
-        if let Some(path) = self.kernel_log {
-            // The kernel takes ten lines in five seconds from each opening of it (printk_devkmsg) and drops the rest.
-            let log = OpenOptions::new().write(true).open(path);
-            let _ = log
-                .and_then(|mut log| log.write_all(format!("{LEVEL}latchkey: {line}\n").as_bytes()));
+        match self.output {
+            Output::Initramfs => write_to_kernel_log(line),
+            Output::Systemd => {
+                let _ = writeln!(std::io::stderr(), "<6>{line}"); // sd-daemon(3): informational
+            }
+            #[cfg(test)]
+            Output::Nowhere => {}
         }
         if self.lines.len() < LINES_LIMIT {
             self.lines
@@ -60,9 +96,9 @@ impl Console {
         }
     }
 
-    /// A prompt with this text stands on the console now, or none.
-    pub fn prompt(&mut self, text: Option<String>) {
-        self.prompt = text;
+    /// A prompt stands on the console now, or none does.
+    pub fn prompt(&mut self, stands: bool) {
+        self.prompt_stands = stands;
     }
 
     /// The report of this boot.
@@ -80,20 +116,55 @@ impl Console {
             lines,
         }
     }
+}
 
-    fn show(&self, line: &str) {
-        let mut stderr = std::io::stderr().lock();
-        let _ = match &self.prompt {
-            Some(prompt) if hides_typing(&stderr) => {
-                write!(stderr, "\r\nlatchkey: {line}\r\n{prompt}")
-            }
-            // The prompt's program has not come that far: it shows the prompt itself, and until then whatever is
-            // typed would be seen and then lost.
-            Some(_) => write!(stderr, "\r\nlatchkey: {line}\r\n"),
-            None => write!(stderr, "latchkey: {line}\r\n"),
-        };
-        let _ = stderr.flush();
+fn write_to_kernel_log(line: &str) {
+    // Level 7 (debug): kept by dmesg and the journal, not repeated on the console by the kernel. Opened for each line,
+    // because the kernel takes ten lines in five seconds from each opening (printk_devkmsg) and drops the rest.
+    let log = OpenOptions::new().write(true).open("/dev/kmsg");
+    let _ = log.and_then(|mut log| log.write_all(format!("<7>latchkey: {line}\n").as_bytes()));
+}
+
+/// The terminals that the kernel uses as consoles (Documentation/ABI/testing/sysfs-tty); else the one it takes for them.
+fn consoles() -> Vec<File> {
+    let active = fs::read_to_string("/sys/class/tty/console/active").unwrap_or_default();
+    let open = |name: &str| {
+        let mut options = OpenOptions::new();
+        // systemd's own rule for terminals that are not ours: never make one our controlling terminal.
+        options.write(true).custom_flags(O_NOCTTY);
+        options.open(Path::new("/dev").join(name)).ok()
+    };
+    let found: Vec<File> = active.split_ascii_whitespace().filter_map(open).collect();
+    if found.is_empty() {
+        open("console").into_iter().collect()
+    } else {
+        found
     }
+}
+
+/// While a program reads a passphrase, above its line; else simply as the next line.
+fn show(line: &str, terminal: &mut (impl Write + AsFd), prompt_stands: bool) {
+    let text = match prompt_stands {
+        true if hides_typing(&*terminal) => above_the_cursor(line),
+        true => format!("\r\n{line}\r\n"), // the program has not come so far, or is there no more
+        false => format!("{line}\r\n"),
+    };
+    let _ = terminal.write_all(text.as_bytes());
+    let _ = terminal.flush();
+}
+
+/// Puts lines above the one that the cursor is in and leaves the cursor where it is in that one. For each: a line more
+/// at the bottom if there is none (IND, up), an empty one in the place of the cursor's (save, IL), the text in it, and
+/// back (restore, down): ECMA-48 and DEC's VT100, which the kernel's terminal and those at the end of serial lines speak.
+fn above_the_cursor(line: &str) -> String {
+    let letters: Vec<char> = line.chars().collect();
+    letters
+        .chunks(COLUMNS - 1)
+        .map(|part| {
+            let part: String = part.iter().collect();
+            format!("\x1bD\x1b[A\x1b7\r\x1b[L{part}\x1b8\x1b[B")
+        })
+        .collect()
 }
 
 /// Whether a terminal's echo is off, as the prompt's program leaves it while it reads.
@@ -114,8 +185,8 @@ mod tests {
     #[test]
     fn a_report_is_bounded_and_says_what_is_missing() {
         let mut console = Console {
-            kernel_log: None,
-            prompt: None,
+            output: Output::Nowhere,
+            prompt_stands: false,
             lines: Vec::new(),
             dropped: 0,
         };
@@ -125,5 +196,50 @@ mod tests {
         let report = console.report(None);
         assert_eq!(report.lines.len(), LINES_LIMIT + 1);
         assert!(report.lines[LINES_LIMIT].as_str().contains("5 more lines"));
+    }
+
+    /// What a terminal of 80 columns shows after `output`, and the column of its cursor.
+    fn shown(rows: usize, output: &str) -> (Vec<String>, usize) {
+        let mut terminal = avt::Terminal::new(COLUMNS, rows).unwrap();
+        terminal.feed(output);
+        let lines = terminal
+            .screen()
+            .visible_lines()
+            .map(|line| line.text().trim_end().to_owned())
+            .filter(|line| !line.is_empty())
+            .collect();
+        (lines, terminal.cursor_position().col)
+    }
+
+    #[test]
+    fn a_line_above_the_prompt_leaves_what_is_being_typed_as_it_is() {
+        let line = above_the_cursor("latchkey: no key server answers");
+        let typed = format!("first\r\nsecond\r\nPassphrase: ***{line}**");
+        let expected = [
+            "first",
+            "second",
+            "latchkey: no key server answers",
+            "Passphrase: *****",
+        ];
+        assert_eq!(shown(10, &typed), (expected.map(String::from).into(), 17));
+        // The prompt stands in the last line: the terminal scrolls.
+        assert_eq!(
+            shown(3, &typed),
+            (
+                expected[1..]
+                    .iter()
+                    .map(|line| (*line).to_owned())
+                    .collect(),
+                17
+            )
+        );
+    }
+
+    #[test]
+    fn a_line_longer_than_the_terminal_becomes_two() {
+        let long = "0123456789".repeat(10);
+        let (lines, column) = shown(10, &format!("Passphrase: {}", above_the_cursor(&long)));
+        assert_eq!(lines, [&long[..79], &long[79..], "Passphrase:"]);
+        assert_eq!(column, 12);
     }
 }

@@ -9,6 +9,7 @@ pub mod cleanup;
 pub mod console;
 pub mod credentials;
 pub mod finish;
+pub mod generator;
 pub mod kernel_command_line;
 pub mod prompt;
 pub mod runtime;

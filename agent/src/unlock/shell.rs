@@ -248,7 +248,7 @@ impl Shell {
                 if number != self.prompt.number {
                     return None;
                 }
-                self.console.prompt(None);
+                self.console.prompt(false);
                 self.prompt.companion = self.prompt.shown.take().and_then(Prompt::into_companion);
                 Some(match result {
                     Ok(typed) => {
@@ -383,13 +383,13 @@ impl Shell {
         let prompt = Prompt::show(way, &question, &self.prompt.failures, move |result| {
             let _ = sender.send(Message::Prompt(number, result));
         });
-        self.console.prompt(Some(way.text(&question)));
+        self.console.prompt(true);
         self.prompt.shown = Some(prompt);
     }
 
     async fn end_prompt(&mut self) {
         self.prompt.number += 1;
-        self.console.prompt(None);
+        self.console.prompt(false);
         if let Some(prompt) = self.prompt.shown.take() {
             self.prompt.companion = prompt.end().await;
         }

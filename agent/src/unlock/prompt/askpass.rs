@@ -44,7 +44,7 @@ pub struct Askpass {
 pub struct Companion(JoinHandle<()>);
 
 /// The text that people see.
-pub fn text(question: &Question) -> String {
+fn text(question: &Question) -> String {
     format!("Please unlock disk {}: ", question.name)
 }
 

@@ -70,14 +70,6 @@ impl Way {
             Self::Askpass
         }
     }
-
-    /// The text that people see.
-    pub fn text(self, question: &Question) -> String {
-        match self {
-            Self::Askpass => askpass::text(question),
-            Self::PasswordAgents => password_agents::text(question),
-        }
-    }
 }
 
 impl Prompt {

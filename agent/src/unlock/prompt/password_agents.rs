@@ -27,7 +27,7 @@ pub struct Query {
 }
 
 /// The text that people see, systemd-cryptsetup's own.
-pub fn text(question: &Question) -> String {
+fn text(question: &Question) -> String {
     format!(
         "Please enter passphrase for disk {}:",
         printable(&question.name)

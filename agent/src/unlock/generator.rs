@@ -1,0 +1,149 @@
+//! `latchkey-generator`: a systemd.generator(7) of the initramfs. For each volume that may be ours it puts a gate before
+//! systemd's own unlocker.
+//!
+//! The gates are instances of `latchkey-gate@.service`; systemd-cryptsetup's unit of the same volume wants its gate, which
+//! is ordered before it. Where the image says which volumes are bound, others get no gate and are never delayed.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use super::boot::Boot;
+use super::volumes;
+use crate::files::{Files, FilesError};
+use crate::volume::crypttab::Entry;
+use crate::volume::source::Source;
+
+const GATE: &str = "/usr/lib/systemd/system/latchkey-gate@.service";
+const NATIVE: &str = "systemd-cryptsetup";
+
+/// The gates could not be put up. The native unlocker then prompts beside the agent.
+#[derive(Debug, thiserror::Error)]
+pub enum GeneratorError {
+    /// A file that is needed.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// A link could not be made.
+    #[error("failed to make '{path}'")]
+    Link {
+        /// Which.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Writes the links into `folder`, the generator's first argument.
+///
+/// # Errors
+/// Every variant of [`GeneratorError`].
+pub fn run(files: &Files, folder: &Path) -> Result<(), GeneratorError> {
+    let boot = Boot::read(files);
+    if boot.command_line.is_switched_off() {
+        return Ok(());
+    }
+    let bound = fs::read_to_string(files.path("/etc/latchkey/bound")).ok();
+    let entries = volumes::of_this_boot(files, &boot.command_line, |_| {})?;
+    for entry in entries
+        .iter()
+        .filter(|entry| may_be_bound(entry, bound.as_deref()))
+    {
+        let instance = escape(&entry.name);
+        let wants = folder.join(format!("{NATIVE}@{instance}.service.wants"));
+        let gate = wants.join(format!("latchkey-gate@{instance}.service"));
+        let linked = fs::create_dir_all(&wants).and_then(|()| match symlink(GATE, &gate) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            linked => linked,
+        });
+        linked.map_err(|source| GeneratorError::Link {
+            path: gate.display().to_string(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// By the UUIDs that the image was built with, one in each line; where a volume is named otherwise, or the image does not
+/// say, its header will tell.
+fn may_be_bound(entry: &Entry, bound: Option<&str>) -> bool {
+    match (&entry.source, bound) {
+        (Source::Uuid(uuid), Some(bound)) => bound.lines().any(|line| line.trim() == uuid),
+        _ => true,
+    }
+}
+
+/// systemd.unit(5), "String escaping for inclusion in unit names".
+fn escape(name: &str) -> String {
+    let mut escaped = String::new();
+    for (position, byte) in name.bytes().enumerate() {
+        match byte {
+            b'/' => escaped.push('-'),
+            b'.' if position == 0 => escaped.push_str("\\x2e"),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b':' | b'_' | b'.' => {
+                escaped.push(char::from(byte));
+            }
+            other => escaped.push_str(&format!("\\x{other:02x}")),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "8a3d7d0e-0d5b-4f3c-9d52-1e1fa2a1c0de";
+    const B: &str = "9b3d7d0e-0d5b-4f3c-9d52-1e1fa2a1c0df";
+
+    fn gates(bound: Option<&str>, command_line: &str) -> Vec<String> {
+        let root = tempfile::tempdir().unwrap();
+        let crypttab = format!("root-1 UUID={A} none luks\ndata UUID={B} none luks\n");
+        let mut contents = vec![("etc/crypttab", &*crypttab), ("proc/cmdline", command_line)];
+        contents.extend(bound.map(|bound| ("etc/latchkey/bound", bound)));
+        for (path, content) in contents {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        let folder = root.path().join("generated");
+        run(&Files::under(root.path()), &folder).unwrap();
+        run(&Files::under(root.path()), &folder).unwrap();
+        let mut found = Vec::new();
+        for wants in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            for gate in fs::read_dir(wants.path()).unwrap().flatten() {
+                assert_eq!(fs::read_link(gate.path()).unwrap(), Path::new(GATE));
+                let (wants, gate) = (wants.file_name(), gate.file_name());
+                found.push(format!("{}/{}", wants.display(), gate.display()));
+            }
+        }
+        found.sort();
+        found
+    }
+
+    const ROOT: &str =
+        r"systemd-cryptsetup@root\x2d1.service.wants/latchkey-gate@root\x2d1.service";
+    const DATA: &str = "systemd-cryptsetup@data.service.wants/latchkey-gate@data.service";
+
+    #[test]
+    fn every_volume_that_may_be_bound_gets_a_gate() {
+        assert_eq!(gates(None, "quiet"), [DATA, ROOT]);
+        assert_eq!(gates(Some(&format!("{A}\n")), "quiet"), [ROOT]);
+        assert_eq!(gates(Some(""), "quiet"), [""; 0]);
+        assert_eq!(gates(None, "quiet latchkey=off"), [""; 0]);
+    }
+
+    #[test]
+    fn names_are_escaped_as_systemd_does() {
+        for (name, escaped) in [
+            ("vda2_crypt", "vda2_crypt"),
+            ("luks-8a3d", r"luks\x2d8a3d"),
+            (".hidden", r"\x2ehidden"),
+            ("a b@ä", r"a\x20b\x40\xc3\xa4"),
+            ("a.b:c", "a.b:c"),
+        ] {
+            assert_eq!(escape(name), escaped);
+        }
+    }
+}
