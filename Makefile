@@ -48,6 +48,8 @@ lint: native ## format, lints, shell scripts
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	shellcheck native/build native/deps native/measure .ci/run
+	shellcheck -e SC1091 dracut-module/90latchkey/module-setup.sh
+	shellcheck -s dash -e SC1091 -e SC2154 image/image dracut-module/90latchkey/latchkey-*.sh
 	cd initramfs-tools-hook && shellcheck -s dash -e SC1091 \
 		hooks/* etc-hooks/* conf-hooks.d/* scripts/*/latchkey scripts/latchkey-* tests/*.sh
 
@@ -83,6 +85,8 @@ demo: deps dist ## boot a machine with an encrypted root that opens by itself, a
 
 TOOLS   := $(DESTDIR)/usr/share/initramfs-tools
 HOOKS   := $(DESTDIR)/etc/initramfs-tools/hooks
+DRACUT  := $(DESTDIR)/usr/lib/dracut/modules.d
+IMAGE   := $(DESTDIR)$(PREFIX)/lib/latchkey/image
 UNITS   := $(DESTDIR)$(PREFIX)/lib/systemd/system
 USERS   := $(DESTDIR)$(PREFIX)/lib/sysusers.d
 MAN     := $(DESTDIR)$(PREFIX)/share/man
@@ -91,6 +95,7 @@ DOC     := $(DESTDIR)$(PREFIX)/share/doc/latchkey
 hooks         := $(patsubst initramfs-tools-hook/%,%,$(shell find \
 	initramfs-tools-hook/hooks initramfs-tools-hook/scripts initramfs-tools-hook/conf-hooks.d -type f))
 admin_hooks   := $(notdir $(wildcard initramfs-tools-hook/etc-hooks/*))
+modules       := $(shell find dracut-module -mindepth 2 -type f -printf '%P\n')
 units         := $(shell find systemd \( -type f -o -type l \) ! -name '*.md' ! -path '*/sysusers.d/*' -printf '%P\n' 2>/dev/null)
 users         := $(notdir $(wildcard systemd/sysusers.d/*.conf))
 pages         := $(notdir $(wildcard docs/man/*.[1-9]))
@@ -98,7 +103,7 @@ papers        := $(wildcard LICENSE LICENSE-* README.md CHANGELOG.md)
 installed     := \
 	$(DESTDIR)$(PREFIX)/bin/latchkey $(DESTDIR)$(PREFIX)/sbin/latchkeyd \
 	$(addprefix $(TOOLS)/,$(hooks)) \
-	$(addprefix $(HOOKS)/,$(admin_hooks)) \
+	$(addprefix $(HOOKS)/,$(admin_hooks)) $(addprefix $(DRACUT)/,$(modules)) $(IMAGE) \
 	$(addprefix $(UNITS)/,$(units)) $(addprefix $(USERS)/,$(users)) \
 	$(foreach page,$(pages),$(MAN)/man$(subst .,,$(suffix $(page)))/$(page)) \
 	$(addprefix $(DOC)/,$(papers))
@@ -106,7 +111,7 @@ installed     := \
 # One script or unit to its place, told where the programs are. Links stay links, scripts stay executable.
 place = install -d "$$(dirname $(2))"; rm -f $(2); \
 	if [ -L $(1) ]; then cp -P $(1) $(2); else \
-		sed 's|/usr/\(s\?bin/latchkey\)|$(PREFIX)/\1|g' $(1) >$(2); \
+		sed 's|/usr/\(s\?bin/latchkey\|lib/latchkey\|lib/systemd/system/latchkey\)|$(PREFIX)/\1|g' $(1) >$(2); \
 		if [ -x $(1) ]; then chmod 755 $(2); else chmod 644 $(2); fi; \
 	fi
 
@@ -116,6 +121,8 @@ install: $(if $(and $(wildcard dist/latchkey),$(wildcard dist/latchkeyd)),,dist)
 	install -D -m 755 dist/latchkeyd $(DESTDIR)$(PREFIX)/sbin/latchkeyd
 	for file in $(hooks); do $(call place,initramfs-tools-hook/$$file,$(TOOLS)/$$file); done
 	for file in $(admin_hooks); do $(call place,initramfs-tools-hook/etc-hooks/$$file,$(HOOKS)/$$file); done
+	for file in $(modules); do $(call place,dracut-module/$$file,$(DRACUT)/$$file); done
+	$(call place,image/image,$(IMAGE))
 	for file in $(units); do $(call place,systemd/$$file,$(UNITS)/$$file); done
 	for file in $(users); do install -D -m 644 systemd/sysusers.d/$$file $(USERS)/$$file; done
 	for page in $(pages); do install -D -m 644 docs/man/$$page $(MAN)/man$${page##*.}/$$page; done
@@ -124,7 +131,7 @@ install: $(if $(and $(wildcard dist/latchkey),$(wildcard dist/latchkeyd)),,dist)
 
 uninstall: ## remove what install put in place; keys, settings and stores stay
 	rm -f $(installed)
-	-rmdir --ignore-fail-on-non-empty $(DOC)
+	-rmdir --ignore-fail-on-non-empty $(DOC) $(dir $(IMAGE)) $(DRACUT)/90latchkey
 	$(reload)
 
 # Only for the running system: a package or an image being built has no manager to tell.

@@ -20,7 +20,7 @@ use crate::files::Files;
 use crate::flow::Outcome;
 use crate::logging;
 use crate::unlock::wait::{Wait, Waited};
-use crate::unlock::{self, cleanup, finish, generator, service_manager, wait};
+use crate::unlock::{self, cleanup, finish, generator, hibernation, service_manager, wait};
 
 const EXAMPLES: &str = "\
 A machine that opens its root by itself at boot:
@@ -96,6 +96,9 @@ enum Command {
         #[command(flatten)]
         json: JsonFlag,
     },
+    /// Print the UUIDs of the bound volumes; the image keeps them
+    #[command(hide = true)]
+    BoundVolumes,
     /// Show who this machine is to its key servers, whether they answer, and which policies hold
     ///
     /// Exit code 3 if something would keep the next boot from opening a bound volume by itself.
@@ -110,9 +113,9 @@ enum Command {
         /// Only these mappings
         #[arg(value_name = "NAME")]
         names: Vec<String>,
-        /// How long devices may be missing before they are left to the boot framework
-        #[arg(long, value_name = "SECONDS", default_value_t = 30)]
-        device_limit: u64,
+        /// How long devices may be missing before they are left to the boot framework, or 'infinity'
+        #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+        device_limit: Duration,
     },
     /// Wait until the agent has ended or hands over (0), or until its devices have been missing for so long (1)
     #[command(hide = true)]
@@ -129,7 +132,11 @@ enum Command {
     },
     /// End an agent that is left, take its network back, wipe the credentials
     #[command(hide = true)]
-    Cleanup,
+    Cleanup {
+        /// Only if a hibernated system is about to come back
+        #[arg(long)]
+        before_resume: bool,
+    },
     /// Clean up, and make sure that root lies on a volume that was opened
     #[command(hide = true)]
     Finish {
@@ -157,6 +164,16 @@ struct JsonFlag {
     #[arg(long)]
     json: bool,
 }
+
+fn seconds(text: &str) -> Result<Duration, std::num::ParseIntError> {
+    match text {
+        "infinity" => Ok(FOREVER),
+        number => number.parse().map(Duration::from_secs),
+    }
+}
+
+/// A year: longer than any boot waits, and short enough to be added to a point in time.
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl From<RebuildFlag> for Rebuild {
     fn from(flag: RebuildFlag) -> Self {
@@ -262,6 +279,7 @@ fn dispatch(command: Command, files: &Files) -> Result<ExitCode, Failure> {
             unbind::run(files, &unbind::Arguments { device, rebuild })?;
         }
         Command::List { json } => list::run(files, json.into())?,
+        Command::BoundVolumes => list::run_bound(files)?,
         Command::Status { json } => {
             prepare()?;
             if status::run(files, json.into())? == Health::Trouble {
@@ -287,7 +305,7 @@ fn dispatch_boot(command: Command, files: &Files) -> Result<ExitCode, Failure> {
         } => {
             let settings = unlock::Settings {
                 names,
-                device_limit: Duration::from_secs(device_limit),
+                device_limit,
             };
             if unlock::run(files, &settings)? != Outcome::Open {
                 return Ok(ExitCode::from(LEFT_TO_NATIVE));
@@ -309,7 +327,11 @@ fn dispatch_boot(command: Command, files: &Files) -> Result<ExitCode, Failure> {
                 return Ok(ExitCode::FAILURE);
             }
         }
-        Command::Cleanup => cleanup::run(files),
+        Command::Cleanup { before_resume } => {
+            if !before_resume || hibernation::is_waiting(files) {
+                cleanup::run(files);
+            }
+        }
         Command::Finish { mount_point } => {
             let from_environment = || std::env::var_os("rootmnt").map(PathBuf::from);
             let mount_point = mount_point
@@ -352,6 +374,7 @@ mod tests {
             assert!(help.contains(&format!("\n  {shown} ")), "{shown} in {help}");
         }
         for hidden in [
+            "bound-volumes",
             "wait",
             "cleanup",
             "finish",

@@ -22,6 +22,7 @@ main()
 		without_crypttab_there_is_nothing_to_do
 		the_native_prompt_follows_the_agent
 		an_agent_that_crashes_leaves_the_native_prompt
+		an_agent_that_never_begins_leaves_the_native_prompt
 		late_disks_are_waited_for_in_local_block
 		an_agent_that_ends_in_local_block_leaves_the_native_prompt
 		the_native_script_asks_who_has_the_prompt
@@ -98,6 +99,22 @@ an_agent_that_crashes_leaves_the_native_prompt()
 	expect_wiped
 	run local-block
 	expect "$status" 0
+}
+
+# A program that is broken is never asked for anything else.
+an_agent_that_never_begins_leaves_the_native_prompt()
+{
+	for never in 'exit 1' 'exec sleep 1000'; do
+		initramfs
+		echo "echo unlock >>calls; $never" >"$root/agent/unlock"
+		run local-top
+		expect "$status" 0
+		! lives || wrong "the agent still lives"
+		run local-bottom
+		expect "$status $output" "0 "
+		expect "$(calls)" "unlock"
+		expect_wiped
+	done
 }
 
 late_disks_are_waited_for_in_local_block()
@@ -262,6 +279,7 @@ agent()
 			echo 'until grep -qs unlock calls; do sleep 0.1; done; echo "wait:$3:$4" >>calls'
 			echo 'until_gone() { while readlink "/proc/$1/exe" >/dev/null; do sleep 0.1; done; }'
 			;;
+		unlock) echo 'echo unlock >>calls; : >../run/latchkey/agent.pid' ;;
 		*) echo "echo $1 >>calls" ;;
 		esac
 		echo "$2"

@@ -22,6 +22,9 @@ main()
 {
 	nothing_on_a_machine_that_has_not_joined
 	only_the_files_of_the_boot
+	where_headers_cannot_be_read_the_image_does_not_say_what_is_bound
+	the_image_of_a_crash_kernel_is_left_alone
+	a_half_removed_latchkey_is_no_reason_to_fail
 	the_image_says_when_it_was_built
 	modules_for_the_network
 	an_incomplete_server_is_left_out
@@ -58,6 +61,7 @@ only_the_files_of_the_boot()
 	run_hook
 	expect "$status" 0
 	expect "$(cd "$image" && find usr etc -type f -printf '%m %p\n' | sort -k 2)" "\
+600 etc/latchkey/bound
 600 etc/latchkey/config.toml
 600 etc/latchkey/image.toml
 600 etc/latchkey/network.json
@@ -68,6 +72,34 @@ only_the_files_of_the_boot()
 755 usr/bin/latchkey"
 	expect "$(find "$image/etc/latchkey" -type d -printf '%m\n' | sort -u)" 700
 	expect "$(cat "$image/etc/latchkey/servers/0123456789abcdef/boot.key")" "boot key"
+	expect "$(cat "$image/etc/latchkey/bound")" "a UUID"
+}
+
+where_headers_cannot_be_read_the_image_does_not_say_what_is_bound()
+{
+	machine
+	printf '#!/bin/sh\necho a UUID; exit 1\n' >"$root/usr/bin/latchkey"
+	run_hook
+	expect "$status" 0
+	[ ! -e "$image/etc/latchkey/bound" ] || wrong "the image says what nobody could read"
+}
+
+the_image_of_a_crash_kernel_is_left_alone()
+{
+	machine
+	run_hook CONFDIR=/var/lib/kdump/initramfs-tools
+	expect "$status" 0
+	[ ! -e "$image/etc/latchkey" ] || wrong "a boot key in the image of a crash kernel"
+}
+
+a_half_removed_latchkey_is_no_reason_to_fail()
+{
+	machine
+	rm "$root/image"
+	run_hook
+	expect "$status" 0
+	[ ! -e "$image/etc/latchkey" ] || wrong "something in the image"
+	expect_output "is missing"
 }
 
 the_image_says_when_it_was_built()
@@ -266,11 +298,13 @@ machine()
 	for file in server.toml ca.pem boot.pem host.pem; do echo "$file" >"$server/$file"; done
 	echo "boot key" >"$server/boot.key"
 	printf -- '-----BEGIN PRIVATE KEY-----\n%s\n-----END PRIVATE KEY-----\n' "$host_key_body" >"$server/host.key"
-	printf '#!/bin/sh\nexit 0\n' >"$root/usr/bin/latchkey"
+	printf '#!/bin/sh\necho a UUID\n' >"$root/usr/bin/latchkey"
 	chmod 0755 "$root/usr/bin/latchkey"
 	printf '#!/bin/sh\necho native prompt\n' >"$root/cryptroot"
 	cp "$root/cryptroot" "$image/scripts/local-top/cryptroot"
 	with_paths "$here/hooks/latchkey" >"$root/hook"
+	with_paths "$here/../image/image" >"$root/image"
+	chmod 0755 "$root/image"
 	with_paths "$here/conf-hooks.d/latchkey" >"$root/conf"
 	hook_functions >"$root/hook-functions"
 }
@@ -281,7 +315,7 @@ with_paths()
 		-e "s|^binary=.*|binary=$root/usr/bin/latchkey|" \
 		-e "s|copy_exec \"\$binary\" \"\$binary\"|copy_exec \"\$binary\" /usr/bin/latchkey|" \
 		-e "s|^config=.*|config=$root/etc/latchkey|" \
-		-e "s|^image=.*|image=\$DESTDIR/etc/latchkey|" \
+		-e "s|^image=.*|image=$root/image|" \
 		-e "s| /etc/latchkey/servers| $root/etc/latchkey/servers|" "$1"
 }
 

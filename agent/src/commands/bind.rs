@@ -227,7 +227,7 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
     journal.remove(files)?;
     record_network(files);
     summarise(&target, &entry, &binding);
-    initramfs::rebuild(arguments.rebuild).map_err(|source| BindError::Rebuild {
+    initramfs::rebuild(files, arguments.rebuild).map_err(|source| BindError::Rebuild {
         device: target.device.clone(),
         source,
     })?;

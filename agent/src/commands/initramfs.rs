@@ -1,16 +1,13 @@
-//! Rebuilding the initramfs after something changed that lies in it.
+//! Rebuilding the initramfs after something changed that lies in it, by the tool that this system builds it with.
 
+use std::fmt;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::SystemTime;
 
 use crate::files::{Files, Role};
-
-/// Rebuilds the images of all kernels, so that an older one chosen in the boot menu works too.
-const PROGRAM: &str = "update-initramfs";
-const ARGUMENTS: [&str; 3] = ["-u", "-k", "all"];
 
 /// Whether a command rebuilds the images at its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,46 +18,122 @@ pub enum Rebuild {
     No,
 }
 
+/// What builds the images of all kernels, so that an older one chosen in the boot menu works too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Builder {
+    /// update-initramfs(8).
+    InitramfsTools,
+    /// dracut(8) under the names that Debian's kernel hook gives the images; these kernels.
+    DracutOnDebian(Vec<String>),
+    /// dracut(8) under its own names.
+    Dracut,
+}
+
 /// The images were not rebuilt. The volume itself is as the command says.
 #[derive(Debug, thiserror::Error)]
 pub enum RebuildError {
     /// The program is not there or cannot run.
     #[error(
-        "failed to run '{PROGRAM}'\n\
+        "failed to run '{program}'\n\
          rebuild the initramfs of every kernel, else the next boot does not know of the change"
     )]
-    Run(#[source] io::Error),
+    Run {
+        /// Which.
+        program: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// It failed; its output is above.
     #[error(
-        "'{PROGRAM} -u -k all' failed ({0}); its messages stand above\n\
+        "'{command}' failed ({status}); its messages stand above\n\
          correct what it complains about and run it again, else the next boot does not know of the change"
     )]
-    Failed(ExitStatus),
+    Failed {
+        /// What was run.
+        command: String,
+        /// How it ended.
+        status: ExitStatus,
+    },
 }
 
-/// Runs `update-initramfs`; its output goes to stderr.
+impl Builder {
+    /// Of this system. Where both tools are there it is update-initramfs: Debian's package `dracut` takes that away,
+    /// `dracut-core` alone builds images for trying out.
+    pub fn of_system(files: &Files) -> Self {
+        let has = |path: &str| files.path(path).exists();
+        if has("/usr/sbin/update-initramfs") || !has("/usr/bin/dracut") {
+            Self::InitramfsTools
+        } else if has("/etc/kernel/postinst.d/dracut") {
+            Self::DracutOnDebian(kernels(files))
+        } else {
+            Self::Dracut
+        }
+    }
+
+    fn commands(&self) -> Vec<(&'static str, Vec<String>)> {
+        let words = |words: &[&str]| words.iter().map(ToString::to_string).collect();
+        match self {
+            Self::InitramfsTools => vec![("update-initramfs", words(&["-u", "-k", "all"]))],
+            Self::Dracut => vec![("dracut", words(&["--force", "--regenerate-all"]))],
+            Self::DracutOnDebian(kernels) => {
+                let command = |kernel: &String| {
+                    let image = format!("/boot/initrd.img-{kernel}");
+                    ("dracut", words(&["--force", "--quiet", &image, kernel]))
+                };
+                kernels.iter().map(command).collect()
+            }
+        }
+    }
+}
+
+/// The commands, as an administrator types them.
+impl fmt::Display for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let typed =
+            |(program, words): (&str, Vec<String>)| format!("{program} {}", words.join(" "));
+        let commands: Vec<String> = self.commands().into_iter().map(typed).collect();
+        f.write_str(&commands.join(" && "))
+    }
+}
+
+/// The kernels that are installed, with modules.
+fn kernels(files: &Files) -> Vec<String> {
+    let mut versions: Vec<String> = fs::read_dir(files.path("/lib/modules"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|version| files.path(&format!("/boot/vmlinuz-{version}")).exists())
+        .collect();
+    versions.sort();
+    versions
+}
+
+/// Rebuilds the images; what the tool prints goes to stderr.
 ///
 /// # Errors
 /// `Run`, `Failed`.
-pub fn rebuild(wish: Rebuild) -> Result<(), RebuildError> {
+pub fn rebuild(files: &Files, wish: Rebuild) -> Result<(), RebuildError> {
+    let builder = Builder::of_system(files);
     if wish == Rebuild::No {
-        log::info!(
-            "the initramfs is not rebuilt, as asked: run '{PROGRAM} -u -k all' before the next boot"
-        );
+        log::info!("the initramfs is not rebuilt, as asked: run '{builder}' before the next boot");
         return Ok(());
     }
     log::info!("rebuilding the initramfs of every kernel");
-    let status = Command::new(PROGRAM)
-        .args(ARGUMENTS)
-        .stdin(Stdio::null())
-        .stdout(io::stderr())
-        .status()
-        .map_err(RebuildError::Run)?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(RebuildError::Failed(status))
+    for (program, words) in builder.commands() {
+        let status = Command::new(program)
+            .args(&words)
+            .stdin(Stdio::null())
+            .stdout(io::stderr())
+            .status()
+            .map_err(|source| RebuildError::Run { program, source })?;
+        if !status.success() {
+            let command = format!("{program} {}", words.join(" "));
+            return Err(RebuildError::Failed { command, status });
+        }
     }
+    Ok(())
 }
 
 /// Images in /boot that are older than a boot key or the recorded network, which they therefore do not hold.
@@ -90,7 +163,49 @@ pub fn stale_images(files: &Files) -> Vec<PathBuf> {
     stale
 }
 
-fn is_image(path: &std::path::Path) -> bool {
+fn is_image(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name.starts_with("initrd.img-") && !name.ends_with(".bak") && !name.ends_with(".dpkg-bak")
+    let is_one = name.starts_with("initrd.img-") || name.starts_with("initramfs-");
+    is_one && !name.ends_with(".bak") && !name.ends_with(".dpkg-bak")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn system(present: &[&str]) -> Builder {
+        let root = tempfile::tempdir().unwrap();
+        for path in present {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        Builder::of_system(&Files::under(root.path()))
+    }
+
+    #[test]
+    fn the_tool_is_the_one_of_this_system() {
+        const UPDATE: &str = "usr/sbin/update-initramfs";
+        const DRACUT: &str = "usr/bin/dracut";
+        const HOOK: &str = "etc/kernel/postinst.d/dracut";
+        assert_eq!(system(&[UPDATE]), Builder::InitramfsTools);
+        assert_eq!(
+            system(&[]),
+            Builder::InitramfsTools,
+            "its name is in the error"
+        );
+        assert_eq!(system(&[UPDATE, DRACUT]), Builder::InitramfsTools);
+        assert_eq!(system(&[DRACUT]), Builder::Dracut);
+        let kernels = [
+            "lib/modules/6.1.0/x",
+            "lib/modules/6.2.0/x",
+            "boot/vmlinuz-6.1.0",
+        ];
+        let debian = system(&[&[DRACUT, HOOK], &kernels[..]].concat());
+        assert_eq!(debian, Builder::DracutOnDebian(vec!["6.1.0".to_owned()]));
+        assert_eq!(
+            debian.to_string(),
+            "dracut --force --quiet /boot/initrd.img-6.1.0 6.1.0"
+        );
+    }
 }

@@ -33,6 +33,8 @@ pub struct Listed {
     pub source: String,
     /// The device, if it is there.
     pub device: Option<PathBuf>,
+    /// The UUID in its header, if that could be read.
+    pub uuid: Option<String>,
     /// Whether the mapping is open now.
     pub open: bool,
     /// The state of its binding.
@@ -66,6 +68,9 @@ pub enum ListError {
     /// crypttab or a key server's files.
     #[error(transparent)]
     Files(#[from] FilesError),
+    /// A header that cannot be read.
+    #[error("whether '{0}' is bound cannot be seen")]
+    Unknown(String),
     /// stdout.
     #[error("failed to write the listing")]
     Write(#[source] io::Error),
@@ -78,6 +83,28 @@ pub enum ListError {
 pub fn run(files: &Files, format: Format) -> Result<(), ListError> {
     let volumes = volumes(files)?;
     print(&volumes, format).map_err(ListError::Write)
+}
+
+/// Prints the UUIDs of the bound volumes, a line for each: for the image.
+///
+/// # Errors
+/// A variant of [`ListError`]; `Unknown` if a volume that would be opened at the prompt could not be looked at.
+pub fn run_bound(files: &Files) -> Result<(), ListError> {
+    let mut out = io::stdout().lock();
+    for entry in read_crypttab(files)? {
+        if entry.key != Key::None {
+            continue; // it is never prompted for, and so not opened by latchkey
+        }
+        let listed = volume(files, &entry, &[]);
+        match (listed.binding, listed.uuid) {
+            (Binding::Bound { .. }, Some(uuid)) => {
+                writeln!(out, "{uuid}").map_err(ListError::Write)?;
+            }
+            (Binding::NotBound, _) => {}
+            _ => return Err(ListError::Unknown(entry.name)),
+        }
+    }
+    Ok(())
 }
 
 /// The volumes of crypttab.
@@ -107,17 +134,18 @@ fn volume(files: &Files, entry: &Entry, joined: &[ServerId]) -> Listed {
             None
         }
     };
-    let binding = match &device {
+    let (binding, uuid) = match &device {
         Some(device) => binding(device, joined, &mut problems),
         None => {
             problems.push("the device is not there".to_owned());
-            Binding::Unknown
+            (Binding::Unknown, None)
         }
     };
     Listed {
         name: entry.name.clone(),
         source: entry.source.to_string(),
         open: crate::volume::mapping::name_is_taken(&entry.name),
+        uuid,
         device,
         binding,
         problems,
@@ -135,14 +163,24 @@ fn problems_of_entry(entry: &Entry) -> Vec<String> {
     problems
 }
 
-fn binding(device: &std::path::Path, joined: &[ServerId], problems: &mut Vec<String>) -> Binding {
+/// The state of a device's binding, and the UUID in its header.
+fn binding(
+    device: &std::path::Path,
+    joined: &[ServerId],
+    problems: &mut Vec<String>,
+) -> (Binding, Option<String>) {
     let target = match Target::find(device) {
         Ok(target) => target,
         Err(error) => {
             problems.push(first_line(&chain(&error)));
-            return Binding::Unknown;
+            return (Binding::Unknown, None);
         }
     };
+    let binding = binding_of(&target, joined, problems);
+    (binding, Some(target.uuid))
+}
+
+fn binding_of(target: &Target, joined: &[ServerId], problems: &mut Vec<String>) -> Binding {
     let mut found = match tokens::find(&target.device) {
         Ok(found) => found,
         Err(error) => {
@@ -160,7 +198,7 @@ fn binding(device: &std::path::Path, joined: &[ServerId], problems: &mut Vec<Str
             problems.push(error.to_string());
             Binding::Unknown
         }
-        Some(Ok(token)) => bound(&target, &token, joined, problems),
+        Some(Ok(token)) => bound(target, &token, joined, problems),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 
+use super::initramfs::Builder;
 use crate::files::Files;
 use crate::network::record::{self, RecordError};
 use crate::server::block_on;
@@ -32,7 +33,8 @@ pub fn run(files: &Files) -> Result<(), RecordNetworkError> {
         (None, true) => log::info!("recorded the network in '{shown}'"),
         (Some(_), true) => log::warn!(
             "the network is not as it was recorded; the new record is in '{shown}'\n\
-             run 'update-initramfs -u -k all', else the next boot uses the old one"
+             run '{}', else the next boot uses the old one",
+            Builder::of_system(files)
         ),
     }
     Ok(())

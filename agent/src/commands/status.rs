@@ -29,6 +29,8 @@ pub struct Status {
     pub volumes: Vec<Listed>,
     /// Images in /boot that are older than what they should hold.
     pub stale_images: Vec<PathBuf>,
+    /// What builds them anew.
+    pub rebuild_command: String,
 }
 
 /// One joined key server.
@@ -112,6 +114,7 @@ fn gather(files: &Files) -> Result<Status, StatusError> {
         broken_servers: Vec::new(),
         volumes: list::volumes(files)?,
         stale_images: initramfs::stale_images(files),
+        rebuild_command: initramfs::Builder::of_system(files).to_string(),
     };
     for server in files.servers()? {
         let opened = server.map_err(|error| chain(&error)).and_then(|files| {
@@ -223,7 +226,8 @@ fn print(status: &Status, format: Format) -> io::Result<()> {
         let image = image.display();
         writeln!(
             out,
-            "! '{image}' is older than what it should hold: update-initramfs -u -k all"
+            "! '{image}' is older than what it should hold: {}",
+            status.rebuild_command
         )?;
     }
     Ok(())

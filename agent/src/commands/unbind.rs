@@ -93,7 +93,7 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), UnbindError> {
     }
     log::info!("'{}' is no longer bound", target.device.display());
     log::info!("the boot still asks the key servers for other volumes, if any are bound");
-    initramfs::rebuild(arguments.rebuild).map_err(|source| UnbindError::Rebuild {
+    initramfs::rebuild(files, arguments.rebuild).map_err(|source| UnbindError::Rebuild {
         device: target.device.clone(),
         source,
     })

@@ -10,6 +10,7 @@ pub mod console;
 pub mod credentials;
 pub mod finish;
 pub mod generator;
+pub mod hibernation;
 pub mod kernel_command_line;
 pub mod prompt;
 pub mod runtime;

@@ -1,0 +1,11 @@
+#!/bin/sh
+#
+# Root is mounted. `latchkey finish` makes sure that it lies on a volume that was opened here: a plain file system under the
+# same UUID must not get the volumes that opened by themselves. It closes those, and stops the boot only if it cannot.
+
+. /lib/latchkey-lib.sh
+if [ -e /run/latchkey/agent.pid ] && ! "$latchkey_binary" finish "$NEWROOT" </dev/null; then
+	latchkey_wipe
+	die "latchkey: root does not lie on the volume that was opened. 'latchkey=off' on the kernel command line boots without latchkey."
+fi
+latchkey_wipe

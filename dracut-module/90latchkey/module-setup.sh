@@ -1,0 +1,128 @@
+#!/bin/bash
+#
+# Puts latchkey into the initramfs of a machine that has joined a key server. /usr/lib/latchkey/image says which files
+# go in and refuses an image with a host key in it.
+#
+# What this needs of others: crypt and dm, for the native prompt that follows the agent. Never network-legacy, where DHCP
+# data reaches a shell; the agent brings the network up by itself and takes it away again. Never rd.neednet=1: a boot
+# without a network would end in the emergency shell.
+
+latchkey_image=/usr/lib/latchkey/image
+latchkey_binary=/usr/bin/latchkey
+
+# called by dracut
+check() {
+    # A crash kernel unlocks nothing: kexec-tools and kdump build its image for one mount, or with kdumpbase.
+    # shellcheck disable=SC2154 # dracut's
+    [[ $mount_needs ]] && return 1
+    # shellcheck disable=SC2154 # dracut's
+    [[ " $add_dracutmodules $force_add_dracutmodules " == *" kdumpbase "* ]] && return 1
+    require_binaries "$latchkey_image" "$latchkey_binary" || return 1
+    "$latchkey_image" joined || return 1
+    return 0
+}
+
+# called by dracut
+depends() {
+    local modules="crypt dm"
+    # What else shows systemd's native prompt, where this dracut has it apart.
+    if dracut_module_included systemd; then
+        for module in systemd-cryptsetup systemd-ask-password; do
+            # shellcheck disable=SC2154 # dracut's
+            compgen -G "$dracutbasedir/modules.d/[0-9][0-9]$module" >/dev/null && modules+=" $module"
+        done
+    fi
+    echo "$modules"
+}
+
+# called by dracut
+installkernel() {
+    # af_packet is how DHCP is spoken; virtio's card, for an image that was built in a chroot.
+    hostonly="" instmods af_packet dm_crypt virtio_pci virtio_net
+    # The drivers of all cards, or, for an image of this machine alone, of those it has.
+    instmods "=drivers/net/ethernet" "=drivers/net/phy" "=drivers/net/mdio" vmxnet3 hv_netvsc xen-netfront
+}
+
+# called by dracut
+install() {
+    inst_simple "$latchkey_binary"
+    # shellcheck disable=SC2154 # dracut's
+    "$latchkey_image" add "$initdir" || latchkey_stop
+    if dracut_module_included systemd; then
+        latchkey_install_units
+    else
+        latchkey_install_scripts
+    fi
+    # shellcheck disable=SC2154 # dracut's
+    inst_hook emergency 00 "$moddir/latchkey-end.sh"
+    inst_hook shutdown-emergency 00 "$moddir/latchkey-end.sh"
+    inst_multiple -o dd
+    "$latchkey_image" check "$initdir" || latchkey_stop
+    latchkey_check_later_items
+    dracut_need_initqueue
+}
+
+latchkey_install_units() {
+    # shellcheck disable=SC2154 # dracut's
+    local units="$systemdsystemunitdir" unit
+    # By their whole paths, which the installation may have put elsewhere.
+    for unit in /usr/lib/systemd/system/latchkey-{unlock.service,gate@.service,check-root.service}; do
+        inst_simple "$unit" "$units/${unit##*/}"
+    done
+    # shellcheck disable=SC2154 # dracut's
+    ln_r "$latchkey_binary" "$systemdutildir/system-generators/latchkey-generator"
+    # Beside the devices' appearing, not after it; and a root that was not looked at is not entered.
+    mkdir -p "$initdir$units/sysinit.target.wants" "$initdir$units/initrd-cleanup.service.requires"
+    ln_r "$units/latchkey-unlock.service" "$units/sysinit.target.wants/latchkey-unlock.service"
+    ln_r "$units/latchkey-check-root.service" "$units/initrd-cleanup.service.requires/latchkey-check-root.service"
+    # No credential is in memory when a hibernated system comes back.
+    for unit in systemd-hibernate-resume.service systemd-hibernate-resume@.service; do
+        inst_simple "$moddir/before-resume.conf" "$units/$unit.d/latchkey.conf"
+    done
+}
+
+latchkey_install_scripts() {
+    # The prompt that runs beside the agent's other work, and answers Plymouth too.
+    inst_simple /lib/cryptsetup/askpass
+    inst_simple "$moddir/latchkey-lib.sh" /lib/latchkey-lib.sh
+    inst_hook pre-trigger 90 "$moddir/latchkey-start.sh"
+    inst_hook initqueue/settled 00 "$moddir/latchkey-wait.sh"
+    inst_hook initqueue/finished 00 "$moddir/latchkey-resume.sh"
+    inst_hook pre-pivot 99 "$moddir/latchkey-finish.sh"
+    latchkey_guard_native_prompt
+}
+
+# The native prompt for a volume waits while the agent has it. Where the script is not what we know, it stays as it is:
+# two prompts are better than none.
+latchkey_guard_native_prompt() {
+    local native="$initdir/sbin/cryptroot-ask"
+    # shellcheck disable=SC2016 # the boot expands it
+    local line='[ -b /dev/mapper/"$luksname" ] && exit 0'
+    if grep -qxF "$line" "$native"; then
+        # shellcheck disable=SC2016 # the boot expands it
+        sed -i '/^\[ -b \/dev\/mapper\/"$luksname" \] && exit 0$/i . /lib/latchkey-lib.sh; latchkey_wait --volume "$luksname" # one prompt at a time' \
+            "$native"
+    else
+        dwarning "latchkey: '$native' is not what this version knows; a volume may be prompted for twice"
+    fi
+}
+
+# What dracut copies after all modules is not in the tree that was searched.
+latchkey_check_later_items() {
+    local item
+    # shellcheck disable=SC2154 # dracut's
+    for item in $install_items $install_optional_items "${include_src[@]}"; do
+        case "$(readlink -f -- "$item")/" in
+        / | /etc/ | /etc/latchkey/ | /etc/latchkey/servers/*)
+            dfatal "latchkey: '$item' would bring a host key into the initramfs; take it out of dracut's configuration"
+            latchkey_stop
+            ;;
+        esac
+    done
+}
+
+# No image is better than one with a host key in it; the old one stays.
+latchkey_stop() {
+    dfatal "latchkey: the image is not built"
+    exit 1
+}
