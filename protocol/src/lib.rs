@@ -4,6 +4,7 @@
 
 pub mod encoding;
 pub mod envelope;
+mod hpke;
 pub mod ids;
 pub mod release;
 pub mod token;

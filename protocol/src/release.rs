@@ -4,15 +4,10 @@
 //! `info` binds purpose, key server, client, boot session, volume and generation, so a recorded answer opens in
 //! no other place. The TLS and HTTP layers around it never see a share in the clear.
 
-use hpke::aead::{AeadTag, ChaCha20Poly1305};
-use hpke::inout::InOutBuf;
-use hpke::kdf::HkdfSha256;
-use hpke::kem::X25519HkdfSha256;
-use hpke::rand_core::{TryCryptoRng, TryRng};
-use hpke::{Deserializable, Kem, OpModeR, OpModeS, Serializable};
 use latchkey_secret::{Secret, SecretError, process};
 
 use crate::encoding::{Bytes, length_prefixed};
+use crate::hpke;
 use crate::ids::{ClientName, Generation, RequestId, ServerId, VolumeId};
 
 /// An encapsulated key (32 bytes), the encrypted share (32) and its tag (16).
@@ -90,58 +85,16 @@ impl Share {
         context: ReleaseContext<'_>,
         encapsulation_seed: Secret<32>,
     ) -> Result<SealedShare, ReleaseError> {
-        let recipient = <X25519HkdfSha256 as Kem>::PublicKey::from_bytes(&ephemeral_key.0)
-            .map_err(|_| ReleaseError::EphemeralKey)?;
-        let mut sealed = [0u8; 80];
-        let (encapsulated, rest) = sealed.split_at_mut(32);
-        let (ciphertext, tag) = rest.split_at_mut(32);
-        let (key, authentication) = hpke::single_shot_seal_inout_detached_with_rng::<
-            ChaCha20Poly1305,
-            HkdfSha256,
-            X25519HkdfSha256,
-        >(
-            &OpModeS::Base,
-            &recipient,
+        let sealed = hpke::seal(
+            self.0.expose_secret(),
+            &ephemeral_key.0,
             &context.info(),
-            InOutBuf::new(self.0.expose_secret(), ciphertext)
-                .map_err(|_| ReleaseError::NotForUs)?,
-            b"",
-            &mut SeedOnce(Some(encapsulation_seed)),
-        )
-        .map_err(|_| ReleaseError::EphemeralKey)?;
-        encapsulated.copy_from_slice(&key.to_bytes());
-        tag.copy_from_slice(&authentication.to_bytes());
+            encapsulation_seed.expose_secret(),
+        );
         process::wipe_stack();
-        Ok(Bytes(sealed))
+        sealed.map(Bytes).ok_or(ReleaseError::EphemeralKey)
     }
 }
-
-/// Gives HPKE the one seed that it draws: 32 bytes, once, from a locked page.
-struct SeedOnce(Option<Secret<32>>);
-
-impl TryRng for SeedOnce {
-    type Error = std::convert::Infallible;
-
-    fn try_next_u32(&mut self) -> Result<u32, Self::Error> {
-        let mut bytes = [0; 4];
-        self.try_fill_bytes(&mut bytes)?;
-        Ok(u32::from_le_bytes(bytes))
-    }
-
-    fn try_next_u64(&mut self) -> Result<u64, Self::Error> {
-        let mut bytes = [0; 8];
-        self.try_fill_bytes(&mut bytes)?;
-        Ok(u64::from_le_bytes(bytes))
-    }
-
-    fn try_fill_bytes(&mut self, out: &mut [u8]) -> Result<(), Self::Error> {
-        let seed = self.0.take().expect("DHKEM draws one seed");
-        out.copy_from_slice(seed.expose_secret());
-        Ok(())
-    }
-}
-
-impl TryCryptoRng for SeedOnce {}
 
 /// The X25519 key pair of one boot session. Only the seed is kept, on a locked page; the private key exists on
 /// the stack while a share is opened, and that stack is wiped.
@@ -162,7 +115,7 @@ impl BootKeyPair {
 
     /// The key pair that RFC 9180's DeriveKeyPair makes of `seed`.
     pub fn from_seed(seed: Secret<32>) -> Self {
-        let public = public_key(&seed);
+        let public = Bytes(hpke::public_key(seed.expose_secret()));
         process::wipe_stack();
         Self { seed, public }
     }
@@ -181,7 +134,11 @@ impl BootKeyPair {
         sealed: &SealedShare,
         context: ReleaseContext<'_>,
     ) -> Result<Share, ReleaseError> {
-        let share = Secret::filled(|out| open_into(&self.seed, sealed, context, out));
+        let seed = self.seed.expose_secret();
+        let share = Secret::filled(|out| {
+            hpke::open(&sealed.0, seed, &self.public.0, &context.info(), out)
+                .ok_or(ReleaseError::NotForUs)
+        });
         process::wipe_stack();
         share.map(Share)
     }
@@ -204,38 +161,4 @@ impl ReleaseContext<'_> {
             &self.generation.0.to_be_bytes(),
         ])
     }
-}
-
-// Both functions keep a private key on their stack; they are never inlined so that wiping below the caller's
-// frame reaches all of it.
-
-#[inline(never)]
-fn public_key(seed: &Secret<32>) -> Bytes<32> {
-    let (_, public) = X25519HkdfSha256::derive_keypair(seed.expose_secret());
-    Bytes(public.to_bytes().into())
-}
-
-#[inline(never)]
-fn open_into(
-    seed: &Secret<32>,
-    sealed: &SealedShare,
-    context: ReleaseContext<'_>,
-    out: &mut [u8; 32],
-) -> Result<(), ReleaseError> {
-    let (private, _) = X25519HkdfSha256::derive_keypair(seed.expose_secret());
-    let (encapsulated, rest) = sealed.0.split_at(32);
-    let (ciphertext, tag) = rest.split_at(32);
-    let encapsulated = <X25519HkdfSha256 as Kem>::EncappedKey::from_bytes(encapsulated)
-        .map_err(|_| ReleaseError::NotForUs)?;
-    let tag = AeadTag::<ChaCha20Poly1305>::from_bytes(tag).map_err(|_| ReleaseError::NotForUs)?;
-    hpke::single_shot_open_inout_detached::<ChaCha20Poly1305, HkdfSha256, X25519HkdfSha256>(
-        &OpModeR::Base,
-        &private,
-        &encapsulated,
-        &context.info(),
-        InOutBuf::new(ciphertext, out).map_err(|_| ReleaseError::NotForUs)?,
-        b"",
-        &tag,
-    )
-    .map_err(|_| ReleaseError::NotForUs)
 }

@@ -12,6 +12,7 @@ mod packet;
 pub mod process;
 pub mod udev;
 pub mod wiping_free;
+pub mod x25519;
 
 /// Whether this is the control build, which wipes nothing, so that a search of the memory has something to find.
 pub const CONTROL: bool = cfg!(feature = "without-wiping");

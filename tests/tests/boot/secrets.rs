@@ -72,6 +72,7 @@ pub fn of_boot_session(ram: &[u8]) -> Result<Secrets, Failure> {
                 named("ephemeral key", &seed),
                 named("ephemeral key", &private.to_bytes()),
                 named("ephemeral key", &clamped(private.to_bytes().into())),
+                named("ephemeral key", &without_top(private.to_bytes().into())),
             ]);
         }
     }
@@ -185,6 +186,13 @@ pub fn of_boot_key(pem: &str) -> Result<Secrets, Failure> {
 fn clamped(mut scalar: [u8; 32]) -> [u8; 32] {
     scalar[0] &= 248;
     scalar[31] = scalar[31] & 127 | 64;
+    scalar
+}
+
+/// As aws-lc's assembler keeps it while it computes the public key.
+fn without_top(scalar: [u8; 32]) -> [u8; 32] {
+    let mut scalar = clamped(scalar);
+    scalar[31] &= 63;
     scalar
 }
 
