@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::bound::{self, Bound};
+use crate::flavour::Flavour;
 use crate::guest::{self, Guest};
 use crate::keyserver::{KeyServer, KeyServerError};
 use crate::machine::{Disk, MachineError, Spec};
@@ -223,7 +224,7 @@ pub fn run(scenarios: &[Scenario], logs: &Path) -> ExitCode {
 fn play_all(scenarios: &[&Scenario], jobs: usize, logs: &Path) -> Result<(usize, usize), Failure> {
     let folder = tempfile::Builder::new().prefix("latchkey-").tempdir()?;
     let product = Product::install(folder.path())?;
-    let guest = guest::debian12()?;
+    let guest = guest::guest(Flavour::DEBIAN12)?;
     // In a thread, because the network namespace is the thread's.
     let bound = thread::scope(|scope| {
         let make = || -> Result<Bound, Failure> {
