@@ -25,9 +25,6 @@ pub const ROOT_UUID: &str = "5f0c6c1e-9a51-4f67-9c0b-1a7c8e000003";
 /// UUID of the `/boot` file system.
 pub const BOOT_UUID: &str = "5f0c6c1e-9a51-4f67-9c0b-1a7c8e000001";
 
-/// What the console of Debian 12 shows where it asks for the passphrase.
-pub const PROMPT: &str = Flavour::DEBIAN12.prompt();
-
 /// A guest could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
