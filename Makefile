@@ -6,7 +6,7 @@ TARGET  := x86_64-unknown-linux-gnu
 BUILT   := $(or $(CARGO_TARGET_DIR),target)/$(TARGET)
 SHELL   := /bin/bash -eu -o pipefail
 
-.PHONY: all help deps build-deps native dist measure test lint unit test-crash boot bench demo install uninstall clean
+.PHONY: all help deps build-deps native dist measure test lint unit test-crash test-matrix boot bench demo install uninstall clean
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
 
@@ -60,6 +60,12 @@ unit: native ## all tests that need no machine
 test-crash: native ## kill -9 of both programs at 200 points each (make unit does 24); SEED=N chooses other points
 	LATCHKEY_KILLS=200 LATCHKEY_SEED=$(or $(SEED),1) \
 		cargo test --locked --package latchkey --test crash -- --nocapture
+
+# The results of one commit add up: `make test-matrix FLAVOURS="debian13 debian12-dracut"` plays these two anew.
+FLAVOURS ?=
+
+test-matrix: deps native dist ## play the rows of docs/compatibility.md on FLAVOURS= (default: all), and write it
+	cargo test --locked --package latchkey-tests --test boot -- --ignored --matrix $(addprefix --flavour ,$(FLAVOURS))
 
 boot: native dist ## the boot tests alone
 	cargo test --locked --package latchkey-tests --test boot -- --ignored

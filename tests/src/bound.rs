@@ -1,11 +1,12 @@
-//! The bound machine: the Debian guest after `make install`, `latchkey join` and `latchkey bind` in it, with the
-//! key server it joined. Made once for each build of latchkey and cached; scenarios start from copies.
+//! The bound machine: a guest after `make install`, `latchkey join` and `latchkey bind` in it, with the key server it
+//! joined. Made once for each flavour and build of latchkey and cached; scenarios start from copies.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::cache::{self, CacheError, Key};
+use crate::flavour::Flavour;
 use crate::guest::{self, Guest};
 use crate::keyserver::{KeyServer, KeyServerError};
 use crate::machine::{BootFiles, Disk, Machine, MachineError, Spec};
@@ -73,8 +74,10 @@ pub struct Bound {
 pub fn bound(guest: &Guest, product: &Product) -> Result<Bound, BoundError> {
     let key = Key::default()
         .with("guest", &guest.key)
+        .with("settle", guest.flavour.settle())
         .with("recipe", include_str!("bound.rs"));
-    let folder = cache::folder_for("bound", product.add_to(key)?, |folder| {
+    let kind = format!("bound-{}", guest.flavour);
+    let folder = cache::folder_for(&kind, product.add_to(key)?, |folder| {
         build(guest, product, folder)
     })?;
     let transcript = folder.join(TRANSCRIPT);
@@ -94,7 +97,10 @@ const TRANSCRIPT: &str = "transcript";
 const BOOT_KEY: &str = "boot.key";
 
 fn build(guest: &Guest, product: &Product, folder: &Path) -> Result<(), BoundError> {
-    eprintln!("joining and binding the guest (once for each build of latchkey)");
+    eprintln!(
+        "joining and binding the guest {} (once for each build of latchkey)",
+        guest.flavour
+    );
     let mut server = KeyServer::init(&product.latchkeyd(), &folder.join(SERVER), &names())?;
     server.start(PORT)?;
 
@@ -105,9 +111,9 @@ fn build(guest: &Guest, product: &Product, folder: &Path) -> Result<(), BoundErr
         .systemd()
         .payload(&archive);
     let mut machine = Machine::start(&spec)?;
-    machine.answer(guest::PROMPT, guest::PASSPHRASE)?;
+    machine.answer(guest.first_prompt(), guest::PASSPHRASE)?;
     machine.up()?;
-    let transcript = join_and_bind(&mut machine, &server)?;
+    let transcript = join_and_bind(&mut machine, &server, guest.flavour)?;
     let boot_key = machine.check("cat /etc/latchkey/servers/*/boot.key")?;
     machine.power_off()?;
 
@@ -124,14 +130,18 @@ fn build(guest: &Guest, product: &Product, folder: &Path) -> Result<(), BoundErr
 ///
 /// # Errors
 /// `Machine` if a command fails in the guest.
-pub fn join_and_bind(machine: &mut Machine, server: &KeyServer) -> Result<String, BoundError> {
-    machine.check(
+pub fn join_and_bind(
+    machine: &mut Machine,
+    server: &KeyServer,
+    flavour: Flavour,
+) -> Result<String, BoundError> {
+    machine.check(&format!(
         "set -e\n\
          tar --extract --keep-directory-symlink --directory / --file /dev/vdb\n\
          systemctl daemon-reload\n\
-         # An emulated processor takes a minute more for Debian's compression level.\n\
-         echo COMPRESSLEVEL=1 > /etc/initramfs-tools/conf.d/rig",
-    )?;
+         {}",
+        flavour.settle()
+    ))?;
     let token = server.admin(&["invite", CLIENT])?;
     let joined = machine.check(&format!("latchkey join - <<'TOKEN'\n{token}\nTOKEN"))?;
     let bound = machine.check(&format!(

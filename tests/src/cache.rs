@@ -101,13 +101,11 @@ const UNFINISHED: &str = "unfinished";
 /// Removes what interrupted runs left and the oldest finished folders of a kind. The caller holds the kind's lock,
 /// so nobody is filling one of them.
 fn prune(root: &Path, kind: &str) -> io::Result<()> {
-    let prefix = format!("{kind}-");
     let mut finished = Vec::new();
     for entry in fs::read_dir(root)? {
         let entry = entry?;
         let path = entry.path();
-        if !entry.file_name().to_string_lossy().starts_with(&prefix) || !entry.file_type()?.is_dir()
-        {
+        if !is_of(&entry.file_name().to_string_lossy(), kind) || !entry.file_type()?.is_dir() {
             continue;
         }
         if path
@@ -125,6 +123,14 @@ fn prune(root: &Path, kind: &str) -> io::Result<()> {
         .iter()
         .take(old)
         .try_for_each(|(_, path)| fs::remove_dir_all(path))
+}
+
+/// Whether a folder of this name is of this kind and not of one whose name begins with it.
+fn is_of(name: &str, kind: &str) -> bool {
+    let digits = name
+        .strip_prefix(kind)
+        .and_then(|rest| rest.strip_prefix('-'));
+    digits.is_some_and(|digits| !digits.contains('-'))
 }
 
 #[cfg(test)]
@@ -146,6 +152,7 @@ mod tests {
             ("a-3", 20),
             ("a-4.unfinished", 0),
             ("b-1", 40),
+            ("a-b-1", 50),
         ] {
             make(name, age);
         }
@@ -155,7 +162,7 @@ mod tests {
             .map(|entry| entry.unwrap().file_name())
             .collect();
         left.sort();
-        assert_eq!(left, ["a-2", "a-3", "b-1"]);
+        assert_eq!(left, ["a-2", "a-3", "a-b-1", "b-1"]);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The Debian 12 guest: a plain VPS as Debian's installer leaves it, with an encrypted root, GRUB, ifupdown and
-//! DHCP, and without latchkey. Made once by mmdebstrap and cached under a key of its recipe.
+//! The guests: plain VPSs as Debian's installer leaves them, with an encrypted root, GRUB, ifupdown and DHCP, and
+//! without latchkey. Each is made once by mmdebstrap and cached under a key of its recipe.
 
 use std::fs;
 use std::io;
@@ -9,6 +9,7 @@ use std::process::Command;
 
 use crate::cache::{self, CacheError, Key};
 use crate::disk::{self, DiskError, Parts};
+use crate::flavour::{Flavour, Suite};
 use crate::tool::{self, ToolError};
 
 /// What opens the root of every guest.
@@ -23,8 +24,6 @@ pub const LUKS_UUID: &str = "5f0c6c1e-9a51-4f67-9c0b-1a7c8e000002";
 pub const ROOT_UUID: &str = "5f0c6c1e-9a51-4f67-9c0b-1a7c8e000003";
 /// UUID of the `/boot` file system.
 pub const BOOT_UUID: &str = "5f0c6c1e-9a51-4f67-9c0b-1a7c8e000001";
-/// The prompt that cryptsetup-initramfs shows on the console.
-pub const PROMPT: &str = "Please unlock disk vda2_crypt: ";
 
 /// A guest could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -52,52 +51,58 @@ pub enum GuestError {
 /// The cached guest.
 #[derive(Debug, Clone)]
 pub struct Guest {
+    /// What it is to become: its first initramfs is that of [`Flavour::image`].
+    pub flavour: Flavour,
     /// Its disk, a raw image that nobody writes to.
     pub disk: PathBuf,
     /// Key of the recipe that made it.
     pub key: String,
 }
 
-/// The Debian 12 guest from the cache; made first if it is not there (two to four minutes).
+impl Guest {
+    /// What its first boot, with nothing changed yet, asks with.
+    pub fn first_prompt(&self) -> &'static str {
+        self.flavour.image().native_prompt()
+    }
+}
+
+/// The guest of a flavour from the cache; made first if it is not there (two to four minutes).
 ///
 /// # Errors
 /// Whatever step of the making failed.
-pub fn debian12() -> Result<Guest, GuestError> {
-    debian12_with("debian12", &[])
+pub fn guest(flavour: Flavour) -> Result<Guest, GuestError> {
+    guest_with(flavour, flavour.image().name(), &[])
 }
 
 /// The same guest with more packages of Debian, cached as `kind`.
 ///
 /// # Errors
 /// Whatever step of the making failed.
-pub fn debian12_with(kind: &str, packages: &[&str]) -> Result<Guest, GuestError> {
-    let packages = [PACKAGES, packages].concat();
-    let folder = cache::folder_for(kind, recipe_key(&packages), |folder| {
-        build(folder, &packages)
-    })?;
+pub fn guest_with(flavour: Flavour, kind: &str, packages: &[&str]) -> Result<Guest, GuestError> {
+    let packages = [PACKAGES, own_packages(flavour), packages].concat();
+    let key = || recipe_key(flavour, &packages);
+    let folder = cache::folder_for(kind, key(), |folder| build(folder, flavour, &packages))?;
     Ok(Guest {
+        flavour,
         disk: folder.join(DISK),
-        key: recipe_key(&packages).digits(),
+        key: key().digits(),
     })
 }
 
 const DISK: &str = "disk.raw";
 
 /// Kernel, boot, encryption and network of a small server. The kernel is Debian's for virtual machines: with the one
-/// for all hardware, every update-initramfs in an emulated guest would take five minutes.
+/// for all hardware, every new initramfs in an emulated guest would take five minutes.
 const PACKAGES: &[&str] = &[
     "busybox",
     "cryptsetup",
-    "cryptsetup-initramfs",
     "dbus",
     "dmsetup",
     "e2fsprogs",
     "grub-common",
     "grub-pc-bin",
     "ifupdown",
-    "initramfs-tools",
     "iproute2",
-    "isc-dhcp-client",
     "kmod",
     "linux-image-cloud-amd64",
     "procps",
@@ -105,6 +110,16 @@ const PACKAGES: &[&str] = &[
     "udev",
     "zstd",
 ];
+
+/// What makes the initramfs, and the DHCP client that the release's installer takes.
+fn own_packages(flavour: Flavour) -> &'static [&'static str] {
+    match (flavour.suite, flavour.is_dracut()) {
+        (Suite::Bookworm, false) => &["cryptsetup-initramfs", "initramfs-tools", "isc-dhcp-client"],
+        (Suite::Bookworm, true) => &["dracut", "isc-dhcp-client"],
+        (Suite::Trixie, false) => &["cryptsetup-initramfs", "initramfs-tools", "dhcpcd-base"],
+        (Suite::Trixie, true) => &["dracut", "systemd-cryptsetup", "dhcpcd-base"],
+    }
+}
 
 /// Parts of packages that no boot reads.
 const LEFT_OUT: &[&str] = &[
@@ -127,8 +142,9 @@ const RECIPE: &[(&str, &str)] = &[
     ),
 ];
 
-fn recipe_key(packages: &[&str]) -> Key {
+fn recipe_key(flavour: Flavour, packages: &[&str]) -> Key {
     let mut key = Key::default()
+        .with("suite", flavour.suite.codename())
         .with("packages", packages.join(" "))
         .with("left out", LEFT_OUT.join(" "))
         .with(
@@ -142,8 +158,9 @@ fn recipe_key(packages: &[&str]) -> Key {
     key
 }
 
-fn build(folder: &Path, packages: &[&str]) -> Result<(), GuestError> {
-    eprintln!("making the Debian 12 guest (once; a few minutes)");
+fn build(folder: &Path, flavour: Flavour, packages: &[&str]) -> Result<(), GuestError> {
+    let image = flavour.image();
+    eprintln!("making the guest {image} (once; a few minutes)");
     let scratch = folder.join("scratch");
     let recipe = scratch.join("recipe");
     fs::create_dir_all(&recipe).map_err(at(&recipe))?;
@@ -153,7 +170,7 @@ fn build(folder: &Path, packages: &[&str]) -> Result<(), GuestError> {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).map_err(at(&path))?;
     }
     let tree = scratch.join("tree");
-    bootstrap(&recipe, &tree, packages)?;
+    bootstrap(&recipe, &tree, image, packages)?;
     let parts = Parts {
         tree: &tree,
         boot_uuid: BOOT_UUID,
@@ -165,7 +182,12 @@ fn build(folder: &Path, packages: &[&str]) -> Result<(), GuestError> {
     fs::remove_dir_all(&scratch).map_err(at(&scratch))
 }
 
-fn bootstrap(recipe: &Path, tree: &Path, packages: &[&str]) -> Result<(), GuestError> {
+fn bootstrap(
+    recipe: &Path,
+    tree: &Path,
+    flavour: Flavour,
+    packages: &[&str],
+) -> Result<(), GuestError> {
     // Its mounts (/proc, /dev in the tree) live in a namespace of their own: they are gone with it, however it ends.
     let mut mmdebstrap = Command::new("unshare");
     mmdebstrap.args(["--mount", "mmdebstrap"]);
@@ -183,8 +205,15 @@ fn bootstrap(recipe: &Path, tree: &Path, packages: &[&str]) -> Result<(), GuestE
             recipe.join(script).display()
         ));
     }
-    mmdebstrap.arg(SUITE).arg(tree).args(sources());
+    let suite = flavour.suite.codename();
+    mmdebstrap.arg(suite).arg(tree).args(sources(suite));
     mmdebstrap.env("RECIPE", recipe).env("MAPPING", MAPPING);
+    if flavour.is_dracut() {
+        // Its kernel hook would look at the devices of the host; customize.sh builds the first image.
+        mmdebstrap.env("FRAMEWORK", "dracut").env("INITRD", "No");
+    } else {
+        mmdebstrap.env("FRAMEWORK", "initramfs-tools");
+    }
     mmdebstrap
         .env("ROOT_UUID", LUKS_UUID)
         .env("BOOT_UUID", BOOT_UUID);
@@ -192,10 +221,8 @@ fn bootstrap(recipe: &Path, tree: &Path, packages: &[&str]) -> Result<(), GuestE
     Ok(())
 }
 
-const SUITE: &str = "bookworm";
-
 /// One line per suite, from the mirrors that the host itself uses, else Debian's own.
-fn sources() -> Vec<String> {
+fn sources(suite: &str) -> Vec<String> {
     let listed = Command::new("apt-get")
         .args([
             "indextargets",
@@ -207,10 +234,10 @@ fn sources() -> Vec<String> {
         .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
         .unwrap_or_default();
     let suites = [
-        (SUITE.to_owned(), "http://deb.debian.org/debian"),
-        (format!("{SUITE}-updates"), "http://deb.debian.org/debian"),
+        (suite.to_owned(), "http://deb.debian.org/debian"),
+        (format!("{suite}-updates"), "http://deb.debian.org/debian"),
         (
-            format!("{SUITE}-security"),
+            format!("{suite}-security"),
             "http://deb.debian.org/debian-security",
         ),
     ];
@@ -262,11 +289,13 @@ mod tests {
 
     #[test]
     fn every_suite_has_a_mirror() {
-        let lines = sources();
-        assert_eq!(lines.len(), 3, "{lines:?}");
-        assert!(
-            lines.iter().all(|line| line.starts_with("deb http")),
-            "{lines:?}"
-        );
+        for suite in [Suite::Bookworm, Suite::Trixie] {
+            let lines = sources(suite.codename());
+            assert_eq!(lines.len(), 3, "{lines:?}");
+            assert!(
+                lines.iter().all(|line| line.starts_with("deb http")),
+                "{lines:?}"
+            );
+        }
     }
 }

@@ -8,11 +8,41 @@ use std::io;
 use std::path::Path;
 use std::process::Command;
 
+use crate::flavour::Framework;
 use crate::machine::BootFiles;
 use crate::tool::{self, ToolError};
 
 /// Shell lines in this file are run by initramfs-tools' init at its very start, by that same shell.
 pub const START: &str = "conf/conf.d/rig";
+
+/// Where shell lines of an initramfs' own shell are run at its very start. On dracut there is no grep and no pidof.
+pub fn script_at_start(framework: Framework) -> &'static str {
+    match framework {
+        Framework::InitramfsTools => START,
+        Framework::DracutSystemd | Framework::DracutScript => "lib/dracut/hooks/cmdline/00-rig.sh",
+    }
+}
+
+/// A file by which shell lines are run when the agent has gone and before the root is mounted, and what has to be run
+/// at the start for that.
+pub fn script_after_agent(framework: Framework, script: &str) -> (AddedFile, &'static str) {
+    match framework {
+        // Next after local-top/latchkey.
+        Framework::InitramfsTools => {
+            let content = format!("#!/bin/sh\n[ \"$1\" = prereqs ] || {{\n{script}}}\n");
+            let enlist = r#"sed -i '\,/latchkey ,a /scripts/local-top/rig "$@"' /scripts/local-top/ORDER
+"#;
+            (("scripts/local-top/rig", content), enlist)
+        }
+        Framework::DracutSystemd | Framework::DracutScript => {
+            let path = "lib/dracut/hooks/pre-mount/00-rig.sh";
+            ((path, script.to_owned()), "")
+        }
+    }
+}
+
+/// Path and content of a file for [`BootFiles::with_files`].
+pub type AddedFile = (&'static str, String);
 
 impl BootFiles {
     /// The same kernel with an initramfs, left in `folder`, that also holds `files` (path and content). Their folders

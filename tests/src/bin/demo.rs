@@ -8,11 +8,16 @@ use std::time::{Duration, Instant};
 
 use latchkey_tests::bound::{self, PORT};
 use latchkey_tests::failure;
-use latchkey_tests::guest::{self, PASSPHRASE, PROMPT};
+use latchkey_tests::flavour::Flavour;
+use latchkey_tests::guest::{self, PASSPHRASE};
 use latchkey_tests::keyserver::KeyServer;
 use latchkey_tests::machine::{Disk, Machine, PATIENCE, Spec, UP};
 use latchkey_tests::network;
 use latchkey_tests::product::Product;
+
+/// The machine that it shows.
+const FLAVOUR: Flavour = Flavour::DEBIAN12;
+const PROMPT: &str = FLAVOUR.prompt();
 
 fn main() -> ExitCode {
     match demo() {
@@ -34,7 +39,7 @@ fn demo() -> Result<(), Box<dyn Error>> {
         begin,
         "a Debian 12 machine with an encrypted root (made once, then cached)",
     );
-    let guest = guest::debian12()?;
+    let guest = guest::guest(FLAVOUR)?;
     network::enter_own()?;
 
     step(
@@ -67,7 +72,10 @@ fn demo() -> Result<(), Box<dyn Error>> {
         begin,
         "it gets what 'make install' installs, joins the key server, and its root is bound",
     );
-    println!("{}", indent(&bound::join_and_bind(&mut machine, &server)?));
+    println!(
+        "{}",
+        indent(&bound::join_and_bind(&mut machine, &server, FLAVOUR)?)
+    );
 
     step(begin, "it reboots, and nobody is there");
     machine.reboot()?;

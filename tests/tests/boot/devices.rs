@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use latchkey_tests::bound::PORT;
-use latchkey_tests::guest::{PASSPHRASE, PROMPT};
+use latchkey_tests::guest::PASSPHRASE;
 use latchkey_tests::machine::{Machine, Network, Spec};
 use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
 
@@ -37,7 +37,7 @@ fn late_disk(stage: &Stage) -> Outcome {
     let mut machine = Machine::start(&spec)?;
     machine.expect("Begin: Running /scripts/local-top", LIMIT)?;
     thread::sleep(LATE.saturating_sub(start.elapsed()));
-    ensure(machine.console.first(PROMPT).is_none(), || {
+    ensure(machine.console.first(stage.prompt()).is_none(), || {
         "the prompt was offered for a disk that was not there".to_owned()
     })?;
     machine.plug_disk()?;
@@ -50,8 +50,9 @@ fn late_disk(stage: &Stage) -> Outcome {
 fn no_card(stage: &Stage) -> Outcome {
     let disk = stage.bound_disk()?;
     let without_card = |name| stage.bound_machine(&disk, name).network(Network::None);
-    let native = prompt_time(&without_card("native").kernel_line("latchkey=off"))?;
-    let ours = prompt_time(&without_card("latchkey"))?;
+    let native = without_card("native").kernel_line("latchkey=off");
+    let native = prompt_time(&native, stage.native_prompt())?;
+    let ours = prompt_time(&without_card("latchkey"), stage.prompt())?;
     println!("       native prompt at {native:?}, latchkey's at {ours:?}");
     // The exact bound is the prompt's own scenario; here a wait for the network would show.
     ensure(ours <= native + Duration::from_secs(5), || {
@@ -60,9 +61,9 @@ fn no_card(stage: &Stage) -> Outcome {
 }
 
 /// When the prompt appeared, by the guest's clock; then the passphrase opens.
-fn prompt_time(spec: &Spec) -> Result<Duration, Failure> {
+fn prompt_time(spec: &Spec, prompt: &str) -> Result<Duration, Failure> {
     let mut machine = Machine::start(spec)?;
-    let prompt = machine.answer(PROMPT, PASSPHRASE)?;
+    let prompt = machine.answer(prompt, PASSPHRASE)?;
     machine.up()?;
     machine.power_off()?;
     Ok(prompt.guest.ok_or("the guest's clock is not known")?)
@@ -73,7 +74,7 @@ fn late_cable(stage: &Stage) -> Outcome {
     server.start(PORT)?;
     let mut machine = Machine::start(&stage.bound_machine(&stage.bound_disk()?, "boot"))?;
     machine.set_link(false)?;
-    machine.expect(PROMPT, LIMIT)?;
+    machine.expect(stage.prompt(), LIMIT)?;
     thread::sleep(Duration::from_secs(60));
     let asked = server.logged();
     ensure(machine.console.first(OPENED).is_none(), || {

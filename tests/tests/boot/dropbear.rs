@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use latchkey_tests::bound::PORT;
 use latchkey_tests::console::Console;
-use latchkey_tests::guest::{PASSPHRASE, PROMPT};
+use latchkey_tests::flavour::Flavour;
+use latchkey_tests::guest::PASSPHRASE;
 use latchkey_tests::machine::{BootFiles, Disk, Machine};
 use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
 use latchkey_tests::tool;
@@ -21,9 +22,12 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
 
 const LIMIT: Duration = Duration::from_secs(240);
 const TYPED: &str = "'vda2_crypt' was opened by a typed passphrase";
+/// The framework's own, which `cryptroot-unlock` repeats.
+const PROMPT: &str = Flavour::DEBIAN12.prompt();
 const SSH_PORT: u16 = 2222;
 
 fn over_ssh(stage: &Stage) -> Outcome {
+    stage.needs_initramfs_tools("`cryptroot-unlock` is a part of cryptsetup-initramfs.")?;
     let key = new_key(stage.folder())?;
     let disk = stage.bound_disk()?;
     let boot = install(stage, &disk, &key)?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use latchkey_tests::attack::{OWN_PASSPHRASE, StolenDisk};
 use latchkey_tests::bound::PORT;
-use latchkey_tests::guest::{PASSPHRASE, PROMPT};
+use latchkey_tests::guest::PASSPHRASE;
 use latchkey_tests::keyserver::KeyServer;
 use latchkey_tests::machine::Machine;
 use latchkey_tests::memory::{self, Search};
@@ -73,14 +73,14 @@ fn raised_cost(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn own_volume(stage: &Stage) -> Outcome {
+pub fn own_volume(stage: &Stage) -> Outcome {
     let disk = StolenDisk::copy_of(&stage.bound_disk()?, stage.folder())?;
     let volume_key = disk.put_own_volume()?;
     let (mut machine, _server) = refused(stage, disk, "does not open keyslot")?;
     machine.console.type_line(OWN_PASSPHRASE)?;
     machine.expect("WARNING: 'vda2_crypt'", LIMIT)?;
     machine.expect(TYPED, LIMIT)?;
-    let mut looked_for = secrets::of_boot_key(&stage.bound().boot_key)?;
+    let mut looked_for = secrets::of_boot_key(&stage.bound()?.boot_key)?;
     looked_for.push((VOLUME_KEY.to_owned(), volume_key));
     let ram = memory::dump(&mut machine, stage.folder())?;
     let finds = Search::of(&looked_for).finds(&ram);
@@ -96,7 +96,7 @@ fn plain_file_system(stage: &Stage) -> Outcome {
     server.start(PORT)?;
     let asked = server.admin(&["audit", "--json"])?;
     let mut machine = Machine::start(&stage.bound_machine(&disk.put_back()?, "boot"))?;
-    machine.expect(PROMPT, LIMIT)?;
+    machine.expect(stage.prompt(), LIMIT)?;
     let later = server.admin(&["audit", "--json"])?;
     ensure(asked == later, || {
         format!("the key server was asked:\n{later}")
@@ -137,7 +137,7 @@ fn with_words(stage: &Stage, words: &str, reason: &str) -> Result<(KeyServer, Ma
         .kernel_line(words);
     let mut machine = Machine::start(&spec)?;
     machine.expect(&format!("the kernel command line has {reason}"), LIMIT)?;
-    machine.expect(PROMPT, LIMIT)?;
+    machine.expect(stage.prompt(), LIMIT)?;
     let after = server.admin(&["audit", "--json"])?;
     ensure(before == after, || {
         format!("the key server was asked:\n{after}")

@@ -5,6 +5,7 @@ mod devices;
 mod dropbear;
 mod gate;
 mod keyserver;
+mod matrix;
 mod memory;
 mod network;
 mod off;
@@ -17,7 +18,8 @@ mod verdicts;
 use std::path::Path;
 use std::process::ExitCode;
 
-use latchkey_tests::stage::{self, Scenario};
+use latchkey_tests::runner::Program;
+use latchkey_tests::stage::Scenario;
 
 const SCENARIOS: &[&[Scenario]] = &[
     unattended::SCENARIOS,
@@ -40,8 +42,11 @@ fn main() -> ExitCode {
         .flat_map(|group| group.iter())
         .copied()
         .collect();
-    stage::run(
-        &scenarios,
-        &Path::new(env!("CARGO_TARGET_TMPDIR")).join("boot"),
-    )
+    let program = Program {
+        scenarios: &scenarios,
+        rows: matrix::ROWS,
+        folder: &Path::new(env!("CARGO_TARGET_TMPDIR")).join("boot"),
+        table: &Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/compatibility.md"),
+    };
+    program.run()
 }

@@ -7,8 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use latchkey_tests::bound::{CLIENT, PORT, SECOND_PORT};
-use latchkey_tests::guest::{PASSPHRASE, PROMPT};
-use latchkey_tests::initramfs::START;
+use latchkey_tests::guest::PASSPHRASE;
+use latchkey_tests::initramfs::{script_after_agent, script_at_start};
 use latchkey_tests::keyserver::KeyServer;
 use latchkey_tests::machine::{Machine, Spec};
 use latchkey_tests::memory::{self, Search};
@@ -74,16 +74,10 @@ const LIVES: &str = "RIG: the agent lives";
 /// Little memory: a search takes seconds, and what is freed is used again soon.
 const MEMORY_MIB: u32 = 512;
 
-/// Runs next after local-top/latchkey; the pause leaves time to stop the machine.
-const AFTER_AGENT: (&str, &[u8]) = (
-    "scripts/local-top/rig",
-    b"#!/bin/sh\n[ \"$1\" = prereqs ] || { echo 'RIG: the agent has gone' >/dev/console; sleep 3; }\n",
-);
-/// Run by init before everything else: puts the script above in its place.
-const ENLIST: &str = r#"sed -i '\,/latchkey ,a /scripts/local-top/rig "$@"' /scripts/local-top/ORDER
-"#;
+/// Run when the agent has gone; the pause leaves time to stop the machine.
+const AFTER_AGENT: &str = "echo 'RIG: the agent has gone' >/dev/console; sleep 3\n";
 
-fn unattended(stage: &Stage) -> Outcome {
+pub fn unattended(stage: &Stage) -> Outcome {
     let _server = running(stage)?;
     let mut machine = Machine::start(&spec(stage, "")?)?;
     machine.expect(OPENED, LIMIT)?;
@@ -120,7 +114,7 @@ fn unreadable(machine: &mut Machine) -> Outcome {
 
 fn typed(stage: &Stage) -> Outcome {
     let mut machine = Machine::start(&spec(stage, "")?)?;
-    machine.answer(PROMPT, PASSPHRASE)?;
+    machine.answer(stage.prompt(), PASSPHRASE)?;
     machine.expect(TYPED, LIMIT)?;
     finish(stage, &mut machine, &secrets::of_bound_machine(stage)?)
 }
@@ -221,7 +215,7 @@ fn control_build(stage: &Stage) -> Outcome {
     drop(server);
 
     let mut machine = Machine::start(&spec_with(stage, "", files)?)?;
-    machine.answer(PROMPT, PASSPHRASE)?;
+    machine.answer(stage.prompt(), PASSPHRASE)?;
     machine.expect(TYPED, LIMIT)?;
     dirty(stage, machine, &search, &["boot key"])
 }
@@ -268,7 +262,7 @@ fn after_kill(stage: &Stage, machine: &mut Machine, looked_for: &Secrets) -> Out
     ensure(finds.is_empty(), || {
         format!("in the RAM when the killed agent has gone: {finds:?}")
     })?;
-    machine.expect(PROMPT, LIMIT)?;
+    machine.expect(stage.prompt(), LIMIT)?;
     machine.console.type_line(PASSPHRASE)?;
     machine.up()?;
     thread::sleep(Duration::from_secs(1));
@@ -278,7 +272,7 @@ fn after_kill(stage: &Stage, machine: &mut Machine, looked_for: &Secrets) -> Out
 /// The keys of a session whose agent runs at this moment. That the boot key is found proves the search.
 fn of_live_agent(stage: &Stage, machine: &mut Machine) -> Result<Secrets, Failure> {
     let ram = memory::dump(machine, stage.folder())?;
-    let boot_key = secrets::of_boot_key(&stage.bound().boot_key)?;
+    let boot_key = secrets::of_boot_key(&stage.bound()?.boot_key)?;
     let finds = Search::of(&boot_key).finds(&ram);
     ensure(!finds.is_empty(), || {
         "the running agent's boot key is not in its RAM: the search is no good".to_owned()
@@ -318,10 +312,18 @@ fn spec(stage: &Stage, start: &str) -> Result<Spec, Failure> {
 }
 
 fn spec_with(stage: &Stage, start: &str, files: &[(&str, &[u8])]) -> Result<Spec, Failure> {
-    let start = format!("{ENLIST}{start}");
-    let mut all = vec![(START, start.as_bytes()), AFTER_AGENT];
+    if !start.is_empty() {
+        stage.needs_initramfs_tools("Its killer is written for the shell of initramfs-tools.")?;
+    }
+    let framework = stage.flavour().framework;
+    let ((path, after), enlist) = script_after_agent(framework, AFTER_AGENT);
+    let start = format!("{enlist}{start}");
+    let mut all = vec![
+        (script_at_start(framework), start.as_bytes()),
+        (path, after.as_bytes()),
+    ];
     all.extend(files);
-    let boot = stage.bound().boot.with_files(stage.folder(), &all)?;
+    let boot = stage.bound()?.boot.with_files(stage.folder(), &all)?;
     let machine = stage.machine(&stage.bound_disk()?, "boot");
     Ok(machine.direct(&boot).memory_mib(MEMORY_MIB))
 }

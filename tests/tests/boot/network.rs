@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use latchkey_tests::bound::PORT;
-use latchkey_tests::guest::{PASSPHRASE, PROMPT};
+use latchkey_tests::guest::PASSPHRASE;
 use latchkey_tests::initramfs::START;
 use latchkey_tests::machine::{Machine, Spec};
 use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
@@ -23,7 +23,7 @@ pub const SCENARIOS: &[Scenario] = &[
 
 const LIMIT: Duration = Duration::from_secs(240);
 
-fn unattended(stage: &Stage) -> Outcome {
+pub fn unattended(stage: &Stage) -> Outcome {
     let control = without_latchkey(stage)?;
     let mut server = stage.key_server()?;
     server.start(PORT)?;
@@ -38,9 +38,10 @@ fn unattended(stage: &Stage) -> Outcome {
 }
 
 fn killed(stage: &Stage) -> Outcome {
+    stage.needs_initramfs_tools("Its killer is written for the shell of initramfs-tools.")?;
     let control = without_latchkey(stage)?;
     let boot = stage
-        .bound()
+        .bound()?
         .boot
         .with_files(stage.folder(), &[(START, KILLER.as_bytes())])?;
     let spec = stage
@@ -48,7 +49,7 @@ fn killed(stage: &Stage) -> Outcome {
         .direct(&boot)
         .systemd();
     let mut machine = Machine::start(&spec)?;
-    machine.expect(PROMPT, LIMIT)?;
+    machine.expect(stage.prompt(), LIMIT)?;
     machine.expect("RIG: killing the agent", LIMIT)?;
     machine.expect("RIG: at the native prompt, boot keys: 0", LIMIT)?;
     machine.console.type_line(PASSPHRASE)?;
@@ -77,7 +78,7 @@ fn without_latchkey(stage: &Stage) -> Result<Vec<(&'static str, Value)>, Failure
         .kernel_line("latchkey=off")
         .systemd();
     let mut machine = Machine::start(&spec)?;
-    machine.answer(PROMPT, PASSPHRASE)?;
+    machine.answer(stage.native_prompt(), PASSPHRASE)?;
     let network = settled(&mut machine)?;
     machine.power_off()?;
     let addresses = &network[1].1;

@@ -1,7 +1,7 @@
 //! Without the key server, or with latchkey switched off, the machine is what it was before: it asks.
 
 use latchkey_tests::bound::PORT;
-use latchkey_tests::guest::{PASSPHRASE, PROMPT};
+use latchkey_tests::guest::PASSPHRASE;
 use latchkey_tests::machine::Machine;
 use latchkey_tests::stage::{Outcome, Scenario, Stage, ensure};
 
@@ -16,9 +16,9 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-fn server_down(stage: &Stage) -> Outcome {
+pub fn server_down(stage: &Stage) -> Outcome {
     let mut machine = Machine::start(&stage.bound_machine(&stage.bound_disk()?, "boot"))?;
-    machine.answer(PROMPT, PASSPHRASE)?;
+    stage.note(machine.answer(stage.prompt(), PASSPHRASE)?);
     machine.up()?;
     machine.power_off()?;
     Ok(())
@@ -31,7 +31,7 @@ fn switched_off(stage: &Stage) -> Outcome {
         .bound_machine(&stage.bound_disk()?, "boot")
         .kernel_line("latchkey=off");
     let mut machine = Machine::start(&spec)?;
-    machine.answer(PROMPT, PASSPHRASE)?;
+    machine.answer(stage.native_prompt(), PASSPHRASE)?;
     machine.up()?;
     let agent = machine.check("ls /run/latchkey 2>/dev/null; dmesg | grep -i latchkey: ; true")?;
     ensure(agent.is_empty(), || {

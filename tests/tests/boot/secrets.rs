@@ -38,7 +38,7 @@ pub const VOLUME_KEY: &str = "volume key";
 pub fn of_bound_machine(stage: &Stage) -> Result<Secrets, Failure> {
     let folder = tempfile::tempdir_in(stage.folder())?;
     let header = folder.path().join("header");
-    Disk::existing(&stage.bound().disk).luks_header(&header)?;
+    Disk::existing(&stage.bound()?.disk).luks_header(&header)?;
     let token = token(&header)?;
     let share = share(stage, folder.path(), &token)?;
     let envelope = token.envelopes.first().ok_or("the token has no envelope")?;
@@ -55,7 +55,7 @@ pub fn of_bound_machine(stage: &Stage) -> Result<Secrets, Failure> {
         named(VOLUME_KEY, &volume_key(&header, folder.path())?),
     ];
     secrets.extend(kek(&token, &share)?);
-    secrets.extend(of_boot_key(&stage.bound().boot_key)?);
+    secrets.extend(of_boot_key(&stage.bound()?.boot_key)?);
     Ok(secrets)
 }
 
@@ -98,14 +98,14 @@ fn token(header: &Path) -> Result<Token, Failure> {
 fn share(stage: &Stage, folder: &Path, token: &Token) -> Result<Share, Failure> {
     let copy = folder.join("server");
     let mut cp = Command::new("cp");
-    tool::run(cp.arg("--archive").arg(&stage.bound().server).arg(&copy))?;
+    tool::run(cp.arg("--archive").arg(&stage.bound()?.server).arg(&copy))?;
     let store = SqliteStore::open(&copy.join("data"))?;
     let master = MasterKey::load(&copy.join("data.master-key"), None)?;
     let records = SealedStore::open(Box::new(store), master)?;
     let envelope = token.envelopes.first().ok_or("the token has no envelope")?;
     let service = Service::new(records, envelope.server, Arc::new(SystemClock));
 
-    let key = KeyPair::from_pem(&stage.bound().boot_key)?;
+    let key = KeyPair::from_pem(&stage.bound()?.boot_key)?;
     let spki = Bytes(Sha256::digest(key.subject_public_key_info()).into());
     let identity = service
         .identify(&spki)?

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use latchkey_tests::bound::{PORT, SECOND_PORT};
-use latchkey_tests::guest::{PASSPHRASE, PROMPT};
+use latchkey_tests::guest::PASSPHRASE;
 use latchkey_tests::machine::Machine;
 use latchkey_tests::network::silent_server;
 use latchkey_tests::stage::{Outcome, Scenario, Stage, ensure};
@@ -30,10 +30,10 @@ pub const SCENARIOS: &[Scenario] = &[
 
 const LIMIT: Duration = Duration::from_secs(180);
 
-fn late(stage: &Stage) -> Outcome {
+pub fn late(stage: &Stage) -> Outcome {
     let mut server = stage.key_server()?;
     let mut machine = Machine::start(&stage.bound_machine(&stage.bound_disk()?, "boot"))?;
-    machine.expect(PROMPT, LIMIT)?;
+    machine.expect(stage.prompt(), LIMIT)?;
     machine.expect("no key server answers", LIMIT)?;
     thread::sleep(Duration::from_secs(60));
     server.start(PORT)?;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use latchkey_tests::bound::PORT;
-use latchkey_tests::guest::{PASSPHRASE, PROMPT};
+use latchkey_tests::guest::PASSPHRASE;
 use latchkey_tests::machine::{Disk, Machine, Spec};
 use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
 
@@ -26,6 +26,9 @@ const LIMIT: Duration = Duration::from_secs(180);
 const WRONG: &str = "no keyslot opens with this passphrase";
 
 fn prompt_in_time(stage: &Stage) -> Outcome {
+    stage.needs_initramfs_tools(
+        "Measured from where the scripts of initramfs-tools come to the root.",
+    )?;
     let disk = stage.bound_disk()?;
     let control = |number| {
         stage
@@ -34,8 +37,11 @@ fn prompt_in_time(stage: &Stage) -> Outcome {
     };
     let agent = |number| stage.bound_machine(&disk, &format!("latchkey-{number}"));
     // The better of two each: a busy host delays single boots.
-    let native = prompt_time(&control(1))?.min(prompt_time(&control(2))?);
-    let ours = prompt_time(&agent(1))?.min(prompt_time(&agent(2))?);
+    let best = |first: Spec, second: Spec, prompt: &str| -> Result<Duration, Failure> {
+        Ok(prompt_time(&first, prompt)?.min(prompt_time(&second, prompt)?))
+    };
+    let native = best(control(1), control(2), stage.native_prompt())?;
+    let ours = best(agent(1), agent(2), stage.prompt())?;
     println!("       native prompt after {native:?}, latchkey's after {ours:?}");
     ensure(ours <= native + Duration::from_secs(1), || {
         format!("the prompt came after {ours:?}, the native one after {native:?}")
@@ -44,10 +50,10 @@ fn prompt_in_time(stage: &Stage) -> Outcome {
 
 /// How long the prompt took from the moment when the boot scripts came to the encrypted root: what goes before is the
 /// same in both and varies by seconds. Then the passphrase opens, whatever the network does meanwhile.
-fn prompt_time(spec: &Spec) -> Result<Duration, Failure> {
+fn prompt_time(spec: &Spec, prompt: &str) -> Result<Duration, Failure> {
     let mut machine = Machine::start(spec)?;
     let begin = machine.expect("Running /scripts/local-top", LIMIT)?;
-    let prompt = machine.answer(PROMPT, PASSPHRASE)?;
+    let prompt = machine.answer(prompt, PASSPHRASE)?;
     machine.up()?;
     machine.power_off()?;
     Ok(prompt.host - begin.host)
@@ -55,7 +61,7 @@ fn prompt_time(spec: &Spec) -> Result<Duration, Failure> {
 
 fn wrong_then_right(stage: &Stage) -> Outcome {
     let mut machine = Machine::start(&stage.bound_machine(&stage.bound_disk()?, "boot"))?;
-    wrong_three_times(&mut machine)?;
+    wrong_three_times(stage, &mut machine)?;
     machine.console.type_line(PASSPHRASE)?;
     machine.expect("'vda2_crypt' was opened by a typed passphrase", LIMIT)?;
     machine.up()?;
@@ -67,7 +73,7 @@ fn wrong_then_server(stage: &Stage) -> Outcome {
     let mut server = stage.key_server()?;
     let disk: Disk = stage.bound_disk()?;
     let mut machine = Machine::start(&stage.bound_machine(&disk, "boot"))?;
-    wrong_three_times(&mut machine)?;
+    wrong_three_times(stage, &mut machine)?;
     server.start(PORT)?;
     machine.expect("'vda2_crypt' was opened automatically", LIMIT)?;
     machine.up()?;
@@ -75,12 +81,12 @@ fn wrong_then_server(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn wrong_three_times(machine: &mut Machine) -> Outcome {
-    machine.expect(PROMPT, LIMIT)?;
+fn wrong_three_times(stage: &Stage, machine: &mut Machine) -> Outcome {
+    machine.expect(stage.prompt(), LIMIT)?;
     for _ in 0..3 {
         machine.console.type_line("not the passphrase")?;
         machine.expect(WRONG, LIMIT)?;
-        machine.expect(PROMPT, LIMIT)?;
+        machine.expect(stage.prompt(), LIMIT)?;
     }
     Ok(())
 }

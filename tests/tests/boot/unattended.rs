@@ -1,7 +1,6 @@
 //! The main story: the key server is up, nobody types anything.
 
 use latchkey_tests::bound::PORT;
-use latchkey_tests::guest::PROMPT;
 use latchkey_tests::machine::Machine;
 use latchkey_tests::stage::{Outcome, Scenario, Stage, ensure};
 
@@ -10,21 +9,21 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
     play: two_boots,
 }];
 
-fn two_boots(stage: &Stage) -> Outcome {
+pub fn two_boots(stage: &Stage) -> Outcome {
     let mut server = stage.key_server()?;
     server.start(PORT)?;
     let mut machine = Machine::start(&stage.machine(&stage.bound_disk()?, "boots"))?;
     for boot in 1..=2 {
-        machine.up()?;
+        let up = machine.up()?;
         let line = machine.check("cat /proc/cmdline")?;
         ensure(line.starts_with("BOOT_IMAGE="), || {
             format!("boot {boot} did not go through GRUB: {line}")
         })?;
         if boot == 1 {
+            stage.note(up);
             machine.reboot()?;
         }
     }
-    let _ = PROMPT;
     machine.power_off()?;
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use latchkey_tests::bound::{CLIENT, PORT};
-use latchkey_tests::guest::{MAPPING, PASSPHRASE, PROMPT};
+use latchkey_tests::guest::{MAPPING, PASSPHRASE};
 use latchkey_tests::keyserver::KeyServer;
 use latchkey_tests::machine::{Machine, Spec};
 use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
@@ -30,7 +30,7 @@ pub const SCENARIOS: &[Scenario] = &[
 const LIMIT: Duration = Duration::from_secs(180);
 const TYPED: &str = "was opened by a typed passphrase";
 
-fn revoked(stage: &Stage) -> Outcome {
+pub fn revoked(stage: &Stage) -> Outcome {
     let mut server = stage.key_server()?;
     server.start(PORT)?;
     server.admin(&["revoke", CLIENT])?;
@@ -91,7 +91,7 @@ pub fn asked_by(
     server.start(PORT)?;
     server.admin(&["policy", MAPPING, "ask"])?;
     let mut machine = Machine::start(spec)?;
-    machine.expect(PROMPT, LIMIT)?;
+    machine.expect(stage.prompt(), LIMIT)?;
     machine.expect("waiting for approval of request ", LIMIT)?;
     let id = machine.console.take_until(", code ", LIMIT)?;
     let code = machine.console.take_until("\r", LIMIT)?;

@@ -6,14 +6,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use latchkey_tests::bound::PORT;
-use latchkey_tests::guest::{MAPPING, PASSPHRASE, PROMPT};
+use latchkey_tests::guest::{MAPPING, PASSPHRASE};
 use latchkey_tests::initramfs::START;
 use latchkey_tests::keyserver::KeyServer;
 use latchkey_tests::machine::{BootFiles, Disk, Machine, PATIENCE, Spec};
+use latchkey_tests::native;
 use serde_json::{Value, json};
 
 use crate::clevis::{self, Clevis};
-use crate::{Bench, Failure, median, native};
+use crate::{Bench, Failure, PROMPT, median};
 
 /// Boots of each contender.
 const ROUNDS: usize = 7;

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use latchkey_tests::cache::{self, Key};
-use latchkey_tests::guest::{self, DEVICE, Guest, PASSPHRASE, PROMPT};
+use latchkey_tests::flavour::Flavour;
+use latchkey_tests::guest::{self, DEVICE, Guest, PASSPHRASE};
 use latchkey_tests::machine::{BootFiles, Disk, Machine, Spec};
 use latchkey_tests::network::HOST;
 use latchkey_tests::tool;
@@ -34,7 +35,7 @@ pub struct Clevis {
 
 /// The guest in which clevis is installed.
 pub fn guest() -> Result<Guest, Failure> {
-    Ok(guest::debian12_with("clevis", PACKAGES)?)
+    Ok(guest::guest_with(Flavour::DEBIAN12, "clevis", PACKAGES)?)
 }
 
 /// `guest`, bound, from the cache; made first if it is not there. The calling thread should be in a network of its own.
@@ -42,7 +43,7 @@ pub fn bound(guest: &Guest) -> Result<Clevis, Failure> {
     let key = Key::default()
         .with("guest", &guest.key)
         .with("recipe", include_str!("clevis.rs"));
-    let folder = cache::folder_for("clevis-bound", key, |folder| build(&guest.disk, folder))?;
+    let folder = cache::folder_for("clevis-bound", key, |folder| build(guest, folder))?;
     Ok(Clevis {
         disk: folder.join("disk.qcow2"),
         boot: BootFiles::in_folder(&folder),
@@ -57,15 +58,15 @@ impl Clevis {
     }
 }
 
-fn build(plain: &Path, folder: &Path) -> Result<(), Failure> {
+fn build(guest: &Guest, folder: &Path) -> Result<(), Failure> {
     eprintln!("binding a guest with clevis (once)");
     let keys = folder.join("keys");
     fs::create_dir(&keys)?;
     tool::run(Command::new("/usr/libexec/tangd-keygen").arg(&keys))?;
     let tang = Tang::start(&keys)?;
-    let disk = Disk::over(plain, &folder.join("disk.qcow2"))?;
+    let disk = Disk::over(&guest.disk, &folder.join("disk.qcow2"))?;
     let mut machine = Machine::start(&Spec::new(&disk, &folder.join("console.log")).systemd())?;
-    machine.answer(PROMPT, PASSPHRASE)?;
+    machine.answer(guest.first_prompt(), PASSPHRASE)?;
     machine.up()?;
     machine.check(&format!(
         "set -e

@@ -1,9 +1,10 @@
 //! What the initramfs grows by: the same guest and kernel, MODULES=most, with and without.
 
 use latchkey_tests::initramfs::Weight;
+use latchkey_tests::native;
 use serde_json::{Value, json};
 
-use crate::{Bench, Failure, clevis, native};
+use crate::{Bench, Failure, clevis};
 
 pub fn measure(bench: &Bench) -> Result<Value, Failure> {
     let plain = native::boot_files(&bench.plain)?.weigh()?;

@@ -5,7 +5,6 @@ mod boot;
 mod clevis;
 mod image;
 mod memory;
-mod native;
 mod picture;
 mod report;
 
@@ -15,6 +14,7 @@ use std::process::ExitCode;
 
 use latchkey_tests::bound::{self, Bound};
 use latchkey_tests::failure;
+use latchkey_tests::flavour::Flavour;
 use latchkey_tests::guest::{self, Guest};
 use latchkey_tests::network;
 use latchkey_tests::product::Product;
@@ -22,6 +22,9 @@ use serde_json::Value;
 
 /// What any part of it can end with.
 pub type Failure = Box<dyn Error>;
+
+/// What the machines show at their prompt, with and without latchkey.
+const PROMPT: &str = Flavour::DEBIAN12.prompt();
 
 const USAGE: &str = "usage: bench boot|image|memory|machines|report FIGURES_FOLDER";
 
@@ -75,7 +78,7 @@ impl Bench {
             .tempdir()?;
         let product = Product::install(folder.path())?;
         // The guests come from the mirror, so before this thread leaves the host's network.
-        let plain = guest::debian12()?;
+        let plain = guest::guest(Flavour::DEBIAN12)?;
         let with_clevis = clevis::guest()?;
         network::enter_own()?;
         let bound = bound::bound(&plain, &product)?;

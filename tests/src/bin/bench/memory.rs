@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use latchkey_tests::bound::PORT;
-use latchkey_tests::guest::{PASSPHRASE, PROMPT};
+use latchkey_tests::guest::PASSPHRASE;
 use latchkey_tests::initramfs::START;
 use latchkey_tests::keyserver::KeyServer;
 use latchkey_tests::machine::{BootFiles, Disk, Machine, PATIENCE, Spec, UP};
 use serde_json::{Value, json};
 
-use crate::{Bench, Failure};
+use crate::{Bench, Failure, PROMPT};
 
 /// Says how much memory the agent had resident at most, as long as it lived (proc_pid_status(5), VmHWM).
 const WATCHER: &str = r#"
