@@ -17,6 +17,9 @@ fi
 
 install -D -m 0755 "$RECIPE/channel" "$tree/usr/lib/rig/channel"
 install -D -m 0644 "$RECIPE/rig-channel.service" "$tree/etc/systemd/system/rig-channel.service"
+install -D -m 0644 "$RECIPE/rig-bare.target" "$tree/etc/systemd/system/rig-bare.target"
+install -D -m 0644 "$RECIPE/rig-bare.service" "$tree/etc/systemd/system/rig-bare.service"
+install -D -m 0755 "$RECIPE/generator" "$tree/etc/systemd/system-generators/rig"
 chroot "$tree" systemctl enable rig-channel.service
 chroot "$tree" systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
     e2scrub_all.timer e2scrub_reap.service fstrim.timer

@@ -136,6 +136,12 @@ const RECIPE: &[(&str, &str)] = &[
     ("grub.cfg", include_str!("../guest/grub.cfg")),
     ("init", include_str!("../guest/init")),
     ("channel", include_str!("../guest/channel")),
+    ("generator", include_str!("../guest/generator")),
+    ("rig-bare.target", include_str!("../guest/rig-bare.target")),
+    (
+        "rig-bare.service",
+        include_str!("../guest/rig-bare.service"),
+    ),
     (
         "rig-channel.service",
         include_str!("../guest/rig-channel.service"),

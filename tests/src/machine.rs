@@ -22,6 +22,8 @@ pub use crate::spec::{Init, MAC, Network, Spec};
 
 /// The longest a boot step may take on a loaded host; not a limit that a test checks.
 pub const PATIENCE: Duration = Duration::from_secs(240);
+/// Programs print their prompt first; then some switch the echo off and drop what was typed by then.
+const BEFORE_TYPING: Duration = Duration::from_secs(2);
 /// The longest a command in the guest may take there: update-initramfs, mostly.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(900);
 
@@ -134,6 +136,7 @@ impl Machine {
     /// `Console` if it does not appear.
     pub fn answer(&mut self, prompt: &str, text: &str) -> Result<Sighting, MachineError> {
         let sighting = self.console.expect(prompt, PATIENCE)?;
+        thread::sleep(BEFORE_TYPING);
         self.console.type_line(text)?;
         Ok(sighting)
     }
