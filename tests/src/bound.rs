@@ -138,6 +138,8 @@ pub fn join_and_bind(
     machine.check(&format!(
         "set -e\n\
          tar --extract --keep-directory-symlink --directory / --file /dev/vdb\n\
+         # The command channel answers sooner than DHCP.\n\
+         until ip -4 route show default | grep -q .; do sleep 0.2; done\n\
          systemctl daemon-reload\n\
          {}",
         flavour.settle()
