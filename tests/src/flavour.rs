@@ -134,7 +134,7 @@ impl Flavour {
         match self.framework {
             Framework::InitramfsTools => "Begin: Running /scripts/local-top",
             Framework::DracutSystemd => "dracut initqueue hook",
-            Framework::DracutScript => "dracut: dracut-",
+            Framework::DracutScript => "dracut: ",
         }
     }
 
