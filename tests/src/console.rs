@@ -99,6 +99,17 @@ impl Console {
             .map(|(_, sighting)| sighting)
     }
 
+    /// Waits until `text` appears; the next expectation begins where this one did.
+    ///
+    /// # Errors
+    /// As [`Console::expect`].
+    pub fn expect_beside(&mut self, text: &str, limit: Duration) -> Result<Sighting, ConsoleError> {
+        let seen = self.seen;
+        let sighting = self.expect(text, limit);
+        self.seen = seen;
+        sighting
+    }
+
     /// Waits until one of `texts` appears; says which. Of several that are there the earliest counts.
     ///
     /// # Errors
@@ -315,6 +326,17 @@ mod tests {
     }
 
     const SOON: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn what_is_expected_beside_may_come_before_or_after() {
+        let (mut console, mut port, _folder) = console();
+        port.write_all(b"message prompt ").unwrap();
+        console
+            .expect_beside("prompt", Duration::from_secs(5))
+            .unwrap();
+        console.expect("message", Duration::from_secs(5)).unwrap();
+        console.expect("prompt", Duration::from_secs(5)).unwrap();
+    }
 
     #[test]
     fn a_text_is_expected_once() {

@@ -129,6 +129,15 @@ impl Flavour {
         }
     }
 
+    /// What the console shows when the initramfs begins to look for the root, or the last thing before.
+    pub fn looks_for_root(self) -> &'static str {
+        match self.framework {
+            Framework::InitramfsTools => "Begin: Running /scripts/local-top",
+            Framework::DracutSystemd => "dracut initqueue hook",
+            Framework::DracutScript => "dracut: ",
+        }
+    }
+
     /// Shell lines that make a running guest, as it comes from the cache, a machine of this flavour; none of them
     /// builds its initramfs.
     pub fn settle(self) -> &'static str {

@@ -130,6 +130,14 @@ impl Machine {
         Ok(self.console.expect(text, limit)?)
     }
 
+    /// Waits for a text that may come before or after what is expected next.
+    ///
+    /// # Errors
+    /// As [`Machine::expect`].
+    pub fn expect_beside(&mut self, text: &str, limit: Duration) -> Result<Sighting, MachineError> {
+        Ok(self.console.expect_beside(text, limit)?)
+    }
+
     /// Waits for a prompt on the console and answers it; returns when the prompt appeared.
     ///
     /// # Errors

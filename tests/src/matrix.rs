@@ -171,9 +171,10 @@ impl Notes {
     }
 }
 
-/// The first line of a reason, as a cell can hold it.
+/// The first line of a reason, as a cell can hold it, without the words that lead over to a console's last lines.
 fn one_line(reason: &str) -> String {
     let line = reason.lines().next().unwrap_or_default();
+    let line = line.split("; the last lines of").next().unwrap_or_default();
     line.replace('|', "\\|")
 }
 
@@ -235,7 +236,11 @@ mod tests {
         let mut matrix = matrix(Path::new("unused"));
         let [first, second, third, ..] = Flavour::ALL;
         matrix.set(first, "opens", Cell::Yes(Some(12)));
-        matrix.set(second, "opens", Cell::No("no | way\nmore".to_owned()));
+        matrix.set(
+            second,
+            "opens",
+            Cell::No("no | way; the last lines of 'log' are\nmore".to_owned()),
+        );
         matrix.set(third, "opens", Cell::NotHere("Has no shell.".to_owned()));
         let table = matrix.table(&["opens", "asks"]);
         assert!(

@@ -35,7 +35,7 @@ fn late_disk(stage: &Stage) -> Outcome {
         .late_disk();
     let start = Instant::now();
     let mut machine = Machine::start(&spec)?;
-    machine.expect("Begin: Running /scripts/local-top", LIMIT)?;
+    machine.expect(stage.flavour().looks_for_root(), LIMIT)?;
     thread::sleep(LATE.saturating_sub(start.elapsed()));
     ensure(machine.console.first(stage.prompt()).is_none(), || {
         "the prompt was offered for a disk that was not there".to_owned()

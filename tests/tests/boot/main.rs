@@ -46,7 +46,7 @@ fn main() -> ExitCode {
         scenarios: &scenarios,
         rows: matrix::ROWS,
         folder: &Path::new(env!("CARGO_TARGET_TMPDIR")).join("boot"),
-        table: &Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/compatibility.md"),
+        table: &Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("docs/compatibility.md"),
     };
     program.run()
 }

@@ -33,7 +33,7 @@ const LIMIT: Duration = Duration::from_secs(180);
 pub fn late(stage: &Stage) -> Outcome {
     let mut server = stage.key_server()?;
     let mut machine = Machine::start(&stage.bound_machine(&stage.bound_disk()?, "boot"))?;
-    machine.expect(stage.prompt(), LIMIT)?;
+    machine.expect_beside(stage.prompt(), LIMIT)?;
     machine.expect("no key server answers", LIMIT)?;
     thread::sleep(Duration::from_secs(60));
     server.start(PORT)?;

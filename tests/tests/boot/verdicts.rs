@@ -91,7 +91,7 @@ pub fn asked_by(
     server.start(PORT)?;
     server.admin(&["policy", MAPPING, "ask"])?;
     let mut machine = Machine::start(spec)?;
-    machine.expect(stage.prompt(), LIMIT)?;
+    machine.expect_beside(stage.prompt(), LIMIT)?;
     machine.expect("waiting for approval of request ", LIMIT)?;
     let id = machine.console.take_until(", code ", LIMIT)?;
     let code = machine.console.take_until("\r", LIMIT)?;
