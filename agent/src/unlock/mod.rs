@@ -73,6 +73,7 @@ pub fn run(files: &Files, settings: &Settings) -> Result<Outcome, UnlockError> {
     latchkey_secret::udev::link();
     let boot = Boot::read(files);
     if boot.command_line.is_switched_off() {
+        service_manager::ready(); // nothing to wait for
         credentials::wipe_files(files);
         return Ok(Outcome::NativePrompt);
     }

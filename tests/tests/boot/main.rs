@@ -3,6 +3,7 @@
 mod clocks;
 mod devices;
 mod dropbear;
+mod fallbacks;
 mod gate;
 mod keyserver;
 mod matrix;
@@ -31,6 +32,7 @@ const SCENARIOS: &[&[Scenario]] = &[
     gate::SCENARIOS,
     devices::SCENARIOS,
     network::SCENARIOS,
+    fallbacks::SCENARIOS,
     dropbear::SCENARIOS,
     keyserver::SCENARIOS,
     memory::SCENARIOS,

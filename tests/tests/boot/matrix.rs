@@ -5,7 +5,7 @@ use latchkey_tests::guest::PASSPHRASE;
 use latchkey_tests::machine::Machine;
 use latchkey_tests::stage::{Outcome, Scenario, Stage};
 
-use crate::{gate, memory, network, off, servers, unattended, verdicts};
+use crate::{fallbacks, gate, memory, network, off, servers, unattended, verdicts};
 
 pub const ROWS: &[Scenario] = &[
     Scenario {
@@ -39,6 +39,30 @@ pub const ROWS: &[Scenario] = &[
     Scenario {
         name: "no secret in the RAM when the root takes over",
         play: memory::unattended,
+    },
+    Scenario {
+        name: "latchkey=off on the kernel command line: the native prompt, the passphrase opens",
+        play: off::switched_off,
+    },
+    Scenario {
+        name: "latchkey's files deleted from the image: the native prompt (after)",
+        play: fallbacks::deleted,
+    },
+    Scenario {
+        name: "the agent is /bin/false: the native prompt (after)",
+        play: fallbacks::fails,
+    },
+    Scenario {
+        name: "the agent hangs at its start: the native prompt (after)",
+        play: fallbacks::hangs,
+    },
+    Scenario {
+        name: "latchkey's settings in the image are empty: a prompt (after)",
+        play: fallbacks::empty_settings,
+    },
+    Scenario {
+        name: "the agent is killed at its prompt: the native prompt (after)",
+        play: fallbacks::killed,
     },
 ];
 

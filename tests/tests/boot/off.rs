@@ -24,7 +24,7 @@ pub fn server_down(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn switched_off(stage: &Stage) -> Outcome {
+pub fn switched_off(stage: &Stage) -> Outcome {
     let mut server = stage.key_server()?;
     server.start(PORT)?;
     let spec = stage
