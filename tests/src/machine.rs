@@ -144,9 +144,18 @@ impl Machine {
     /// `Console` if it does not appear.
     pub fn answer(&mut self, prompt: &str, text: &str) -> Result<Sighting, MachineError> {
         let sighting = self.console.expect(prompt, PATIENCE)?;
-        thread::sleep(BEFORE_TYPING);
-        self.console.type_line(text)?;
+        self.answer_now(text)?;
         Ok(sighting)
+    }
+
+    /// Types an answer to the prompt that stands, a moment after it appeared: the program that shows it first clears what
+    /// was typed before.
+    ///
+    /// # Errors
+    /// `Console` if the port is broken.
+    pub fn answer_now(&mut self, text: &str) -> Result<(), MachineError> {
+        thread::sleep(BEFORE_TYPING);
+        Ok(self.console.type_line(text)?)
     }
 
     /// Waits until the decrypted root runs its first program, and then until it takes commands.

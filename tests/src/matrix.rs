@@ -1,4 +1,4 @@
-//! What holds on which flavour: results of the runs at one commit, kept in a file, and the table that users read.
+//! What holds on which flavour: results of the runs of one product, kept in a file, and the table that users read.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -122,7 +122,10 @@ impl Matrix {
             table.push('\n');
         }
         let (date, commit) = (&self.date, &self.commit);
-        format!("{HEAD}Commit {commit}, {date}.\n\n{table}{}", notes.list())
+        format!(
+            "{HEAD}Product of commit {commit}, {date}.\n\n{table}{}",
+            notes.list()
+        )
     }
 }
 
@@ -148,7 +151,7 @@ impl Notes {
                 format!("no: {}", one_line(reason))
             }
             Some(Cell::NotHere(reason)) => self.dash(one_line(reason)),
-            None => self.dash("Not played at this commit.".to_owned()),
+            None => self.dash("Not played with this product.".to_owned()),
         }
     }
 
@@ -196,21 +199,33 @@ fn cells(kept: &Value) -> BTreeMap<(String, String), Cell> {
         .unwrap_or_default()
 }
 
-/// The commit of this checkout; the table itself, which a run writes, does not count as a change.
+/// What is installed is made of these; other changes leave the results as they are.
+const PRODUCT: [&str; 12] = [
+    ":/agent/src",
+    ":/keyserver/src",
+    ":/protocol/src",
+    ":/secret/src",
+    ":/image",
+    ":/initramfs-tools-hook",
+    ":/dracut-module",
+    ":/systemd",
+    ":/native",
+    ":/.cargo",
+    ":/Cargo.toml",
+    ":/Cargo.lock",
+];
+
+/// The last commit that changed what is installed.
 fn commit() -> Result<String, ToolError> {
     let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
     let git = |words: &[&str]| -> Result<String, ToolError> {
-        let said = tool::run(Command::new("git").arg("-C").arg(checkout).args(words))?;
+        let mut git = Command::new("git");
+        git.arg("-C").arg(checkout).args(words).arg("--");
+        let said = tool::run(git.args(PRODUCT))?;
         Ok(String::from_utf8_lossy(&said).trim().to_owned())
     };
-    let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
-    let changed = git(&[
-        "status",
-        "--porcelain",
-        "--",
-        ":/",
-        ":(top,exclude)docs/compatibility.md",
-    ])?;
+    let commit = git(&["log", "-1", "--format=%h", "--abbrev=12"])?;
+    let changed = git(&["status", "--porcelain"])?;
     Ok(if changed.is_empty() {
         commit
     } else {
@@ -250,10 +265,10 @@ mod tests {
             "{table}"
         );
         assert!(
-            table.ends_with("\n\n1. Has no shell.\n2. Not played at this commit.\n"),
+            table.ends_with("\n\n1. Has no shell.\n2. Not played with this product.\n"),
             "{table}"
         );
-        assert!(table.contains("Commit 0123, 2026-01-02."), "{table}");
+        assert!(table.contains("commit 0123, 2026-01-02."), "{table}");
     }
 
     #[test]

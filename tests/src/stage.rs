@@ -129,6 +129,17 @@ impl Stage {
         }
     }
 
+    /// Ends a scenario about something that initramfs-tools does not do.
+    ///
+    /// # Errors
+    /// [`NotHere`] with the reason.
+    pub fn needs_dracut(&self, reason: &'static str) -> Outcome {
+        match self.flavour().framework {
+            Framework::InitramfsTools => Err(NotHere(reason).into()),
+            Framework::DracutSystemd | Framework::DracutScript => Ok(()),
+        }
+    }
+
     /// Notes the moment that users care about, in seconds since the guest's kernel started.
     pub fn note(&self, sighting: Sighting) {
         let seconds = sighting.guest.as_ref().map(Duration::as_secs);

@@ -27,7 +27,16 @@ const LIMIT: Duration = Duration::from_secs(180);
 const OPENED: &str = "'vda2_crypt' was opened automatically";
 
 fn late_disk(stage: &Stage) -> Outcome {
-    const LATE: Duration = Duration::from_secs(30);
+    disk_after(stage, Duration::from_secs(30))
+}
+
+/// Later than the 90 s that systemd gives a device.
+pub fn very_late_disk(stage: &Stage) -> Outcome {
+    stage.needs_dracut("initramfs-tools gives up on a root disk after half a minute.")?;
+    disk_after(stage, Duration::from_secs(120))
+}
+
+fn disk_after(stage: &Stage, late: Duration) -> Outcome {
     let mut server = stage.key_server()?;
     server.start(PORT)?;
     let spec = stage
@@ -36,7 +45,7 @@ fn late_disk(stage: &Stage) -> Outcome {
     let start = Instant::now();
     let mut machine = Machine::start(&spec)?;
     machine.expect(stage.flavour().looks_for_root(), LIMIT)?;
-    thread::sleep(LATE.saturating_sub(start.elapsed()));
+    thread::sleep(late.saturating_sub(start.elapsed()));
     ensure(machine.console.first(stage.prompt()).is_none(), || {
         "the prompt was offered for a disk that was not there".to_owned()
     })?;

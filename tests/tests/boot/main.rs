@@ -5,6 +5,7 @@ mod devices;
 mod dropbear;
 mod fallbacks;
 mod gate;
+mod journal;
 mod keyserver;
 mod matrix;
 mod memory;

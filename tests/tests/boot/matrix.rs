@@ -5,7 +5,9 @@ use latchkey_tests::guest::PASSPHRASE;
 use latchkey_tests::machine::Machine;
 use latchkey_tests::stage::{Outcome, Scenario, Stage};
 
-use crate::{fallbacks, gate, memory, network, off, servers, unattended, verdicts};
+use crate::{
+    devices, fallbacks, gate, journal, memory, network, off, servers, typing, unattended, verdicts,
+};
 
 pub const ROWS: &[Scenario] = &[
     Scenario {
@@ -39,6 +41,30 @@ pub const ROWS: &[Scenario] = &[
     Scenario {
         name: "no secret in the RAM when the root takes over",
         play: memory::unattended,
+    },
+    Scenario {
+        name: "a passphrase typed while a request is on its way opens",
+        play: typing::beside_a_request,
+    },
+    Scenario {
+        name: "500 empty lines, Ctrl-C, a serial break, a megabyte typed: harmless",
+        play: typing::harmless,
+    },
+    Scenario {
+        name: "two consoles: the passphrase at the serial one opens (prompt after)",
+        play: typing::two_consoles,
+    },
+    Scenario {
+        name: "a console that nobody sees: opens by itself",
+        play: typing::headless,
+    },
+    Scenario {
+        name: "the root disk comes 120 s late: opens by itself",
+        play: devices::very_late_disk,
+    },
+    Scenario {
+        name: "journal and `systemd-analyze blame` tell what latchkey did",
+        play: journal::tells,
     },
     Scenario {
         name: "latchkey=off on the kernel command line: the native prompt, the passphrase opens",
