@@ -5,6 +5,7 @@ mod devices;
 mod dropbear;
 mod fallbacks;
 mod gate;
+mod generic;
 mod journal;
 mod keyserver;
 mod matrix;

@@ -6,7 +6,8 @@ use latchkey_tests::machine::Machine;
 use latchkey_tests::stage::{Outcome, Scenario, Stage};
 
 use crate::{
-    devices, fallbacks, gate, journal, memory, network, off, servers, typing, unattended, verdicts,
+    devices, fallbacks, gate, generic, journal, memory, network, off, servers, typing, unattended,
+    verdicts,
 };
 
 pub const ROWS: &[Scenario] = &[
@@ -61,6 +62,10 @@ pub const ROWS: &[Scenario] = &[
     Scenario {
         name: "the root disk comes 120 s late: opens by itself",
         play: devices::very_late_disk,
+    },
+    Scenario {
+        name: "an image for any machine, its volume named by rd.luks.name=: opens by itself",
+        play: generic::named_by_kernel,
     },
     Scenario {
         name: "journal and `systemd-analyze blame` tell what latchkey did",
