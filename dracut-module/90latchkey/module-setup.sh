@@ -57,9 +57,17 @@ install() {
     inst_hook emergency 00 "$moddir/latchkey-end.sh"
     inst_hook shutdown-emergency 00 "$moddir/latchkey-end.sh"
     inst_multiple -o dd
+    latchkey_expect_volumes
     "$latchkey_image" check "$initdir" || latchkey_stop
     latchkey_check_later_items
     dracut_need_initqueue
+}
+
+# An image for any machine has no crypttab; then the kernel command line must name the volumes, for dracut as for us.
+latchkey_expect_volumes() {
+    [[ -s $initdir/etc/crypttab ]] && return
+    grep -qsw -e rd.luks.uuid -e rd.luks.name /proc/cmdline "$initdir"/etc/cmdline.d/*.conf && return
+    dwarning "latchkey: this image names no volume to open: set hostonly=yes, or rd.luks.uuid= on the kernel command line"
 }
 
 latchkey_install_units() {
