@@ -3,6 +3,8 @@
 # Root is mounted. `latchkey finish` makes sure that it lies on a volume that was opened here: a plain file system under the
 # same UUID must not get the volumes that opened by themselves. It closes those, and stops the boot only if it cannot.
 
+# A file that `.` does not find would end the shell, which is the first program here.
+[ -e /lib/latchkey-lib.sh ] || return 0
 . /lib/latchkey-lib.sh
 if [ -e /run/latchkey/agent.pid ] && ! "$latchkey_binary" finish "$NEWROOT" </dev/null; then
 	latchkey_wipe

@@ -2,6 +2,8 @@
 #
 # udev runs, devices are about to appear: starts the agent beside all that.
 
+# A file that `.` does not find would end the shell, which is the first program here.
+[ -e /lib/latchkey-lib.sh ] || return 0
 . /lib/latchkey-lib.sh
 
 mkdir -p /run/latchkey /run/cryptsetup

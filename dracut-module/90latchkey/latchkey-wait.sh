@@ -4,5 +4,7 @@
 # runs meanwhile. While the agent itself only waits for a device, the queue goes on, and gives up on the device when it
 # always would.
 
+# A file that `.` does not find would end the shell, which is the first program here.
+[ -e /lib/latchkey-lib.sh ] || return 0
 . /lib/latchkey-lib.sh
 latchkey_wait --device-timeout 0

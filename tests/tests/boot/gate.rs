@@ -48,7 +48,7 @@ fn null_cipher(stage: &Stage) -> Outcome {
     let disk = StolenDisk::copy_of(&stage.bound_disk()?, stage.folder())?;
     disk.change_header(|header| header["segments"]["0"]["encryption"] = "cipher_null-ecb".into())?;
     let (mut machine, _server) = refused(stage, disk, "null")?;
-    machine.console.type_line(PASSPHRASE)?;
+    machine.answer_now(PASSPHRASE)?;
     // A root without encryption is noise: it opens, with a warning, and cannot be mounted.
     machine.expect("WARNING: 'vda2_crypt'", LIMIT)?;
     machine.expect(TYPED, LIMIT)?;
@@ -66,7 +66,7 @@ fn raised_cost(stage: &Stage) -> Outcome {
         header["keyslots"][&slot]["kdf"]["iterations"] = 4_000_000_000_u64.into()
     })?;
     let (mut machine, _server) = refused(stage, disk, "iterations")?;
-    machine.console.type_line(PASSPHRASE)?;
+    machine.answer_now(PASSPHRASE)?;
     machine.expect(TYPED, LIMIT)?;
     machine.up()?;
     machine.power_off()?;
@@ -77,7 +77,7 @@ pub fn own_volume(stage: &Stage) -> Outcome {
     let disk = StolenDisk::copy_of(&stage.bound_disk()?, stage.folder())?;
     let volume_key = disk.put_own_volume()?;
     let (mut machine, _server) = refused(stage, disk, "does not open keyslot")?;
-    machine.console.type_line(OWN_PASSPHRASE)?;
+    machine.answer_now(OWN_PASSPHRASE)?;
     machine.expect("WARNING: 'vda2_crypt'", LIMIT)?;
     machine.expect(TYPED, LIMIT)?;
     let mut looked_for = secrets::of_boot_key(&stage.bound()?.boot_key)?;
@@ -108,7 +108,7 @@ fn plain_file_system(stage: &Stage) -> Outcome {
 
 fn break_word(stage: &Stage) -> Outcome {
     let (mut server, mut machine) = with_words(stage, "break=bottom", "'break=bottom'")?;
-    machine.console.type_line(PASSPHRASE)?;
+    machine.answer_now(PASSPHRASE)?;
     machine.expect(TYPED, LIMIT)?;
     machine.expect("(initramfs)", LIMIT)?;
     // In the shell: neither key nor network of ours is left.
@@ -121,7 +121,7 @@ fn break_word(stage: &Stage) -> Outcome {
 
 fn init_word(stage: &Stage) -> Outcome {
     let (mut server, mut machine) = with_words(stage, "init=/bin/sh", "'init=/bin/sh'")?;
-    machine.console.type_line(PASSPHRASE)?;
+    machine.answer_now(PASSPHRASE)?;
     machine.expect(TYPED, LIMIT)?;
     machine.expect("# ", LIMIT)?;
     Ok(server.stop()?)
@@ -150,6 +150,7 @@ fn refused(stage: &Stage, disk: StolenDisk, reason: &str) -> Result<(Machine, Ke
     let mut server = stage.key_server()?;
     server.start(PORT)?;
     let mut machine = Machine::start(&stage.bound_machine(&disk.put_back()?, "boot"))?;
+    machine.expect_beside(stage.prompt(), LIMIT)?;
     machine.expect("is not opened automatically", LIMIT)?;
     machine.expect(reason, LIMIT)?;
     ensure(machine.console.count(OPENED) == 0, || {
