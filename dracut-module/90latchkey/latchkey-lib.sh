@@ -8,11 +8,18 @@
 
 latchkey_binary=/usr/bin/latchkey
 
-# latchkey_wait(what…): the gate. Returns when the agent has ended, or as `latchkey wait` is told.
+# latchkey_wait(what…): the gate. Returns when the agent has ended, or as `latchkey wait` is told. An agent that has ended is
+# tidied up after: one that was killed leaves its prompt, which would swallow what is typed at the native one.
 latchkey_wait()
 {
 	latchkey_wait_for_life
-	[ ! -e /run/latchkey/agent.pid ] || "$latchkey_binary" wait "$@" </dev/null
+	[ -e /run/latchkey/agent.pid ] || return 0
+	"$latchkey_binary" wait "$@" </dev/null
+	read -r latchkey_pid </run/latchkey/agent.pid
+	if [ ! -e /run/latchkey/ended ] && ! latchkey_runs "$latchkey_pid"; then
+		latchkey_end
+		: >/run/latchkey/ended
+	fi
 }
 
 # An agent that shows no sign of life within ten seconds is ended, and the boot goes on without it.
