@@ -1,7 +1,6 @@
 //! The command line: what there is, and which part of the library does it.
 
 use std::error::Error;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -137,6 +136,12 @@ enum Command {
         #[arg(long)]
         before_resume: bool,
     },
+    /// Put gates before systemd's own unlockers of the bound volumes: links in this folder, as systemd.generator(7) says
+    #[command(hide = true)]
+    Generate {
+        /// The folder for them
+        folder: PathBuf,
+    },
     /// Clean up, and make sure that root lies on a volume that was opened
     #[command(hide = true)]
     Finish {
@@ -194,8 +199,6 @@ impl From<JsonFlag> for Format {
 /// Something that `main` shows for the last time.
 type Failure = Box<dyn Error>;
 
-/// The name by which systemd starts the generator.
-const GENERATOR: &str = "latchkey-generator";
 /// Exit code of `unlock` where something is left to the native prompt.
 const LEFT_TO_NATIVE: u8 = 4;
 /// Exit code of `status` where something is wrong, and of `wait` where it could not wait.
@@ -205,13 +208,6 @@ const TROUBLE: u8 = 3;
 ///
 /// 0 done, 1 failed, 2 wrong usage; others as latchkey(8) says.
 pub fn run() -> ExitCode {
-    let mut words = std::env::args_os();
-    if words
-        .next()
-        .is_some_and(|program| Path::new(&program).ends_with(GENERATOR))
-    {
-        return run_generator(words.next());
-    }
     let arguments = CommandLine::parse();
     logging::start(if arguments.verbose {
         LevelFilter::Debug
@@ -230,19 +226,6 @@ pub fn run() -> ExitCode {
         Err(error) => {
             log::error!("{}", chain(error.as_ref()));
             ExitCode::from(failed)
-        }
-    }
-}
-
-/// systemd starts it by this name, a link to this program, with the folder for the units as its first argument.
-fn run_generator(folder: Option<OsString>) -> ExitCode {
-    logging::start(LevelFilter::Info);
-    let folder = folder.unwrap_or_else(|| "/tmp".into()); // systemd.generator(7): for trying it out
-    match generator::run(&Files::system(), Path::new(&folder)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            log::error!("{}", chain(&error));
-            ExitCode::FAILURE
         }
     }
 }
@@ -332,6 +315,7 @@ fn dispatch_boot(command: Command, files: &Files) -> Result<ExitCode, Failure> {
                 cleanup::run(files);
             }
         }
+        Command::Generate { folder } => generator::run(files, &folder)?,
         Command::Finish { mount_point } => {
             let from_environment = || std::env::var_os("rootmnt").map(PathBuf::from);
             let mount_point = mount_point
@@ -378,6 +362,7 @@ mod tests {
             "wait",
             "cleanup",
             "finish",
+            "generate",
             "record-network",
             "report",
             "--root",

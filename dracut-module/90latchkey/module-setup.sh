@@ -9,6 +9,7 @@
 
 latchkey_image=/usr/lib/latchkey/image
 latchkey_binary=/usr/bin/latchkey
+latchkey_askpass=/lib/cryptsetup/askpass
 
 # called by dracut
 check() {
@@ -45,7 +46,12 @@ installkernel() {
 
 # called by dracut
 install() {
-    inst_simple "$latchkey_binary"
+    if ! dracut_module_included systemd && [[ ! -x $latchkey_askpass ]]; then
+        dwarning "latchkey: '$latchkey_askpass' is missing, and without it nobody could type a passphrase beside the agent:" \
+            "this image is left without latchkey; install the package cryptsetup"
+        return
+    fi
+    inst_simple "$latchkey_binary" || latchkey_stop
     # shellcheck disable=SC2154 # dracut's
     "$latchkey_image" add "$initdir" || latchkey_stop
     if dracut_module_included systemd; then
@@ -54,6 +60,7 @@ install() {
         latchkey_install_scripts
     fi
     # shellcheck disable=SC2154 # dracut's
+    inst_simple "$moddir/latchkey-lib.sh" /lib/latchkey-lib.sh || latchkey_stop
     inst_hook emergency 00 "$moddir/latchkey-end.sh"
     inst_hook shutdown-emergency 00 "$moddir/latchkey-end.sh"
     inst_multiple -o dd
@@ -75,10 +82,11 @@ latchkey_install_units() {
     local units="$systemdsystemunitdir" unit
     # By their whole paths, which the installation may have put elsewhere.
     for unit in /usr/lib/systemd/system/latchkey-{unlock.service,gate@.service,check-root.service}; do
-        inst_simple "$unit" "$units/${unit##*/}"
+        inst_simple "$unit" "$units/${unit##*/}" || latchkey_stop
     done
     # shellcheck disable=SC2154 # dracut's
-    ln_r "$latchkey_binary" "$systemdutildir/system-generators/latchkey-generator"
+    inst_script "$moddir/latchkey-generator.sh" "$systemdutildir/system-generators/latchkey-generator"
+    inst_hook pre-pivot 99 "$moddir/latchkey-wipe.sh"
     # Beside the devices' appearing, not after it; and a root that was not looked at is not entered.
     mkdir -p "$initdir$units/sysinit.target.wants" "$initdir$units/initrd-cleanup.service.requires"
     ln_r "$units/latchkey-unlock.service" "$units/sysinit.target.wants/latchkey-unlock.service"
@@ -91,8 +99,7 @@ latchkey_install_units() {
 
 latchkey_install_scripts() {
     # The prompt that runs beside the agent's other work, and answers Plymouth too.
-    inst_simple /lib/cryptsetup/askpass
-    inst_simple "$moddir/latchkey-lib.sh" /lib/latchkey-lib.sh
+    inst_simple "$latchkey_askpass" || latchkey_stop
     inst_hook pre-trigger 90 "$moddir/latchkey-start.sh"
     inst_hook initqueue/settled 00 "$moddir/latchkey-wait.sh"
     inst_hook initqueue/finished 00 "$moddir/latchkey-resume.sh"
@@ -117,10 +124,11 @@ latchkey_guard_native_prompt() {
 
 # What dracut copies after all modules is not in the tree that was searched.
 latchkey_check_later_items() {
-    local item
+    local item real
     # shellcheck disable=SC2154 # dracut's
     for item in $install_items $install_optional_items "${include_src[@]}"; do
-        case "$(readlink -f -- "$item")/" in
+        real=$(readlink -f -- "$item") || continue
+        case "${real%/}/" in
         / | /etc/ | /etc/latchkey/ | /etc/latchkey/servers/*)
             dfatal "latchkey: '$item' would bring a host key into the initramfs; take it out of dracut's configuration"
             latchkey_stop

@@ -2,7 +2,7 @@
 //!
 //! Lines go to the console, to the log, and into the report that the running system sends to the key server. Under
 //! systemd the log is the journal and the console is every terminal that the kernel uses as one, elsewhere they are the
-//! kernel log and stderr. While a prompt stands, a line is put above it, so that neither the prompt nor what is being
+//! kernel log and `/dev/console`. While a prompt stands, a line is put above it, so that neither the prompt nor what is being
 //! typed is disturbed. Nothing here ever panics, because a console may be gone, and no secret ever gets here.
 
 use std::fs::{self, File, OpenOptions};
@@ -13,7 +13,7 @@ use std::path::Path;
 
 use latchkey_protocol::RequestId;
 use latchkey_protocol::wire::{BootReport, Text, Version};
-use nix::libc::O_NOCTTY;
+use nix::libc::{O_NOCTTY, O_NONBLOCK};
 use nix::sys::termios::{LocalFlags, tcgetattr};
 use nix::time::{ClockId, clock_gettime};
 
@@ -37,7 +37,7 @@ pub struct Console {
 /// Where lines go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Output {
-    /// stderr, which is the console, and the kernel log.
+    /// The console and the kernel log.
     Initramfs,
     /// The kernel's consoles, and stderr, which is the journal.
     Systemd,
@@ -65,7 +65,10 @@ impl Console {
     pub fn say(&mut self, line: &str) {
         let text = format!("latchkey: {line}");
         match self.output {
-            Output::Initramfs => show(&text, &mut std::io::stderr().lock(), self.prompt_stands),
+            Output::Initramfs => match open_console("console") {
+                Some(mut console) => show(&text, &mut console, self.prompt_stands),
+                None => show(&text, &mut std::io::stderr().lock(), self.prompt_stands),
+            },
             Output::Systemd => {
                 service_manager::status(line);
                 for mut console in consoles() {
@@ -128,18 +131,22 @@ fn write_to_kernel_log(line: &str) {
 /// The terminals that the kernel uses as consoles (Documentation/ABI/testing/sysfs-tty); else the one it takes for them.
 fn consoles() -> Vec<File> {
     let active = fs::read_to_string("/sys/class/tty/console/active").unwrap_or_default();
-    let open = |name: &str| {
-        let mut options = OpenOptions::new();
-        // systemd's own rule for terminals that are not ours: never make one our controlling terminal.
-        options.write(true).custom_flags(O_NOCTTY);
-        options.open(Path::new("/dev").join(name)).ok()
-    };
-    let found: Vec<File> = active.split_ascii_whitespace().filter_map(open).collect();
+    let found: Vec<File> = active
+        .split_ascii_whitespace()
+        .filter_map(open_console)
+        .collect();
     if found.is_empty() {
-        open("console").into_iter().collect()
+        open_console("console").into_iter().collect()
     } else {
         found
     }
+}
+
+/// Not as our controlling terminal, and never to wait for: one that somebody has stopped with Ctrl-S loses lines instead.
+fn open_console(name: &str) -> Option<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).custom_flags(O_NOCTTY | O_NONBLOCK);
+    options.open(Path::new("/dev").join(name)).ok()
 }
 
 /// While a program reads a passphrase, above its line; else simply as the next line.

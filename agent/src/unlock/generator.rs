@@ -1,4 +1,4 @@
-//! `latchkey-generator`: a systemd.generator(7) of the initramfs. For each volume that may be ours it puts a gate before
+//! `latchkey generate`: what the initramfs' systemd.generator(7) of latchkey runs. For each volume that may be ours it puts a gate before
 //! systemd's own unlocker.
 //!
 //! The gates are instances of `latchkey-gate@.service`; systemd-cryptsetup's unit of the same volume wants its gate, which
@@ -12,8 +12,6 @@ use std::path::Path;
 use super::boot::Boot;
 use super::volumes;
 use crate::files::{Files, FilesError};
-use crate::volume::crypttab::Entry;
-use crate::volume::source::Source;
 
 const GATE: &str = "/usr/lib/systemd/system/latchkey-gate@.service";
 const NATIVE: &str = "systemd-cryptsetup";
@@ -44,12 +42,9 @@ pub fn run(files: &Files, folder: &Path) -> Result<(), GeneratorError> {
     if boot.command_line.is_switched_off() {
         return Ok(());
     }
-    let bound = fs::read_to_string(files.path("/etc/latchkey/bound")).ok();
-    let entries = volumes::of_this_boot(files, &boot.command_line, |_| {})?;
-    for entry in entries
-        .iter()
-        .filter(|entry| may_be_bound(entry, bound.as_deref()))
-    {
+    let mut entries = volumes::of_this_boot(files, &boot.command_line, |_| {})?;
+    volumes::retain_gated(files, &mut entries);
+    for entry in entries {
         let instance = escape(&entry.name);
         let wants = folder.join(format!("{NATIVE}@{instance}.service.wants"));
         let gate = wants.join(format!("latchkey-gate@{instance}.service"));
@@ -63,15 +58,6 @@ pub fn run(files: &Files, folder: &Path) -> Result<(), GeneratorError> {
         })?;
     }
     Ok(())
-}
-
-/// By the UUIDs that the image was built with, one in each line; where a volume is named otherwise, or the image does not
-/// say, its header will tell.
-fn may_be_bound(entry: &Entry, bound: Option<&str>) -> bool {
-    match (&entry.source, bound) {
-        (Source::Uuid(uuid), Some(bound)) => bound.lines().any(|line| line.trim() == uuid),
-        _ => true,
-    }
 }
 
 /// systemd.unit(5), "String escaping for inclusion in unit names".

@@ -15,22 +15,30 @@ const PAGE: u64 = 4096;
 /// Bytes before the end of the first page (include/linux/swap.h, `union swap_header`).
 const SIGNATURE: u64 = 10;
 const HIBERNATED: &[u8] = b"S1SUSPEND";
+const EFI_VARIABLE: &str =
+    "/sys/firmware/efi/efivars/HibernateLocation-8cf2644b-4b0b-428f-9387-6d876050dc67";
 
 /// Whether `resume=` names a space with a hibernated system; without that word, whether one of our volumes is such a space,
 /// because systemd also finds it by other ways.
 pub fn is_waiting(files: &Files) -> bool {
-    let text = std::fs::read_to_string(files.path("/proc/cmdline")).unwrap_or_default();
-    let line = KernelCommandLine::parse(&text);
+    let of_kernel = std::fs::read_to_string(files.path("/proc/cmdline")).unwrap_or_default();
+    let line = KernelCommandLine::parse(&of_kernel);
     if line.values("noresume").next().is_some() {
         return false;
     }
-    let offset = line
+    // systemd 255 writes there where it hibernates to, and clears it when it has come back.
+    if files.path(EFI_VARIABLE).exists() {
+        return true;
+    }
+    let of_image = volumes::command_line_of_image(files);
+    let both = KernelCommandLine::parse(&format!("{of_image} {of_kernel}"));
+    let offset = both
         .values("resume_offset")
         .flatten()
         .last()
         .and_then(|pages| pages.parse().ok())
         .unwrap_or(0);
-    let named: Vec<PathBuf> = line
+    let named: Vec<PathBuf> = both
         .values("resume")
         .flatten()
         .filter_map(|device| Source::parse(device).resolve_below(files.root()).ok()?)
@@ -90,6 +98,14 @@ mod tests {
         assert!(!machine("quiet", &hibernated()));
         let swap = [("dev/vdb", space(b"SWAPSPACE2", 0))];
         assert!(!machine("resume=/dev/vdb", &swap));
+        let by_image = [
+            (
+                "etc/cmdline.d/95resume.conf",
+                b" resume=/dev/vdb\n".to_vec(),
+            ),
+            ("dev/vdb", space(HIBERNATED, 0)),
+        ];
+        assert!(machine("quiet", &by_image));
         let in_a_file = [("dev/vdb", space(HIBERNATED, 7))];
         assert!(machine("resume=/dev/vdb resume_offset=7", &in_a_file));
         assert!(!machine("resume=/dev/vdb", &in_a_file));

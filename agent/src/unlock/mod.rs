@@ -34,6 +34,7 @@ use crate::volume::crypttab::Entry;
 use boot::Boot;
 use console::Console;
 use credentials::Credentials;
+use prompt::Way;
 use runtime::Runtime;
 use shell::Shell;
 
@@ -135,6 +136,9 @@ fn volumes(
         return Err(UnlockError::NoSuchVolume(missing.clone()));
     }
     entries.retain(|entry| names.is_empty() || names.contains(&entry.name));
+    if Way::of_this_boot() == Way::PasswordAgents {
+        volumes::retain_gated(files, &mut entries); // systemd prompts for the others at once
+    }
     Ok(entries)
 }
 

@@ -1,6 +1,7 @@
 //! The I/O around the flow: turns what happens into events, and actions into what happens.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -217,6 +218,11 @@ impl Shell {
     }
 
     fn look_for_devices(&mut self) {
+        let is_present = |device: &Device| match device {
+            Device::Present(path) => fs::canonicalize(path).ok(),
+            Device::Missing => None,
+        };
+        let mut seen: Vec<PathBuf> = self.devices.iter().filter_map(is_present).collect();
         for (index, device) in self.devices.iter_mut().enumerate() {
             if !matches!(device, Device::Missing) {
                 continue;
@@ -224,8 +230,21 @@ impl Shell {
             match self.entries[index].source.resolve() {
                 Ok(None) => {}
                 Ok(Some(path)) => {
+                    let real = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
+                    if seen.contains(&real) {
+                        // dracut names a volume on its own command line too; the first name is crypttab's.
+                        let name = &self.entries[index].name;
+                        self.console
+                            .note(&format!("'{name}' is another name of a volume"));
+                        *device = Device::Present(PathBuf::new());
+                        let _ = self
+                            .sender
+                            .send(Message::Worker(Event::Device(index, Header::NotBound)));
+                        continue;
+                    }
                     self.worker.queue(Job::Probe(index, path.clone()));
                     *device = Device::Present(path);
+                    seen.push(real);
                 }
                 Err(error) => {
                     // Not to be guessed which of two it is: the native unlocker and its prompt remain.

@@ -31,6 +31,17 @@ pub fn of_this_boot(
             read => read?,
         };
         let of_image = KernelCommandLine::parse(&command_line_of_image(files));
+        let has_key = |line: &KernelCommandLine| {
+            ["rd.luks.key", "luks.key"]
+                .iter()
+                .any(|name| line.values(name).next().is_some())
+        };
+        if has_key(command_line) || has_key(&of_image) {
+            tell(
+                "rd.luks.key= on the kernel command line: the volumes are left to the boot framework",
+            );
+            return Ok(Vec::new());
+        }
         for_dracut(read(&text, &mut tell), command_line, &of_image)
     };
     entries.retain(|entry| {
@@ -61,8 +72,20 @@ fn read(text: &str, tell: &mut impl FnMut(&str)) -> Vec<Entry> {
         .collect()
 }
 
+/// Keeps the volumes that have a gate where systemd runs the initramfs: those whose UUID is among the bound ones that the
+/// image was built with. Where a volume is named otherwise, or the image does not say, its header will tell.
+pub fn retain_gated(files: &Files, entries: &mut Vec<Entry>) {
+    let Ok(bound) = fs::read_to_string(files.path("/etc/latchkey/bound")) else {
+        return;
+    };
+    entries.retain(|entry| match &entry.source {
+        Source::Uuid(uuid) => bound.lines().any(|line| line.trim() == uuid),
+        _ => true,
+    });
+}
+
 /// dracut's own words, which the image carries (dracut.cmdline(7)).
-fn command_line_of_image(files: &Files) -> String {
+pub fn command_line_of_image(files: &Files) -> String {
     let mut paths: Vec<_> = fs::read_dir(files.path("/etc/cmdline.d"))
         .into_iter()
         .flatten()
@@ -212,6 +235,7 @@ mod tests {
         let one = format!("rd.luks.uuid=luks-{B}");
         assert_eq!(boot(&files, &one), volumes(&[("b", B)]));
         assert_eq!(boot(&files, "rd.luks=0"), []);
+        assert_eq!(boot(&files, "rd.luks.key=/key:LABEL=usb"), []);
         assert_eq!(boot(&files, "luks=no"), []);
         let named = format!("rd.luks.crypttab=no rd.luks.name={A}=c");
         assert_eq!(boot(&files, &named), volumes(&[("c", A)]));

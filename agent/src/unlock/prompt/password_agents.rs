@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use latchkey_secret::SecretBytes;
 use tokio::net::UnixDatagram;
@@ -18,6 +19,8 @@ use crate::failure::printable;
 use crate::flow::PromptLoss;
 
 const FOLDER: &str = "/run/systemd/ask-password";
+/// In the name of every file of ours, so that those of a killed agent are found.
+const MARK: &str = "latchkey-";
 
 /// A question that lies there. Dropping it takes it away: the agents end their prompts.
 #[derive(Debug)]
@@ -34,9 +37,27 @@ fn text(question: &Question) -> String {
     )
 }
 
-/// Takes a question away whose agent was killed.
+/// Takes questions away whose agent was killed.
 pub fn end_left_over() {
-    Place::below(Path::new(FOLDER)).clear();
+    clear_all(Path::new(FOLDER));
+}
+
+fn clear_all(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.to_string_lossy().contains(MARK) {
+            remove(&entry.path());
+        }
+    }
+}
+
+fn remove(path: &Path) {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            log::warn!("failed to remove '{}': {error}", path.display());
+        }
+        _ => {}
+    }
 }
 
 impl Query {
@@ -55,7 +76,7 @@ impl Query {
         failures: &Failures,
         answer: impl FnOnce(PromptResult) + Send + 'static,
     ) -> Self {
-        let place = Place::below(folder);
+        let place = Place::new(folder);
         let asked = place.ask(question);
         let failures = failures.clone();
         let task = tokio::spawn(async move {
@@ -91,7 +112,8 @@ impl Drop for Query {
     }
 }
 
-/// The files of our one question. Their names are fixed, so that those of a killed agent are found.
+/// The files of one question. Each has a number of its own: an agent that has not yet seen the last one go would take the
+/// next one for it.
 #[derive(Debug)]
 struct Place {
     query: PathBuf,
@@ -101,27 +123,24 @@ struct Place {
 }
 
 impl Place {
-    fn below(folder: &Path) -> Self {
+    fn new(folder: &Path) -> Self {
+        static NUMBER: AtomicU64 = AtomicU64::new(1);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = |kind: &str| folder.join(format!("{kind}{MARK}{number}"));
         Self {
-            query: folder.join("ask.latchkey"),
-            unfinished: folder.join("latchkey.unfinished"),
-            socket: folder.join("sck.latchkey"),
+            query: path("ask."),
+            unfinished: path("new."),
+            socket: path("sck."),
         }
     }
 
     fn clear(&self) {
         for path in [&self.query, &self.unfinished, &self.socket] {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    log::warn!("failed to remove '{}': {error}", path.display());
-                }
-                _ => {}
-            }
+            remove(path);
         }
     }
 
     fn ask(&self, question: &Question) -> io::Result<UnixDatagram> {
-        self.clear();
         if let Some(folder) = self.query.parent() {
             fs::create_dir_all(folder)?;
         }
@@ -200,7 +219,9 @@ mod tests {
                 sender.send(bytes).unwrap();
             },
         );
-        let text = fs::read_to_string(folder.path().join("ask.latchkey")).unwrap();
+        let text = fs::read_to_string(&query.place.query).unwrap();
+        let name = query.place.query.file_name().unwrap().to_owned();
+        assert!(name.to_string_lossy().starts_with("ask."), "{name:?}");
         let socket = text
             .lines()
             .find_map(|line| line.strip_prefix("Socket="))
@@ -234,7 +255,7 @@ mod tests {
         });
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
         std::mem::forget(query);
-        Place::below(folder.path()).clear();
+        clear_all(folder.path());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
