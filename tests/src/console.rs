@@ -220,6 +220,9 @@ impl Shared {
     }
 }
 
+/// The end of one piece above the prompt and the beginning of the next.
+const NEXT_PIECE: &str = "\x1b8\x1b[B\x1bD\x1b[A\x1b7\r\x1b[L";
+
 #[derive(Default)]
 struct State {
     bytes: Vec<u8>,
@@ -234,6 +237,16 @@ impl State {
         rest.windows(text.len())
             .position(|window| window == text.as_bytes())
             .map(|at| from + at)
+    }
+
+    /// Makes one line again of what the agent puts above a prompt in pieces as wide as the terminal; `from` is where the
+    /// newest bytes begin.
+    fn join_lines(&mut self, from: usize) {
+        let mut begin = from.saturating_sub(NEXT_PIECE.len());
+        while let Some(at) = self.find(NEXT_PIECE, begin) {
+            self.bytes.drain(at..at + NEXT_PIECE.len());
+            begin = at;
+        }
     }
 
     fn sighting(&self, at: usize) -> Sighting {
@@ -308,6 +321,7 @@ fn collect(mut port: UnixStream, mut log: File, start: Instant, shared: &Shared)
         let offset = state.bytes.len();
         state.arrivals.push((offset, now));
         state.bytes.extend_from_slice(piece);
+        state.join_lines(offset);
         shared.changed.notify_all();
     }
     shared.lock().closed = true;
@@ -385,5 +399,20 @@ mod tests {
         for (line, time) in cases {
             assert_eq!(kernel_time(line.as_bytes()), time, "{line}");
         }
+    }
+
+    #[test]
+    fn a_line_in_pieces_above_the_prompt_is_one_line() {
+        let (mut console, mut guest, _folder) = console();
+        let (first, second) = NEXT_PIECE.split_at(5);
+        guest
+            .write_all(format!("Prompt: \x1bD\x1b[A\x1b7\r\x1b[Lno key ser{first}").as_bytes())
+            .unwrap();
+        console.expect("no key ser", SOON).unwrap();
+        guest
+            .write_all(format!("{second}ver answers\x1b8\x1b[B").as_bytes())
+            .unwrap();
+        console.expect("ver answers", SOON).unwrap();
+        assert!(console.first("no key server answers").is_some());
     }
 }
