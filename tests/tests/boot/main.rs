@@ -7,6 +7,7 @@ mod fallbacks;
 mod gate;
 mod journal;
 mod keyserver;
+mod lvm;
 mod matrix;
 mod memory;
 mod network;
@@ -36,6 +37,7 @@ const SCENARIOS: &[&[Scenario]] = &[
     fallbacks::SCENARIOS,
     dropbear::SCENARIOS,
     keyserver::SCENARIOS,
+    lvm::SCENARIOS,
     memory::SCENARIOS,
 ];
 
