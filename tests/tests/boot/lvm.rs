@@ -1,20 +1,34 @@
-//! A volume group in the LUKS2 volume, as Debian's installer makes it: the root is one of its logical volumes.
+//! A volume group in the LUKS2 volume, as Debian's installer makes it: the root is one of its logical volumes, and the
+//! swap that the machine is hibernated to is another.
 
 use std::time::Duration;
 
 use latchkey_tests::bound::PORT;
 use latchkey_tests::guest::PASSPHRASE;
+use latchkey_tests::keyserver::KeyServer;
 use latchkey_tests::layout::Layout;
 use latchkey_tests::machine::Machine;
-use latchkey_tests::stage::{Outcome, Scenario, Stage, ensure};
+use latchkey_tests::memory::{self, Search};
+use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
+use serde_json::Value;
 
-pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "root on LVM over LUKS opens by itself, and by passphrase without the key server",
-    play: root,
-}];
+use crate::secrets::{self, VOLUME_KEY};
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "root on LVM over LUKS opens by itself, and by passphrase without the key server",
+        play: root,
+    },
+    Scenario {
+        name: "a hibernated system comes back from encrypted swap by itself, and by passphrase without the key server",
+        play: hibernated,
+    },
+];
 
 const LIMIT: Duration = Duration::from_secs(240);
 const OPENED: &str = "'vda2_crypt' was opened automatically";
+/// What is used of it is encrypted and decrypted by an emulated processor.
+const MEMORY_MIB: u32 = 512;
 
 pub fn root(stage: &Stage) -> Outcome {
     let lvm = stage.with_layout(Layout::Lvm)?;
@@ -42,4 +56,75 @@ fn lies_on_the_group(machine: &mut Machine) -> Outcome {
     ensure(words == ["/dev/mapper/vg-root", "active", "active"], || {
         format!("the root, and the state of both logical volumes: {devices}")
     })
+}
+
+pub fn hibernated(stage: &Stage) -> Outcome {
+    let lvm = stage.with_layout(Layout::Lvm)?;
+    let disk = lvm.bound_disk()?;
+    let mut server = lvm.key_server()?;
+    server.start(PORT)?;
+    let spec = |boot| lvm.bound_machine(&disk, boot).memory_mib(MEMORY_MIB);
+
+    let mut machine = Machine::start(&spec("hibernate"))?;
+    machine.expect(OPENED, LIMIT)?;
+    machine.up()?;
+    machine.check(LEAVE_TRACES)?;
+    let traces = machine.check(TRACES)?;
+    let releases = released(&server)?;
+    machine.hibernate()?;
+
+    let mut machine = Machine::start(&spec("resume"))?;
+    machine.expect(OPENED, LIMIT)?;
+    stage.note(machine.resumed()?);
+    holds(&mut machine, &traces)?;
+    let again = released(&server)?;
+    ensure(again == releases + 1, || {
+        format!("the audit had {releases} releases before the resume and has {again} after it")
+    })?;
+    let search = Search::of(&secrets::of_bound_machine(&lvm)?);
+    clean(&lvm, &mut machine, &search)?;
+    machine.hibernate()?;
+
+    server.stop()?;
+    let mut machine = Machine::start(&spec("passphrase"))?;
+    machine.answer(stage.prompt(), PASSPHRASE)?;
+    machine.resumed()?;
+    holds(&mut machine, &traces)?;
+    clean(&lvm, &mut machine, &search)?;
+    machine.power_off()?;
+    Ok(())
+}
+
+/// The system is the one that was hibernated.
+fn holds(machine: &mut Machine, traces: &str) -> Outcome {
+    let found = machine.check(TRACES)?;
+    ensure(found == traces, || {
+        format!("what the hibernated system had in memory:\n{traces}\nwhat is there now:\n{found}")
+    })
+}
+
+/// Neither the boot that was before nor the one that brought the system back left a secret.
+fn clean(lvm: &Stage, machine: &mut Machine, search: &Search) -> Outcome {
+    let finds = search.finds(&memory::dump(machine, lvm.folder())?);
+    ensure(finds.keys().eq([VOLUME_KEY]), || {
+        format!("in the RAM of the resumed system, where only the volume key should be: {finds:?}")
+    })
+}
+
+/// A file and a process that no disk holds.
+const LEAVE_TRACES: &str = "set -e
+    head -c 16 /dev/urandom | od -An -tx1 > /run/trace
+    sleep 1000000 > /dev/null 2>&1 &
+    echo $! > /run/process
+    swapon /dev/mapper/vg-swap";
+const TRACES: &str = "set -e
+    cat /proc/sys/kernel/random/boot_id /run/trace /run/process
+    tr '\\0' ' ' < /proc/$(cat /run/process)/cmdline";
+
+/// How many releases the audit has.
+fn released(server: &KeyServer) -> Result<usize, Failure> {
+    let audit = server.admin(&["audit", "--json"])?;
+    let entries: Result<Vec<Value>, _> = audit.lines().map(serde_json::from_str).collect();
+    let is_release = |entry: &&Value| entry["kind"] == "released";
+    Ok(entries?.iter().filter(is_release).count())
 }
