@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use latchkey_tests::bound::PORT;
-use latchkey_tests::guest::PASSPHRASE;
+use latchkey_tests::flavour::Framework;
+use latchkey_tests::guest::{LUKS_UUID, MAPPING, PASSPHRASE};
 use latchkey_tests::keyserver::KeyServer;
 use latchkey_tests::layout::Layout;
 use latchkey_tests::machine::Machine;
@@ -12,7 +13,7 @@ use latchkey_tests::memory::{self, Search};
 use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
 use serde_json::Value;
 
-use crate::secrets::{self, VOLUME_KEY};
+use crate::secrets::{self, BOOT_KEY, VOLUME_KEY};
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -22,6 +23,10 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "a hibernated system comes back from encrypted swap by itself, and by passphrase without the key server",
         play: hibernated,
+    },
+    Scenario {
+        name: "RAM of a hibernated system that comes back while the agent waits for another disk",
+        play: hibernated_waiting,
     },
 ];
 
@@ -82,7 +87,7 @@ pub fn hibernated(stage: &Stage) -> Outcome {
         format!("the audit had {releases} releases before the resume and has {again} after it")
     })?;
     let search = Search::of(&secrets::of_bound_machine(&lvm)?);
-    clean(&lvm, &mut machine, &search)?;
+    clean(&lvm, &mut machine, &search, "of the resumed system")?;
     machine.hibernate()?;
 
     server.stop()?;
@@ -90,9 +95,60 @@ pub fn hibernated(stage: &Stage) -> Outcome {
     machine.answer(stage.prompt(), PASSPHRASE)?;
     machine.resumed()?;
     holds(&mut machine, &traces)?;
-    clean(&lvm, &mut machine, &search)?;
+    clean(&lvm, &mut machine, &search, "of the resumed system")?;
     machine.power_off()?;
     Ok(())
+}
+
+/// crypttab names a volume that is not there: the agent waits for it, and has its credentials until it is ended.
+fn hibernated_waiting(stage: &Stage) -> Outcome {
+    let lvm = stage.with_layout(Layout::Lvm)?;
+    let disk = lvm.bound_disk()?;
+    let mut server = lvm.key_server()?;
+    server.start(PORT)?;
+    let spec = |boot| lvm.bound_machine(&disk, boot).memory_mib(MEMORY_MIB);
+
+    let mut machine = Machine::start(&spec("hibernate"))?;
+    machine.up()?;
+    machine.check(LEAVE_TRACES)?;
+    let traces = machine.check(TRACES)?;
+    machine.hibernate()?;
+
+    let table = format!("{MAPPING} UUID={LUKS_UUID} none luks,discard\n{ABSENT}\n");
+    let files = [(crypttab(stage), table.as_bytes())];
+    let boot = lvm.bound()?.boot.with_files(lvm.folder(), &files)?;
+    let mut machine = Machine::start(&spec("resume").direct(&boot))?;
+    machine.expect(OPENED, LIMIT)?;
+    let search = Search::of(&secrets::of_bound_machine(&lvm)?);
+    let finds = search.finds(&memory::dump(&mut machine, lvm.folder())?);
+    ensure(finds.contains_key(BOOT_KEY), || {
+        format!("the agent does not wait: in the RAM when it has opened the volume: {finds:?}")
+    })?;
+    machine.expect(LOADING, LIMIT)?;
+    clean(
+        &lvm,
+        &mut machine,
+        &search,
+        "when the system is read from swap",
+    )?;
+    machine.resumed()?;
+    holds(&mut machine, &traces)?;
+    clean(&lvm, &mut machine, &search, "of the resumed system")?;
+    machine.power_off()?;
+    Ok(())
+}
+
+/// What the kernel says at the begin of an image.
+const LOADING: &str = "PM: Image loading progress:   0%";
+
+/// A line of crypttab.
+const ABSENT: &str = "late UUID=5f0c6c1e-9a51-4f67-9c0b-1a7c8e0000ff none luks,nofail";
+
+fn crypttab(stage: &Stage) -> &'static str {
+    match stage.flavour().framework {
+        Framework::InitramfsTools => "cryptroot/crypttab",
+        Framework::DracutSystemd | Framework::DracutScript => "etc/crypttab",
+    }
 }
 
 /// The system is the one that was hibernated.
@@ -103,11 +159,11 @@ fn holds(machine: &mut Machine, traces: &str) -> Outcome {
     })
 }
 
-/// Neither the boot that was before nor the one that brought the system back left a secret.
-fn clean(lvm: &Stage, machine: &mut Machine, search: &Search) -> Outcome {
+/// Neither the boot before nor the one that brings the system back has left a secret.
+fn clean(lvm: &Stage, machine: &mut Machine, search: &Search, when: &str) -> Outcome {
     let finds = search.finds(&memory::dump(machine, lvm.folder())?);
     ensure(finds.keys().eq([VOLUME_KEY]), || {
-        format!("in the RAM of the resumed system, where only the volume key should be: {finds:?}")
+        format!("in the RAM {when}, where only the volume key should be: {finds:?}")
     })
 }
 
