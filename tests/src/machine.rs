@@ -267,7 +267,7 @@ impl Machine {
              echo '<5>{RESUMED}' > /dev/kmsg"
         );
         self.channel.send_last(&script)?;
-        self.wait_off(PATIENCE)
+        self.wait_off(COMMAND_PATIENCE)
     }
 
     /// Waits until the hibernated guest is back.
