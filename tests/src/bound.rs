@@ -76,7 +76,7 @@ pub fn bound(guest: &Guest, product: &Product) -> Result<Bound, BoundError> {
         .with("guest", &guest.key)
         .with("settle", guest.flavour.settle())
         .with("recipe", include_str!("bound.rs"));
-    let kind = format!("bound-{}", guest.flavour);
+    let kind = format!("bound-{}", guest.name());
     let folder = cache::folder_for(&kind, product.add_to(key)?, |folder| {
         build(guest, product, folder)
     })?;
@@ -99,7 +99,7 @@ const BOOT_KEY: &str = "boot.key";
 fn build(guest: &Guest, product: &Product, folder: &Path) -> Result<(), BoundError> {
     eprintln!(
         "joining and binding the guest {} (once for each build of latchkey)",
-        guest.flavour
+        guest.name()
     );
     let mut server = KeyServer::init(&product.latchkeyd(), &folder.join(SERVER), &names())?;
     server.start(PORT)?;

@@ -7,6 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::layout::{self, Layout};
+use crate::lvm::{self, Volume};
 use crate::tool::{self, ToolError};
 use crate::xts::{KEY, SECTOR, Xts};
 
@@ -21,11 +23,27 @@ pub(crate) const LUKS_START: u64 = BOOT_START + BOOT_SIZE;
 /// cryptsetup's default: two metadata areas and the keyslots.
 pub(crate) const LUKS_HEADER: u64 = 16 * MIB;
 const ROOT_SIZE: u64 = 1280 * MIB;
+/// Enough for all the memory of a machine that is hibernated.
+const SWAP_SIZE: u64 = 512 * MIB;
+
+/// The logical volumes of [`Layout::Lvm`].
+const VOLUMES: [Volume; 2] = [
+    Volume {
+        name: layout::ROOT,
+        size: ROOT_SIZE,
+    },
+    Volume {
+        name: layout::SWAP,
+        size: SWAP_SIZE,
+    },
+];
 
 /// What goes onto the disk.
 pub struct Parts<'a> {
     /// The root file system as a folder; its `boot` becomes the first partition.
     pub tree: &'a Path,
+    /// What the LUKS2 volume holds.
+    pub layout: Layout,
     /// UUID of the `/boot` file system.
     pub boot_uuid: &'a str,
     /// UUID in the LUKS2 header.
@@ -74,9 +92,9 @@ pub fn make(parts: &Parts, scratch: &Path, target: &Path) -> Result<(), DiskErro
     file_system(parts.tree, &root, parts.root_uuid, ROOT_SIZE)?;
 
     let mut disk = File::create(target).map_err(at(target))?;
-    disk.set_len(LUKS_START + LUKS_HEADER + ROOT_SIZE)
+    disk.set_len(LUKS_START + LUKS_HEADER + volume_size(parts.layout))
         .map_err(at(target))?;
-    boot_loader(&boot_tree.join("grub"), &disk, target)?;
+    boot_loader(&boot_tree.join("grub"), parts.layout, &disk, target)?;
     copy(&boot, &mut disk, BOOT_START, |_, _| ()).map_err(at(target))?;
 
     let mut key = [0_u8; KEY];
@@ -86,11 +104,59 @@ pub fn make(parts: &Parts, scratch: &Path, target: &Path) -> Result<(), DiskErro
     let header = luks_header(parts, &key, scratch)?;
     copy(&header, &mut disk, LUKS_START, |_, _| ()).map_err(at(target))?;
     let xts = Xts::new(&key);
-    copy(&root, &mut disk, LUKS_START + LUKS_HEADER, |first, data| {
-        xts.encrypt(first, data)
-    })
-    .map_err(at(target))
+    let mut encrypt = |image: &Path, start: u64| {
+        copy(
+            image,
+            &mut disk,
+            LUKS_START + LUKS_HEADER + start,
+            |sector, data| xts.encrypt(start / SECTOR as u64 + sector, data),
+        )
+        .map_err(at(target))
+    };
+    match parts.layout {
+        Layout::Root => encrypt(&root, 0),
+        Layout::Lvm => {
+            let head = scratch.join("head.lvm");
+            fs::write(&head, lvm::head(layout::GROUP, &VOLUMES)).map_err(at(&head))?;
+            let swap = swap(scratch)?;
+            let starts = lvm::starts(&VOLUMES);
+            encrypt(&head, 0)?;
+            encrypt(&root, starts[0])?;
+            encrypt(&swap, starts[1])
+        }
+    }
 }
+
+/// Bytes of what is encrypted.
+fn volume_size(layout: Layout) -> u64 {
+    match layout {
+        Layout::Root => ROOT_SIZE,
+        Layout::Lvm => lvm::size(&VOLUMES),
+    }
+}
+
+/// The first mebibyte of a swap area: mkswap(8) writes no more than a page.
+fn swap(scratch: &Path) -> Result<PathBuf, DiskError> {
+    let swap = scratch.join("swap");
+    let set_size = |size| {
+        let file = File::options()
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .open(&swap);
+        file.and_then(|file| file.set_len(size)).map_err(at(&swap))
+    };
+    set_size(SWAP_SIZE)?;
+    tool::run(
+        Command::new("mkswap")
+            .args(["--quiet", "--uuid", SWAP_UUID])
+            .arg(&swap),
+    )?;
+    set_size(MIB)?;
+    Ok(swap)
+}
+
+const SWAP_UUID: &str = "5f0c6c1e-9a51-4f67-9c0b-1a7c8e000004";
 
 fn file_system(tree: &Path, image: &Path, uuid: &str, size: u64) -> Result<(), DiskError> {
     // The two features are newer than what every GRUB and e2fsck of the guest understands.
@@ -113,11 +179,11 @@ fn file_system(tree: &Path, image: &Path, uuid: &str, size: u64) -> Result<(), D
 
 /// boot.img loads the sector after itself, where diskboot.img finds the rest of core.img right behind: GRUB's
 /// default block list, so nothing has to be patched in but the partition table.
-fn boot_loader(grub: &Path, disk: &File, target: &Path) -> Result<(), DiskError> {
+fn boot_loader(grub: &Path, layout: Layout, disk: &File, target: &Path) -> Result<(), DiskError> {
     let boot = grub.join("boot.img");
     let mut first = fs::read(&boot).map_err(at(&boot))?;
     first.resize(SECTOR, 0);
-    partition_table(&mut first);
+    partition_table(&mut first, LUKS_HEADER + volume_size(layout));
     let core = grub.join("core.img");
     let core = fs::read(&core).map_err(at(&core))?;
     if (SECTOR + core.len()) as u64 > BOOT_START {
@@ -128,16 +194,13 @@ fn boot_loader(grub: &Path, disk: &File, target: &Path) -> Result<(), DiskError>
 }
 
 /// The MBR's four entries of 16 bytes at 446 (UEFI specification, 5.2.1); cylinders and heads are not filled in.
-fn partition_table(sector: &mut [u8]) {
+fn partition_table(sector: &mut [u8], luks_size: u64) {
     const TABLE: usize = 446;
     const LINUX: u8 = 0x83;
     const ACTIVE: u8 = 0x80;
     sector[440..444].copy_from_slice(b"LKEY");
     sector[TABLE..510].fill(0);
-    let entries = [
-        (ACTIVE, BOOT_START, BOOT_SIZE),
-        (0, LUKS_START, LUKS_HEADER + ROOT_SIZE),
-    ];
+    let entries = [(ACTIVE, BOOT_START, BOOT_SIZE), (0, LUKS_START, luks_size)];
     for (number, (status, start, size)) in entries.into_iter().enumerate() {
         let entry = &mut sector[TABLE + 16 * number..][..16];
         entry[0] = status;
@@ -159,7 +222,7 @@ fn luks_header(parts: &Parts, key: &[u8; KEY], scratch: &Path) -> Result<PathBuf
     let key_file = scratch.join("volume.key");
     fs::write(&key_file, key).map_err(at(&key_file))?;
     File::create(&header)
-        .and_then(|file| file.set_len(LUKS_HEADER + ROOT_SIZE))
+        .and_then(|file| file.set_len(LUKS_HEADER + volume_size(parts.layout)))
         .map_err(at(&header))?;
     let mut format = Command::new("cryptsetup");
     format.args([
@@ -237,7 +300,7 @@ mod tests {
     #[test]
     fn the_partition_table_names_both_partitions() {
         let mut sector = vec![0xee; SECTOR];
-        partition_table(&mut sector);
+        partition_table(&mut sector, LUKS_HEADER + ROOT_SIZE);
         assert_eq!(sector[446], 0x80, "the first partition is active");
         assert_eq!(
             sector[454..462],

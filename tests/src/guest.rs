@@ -10,6 +10,8 @@ use std::process::Command;
 use crate::cache::{self, CacheError, Key};
 use crate::disk::{self, DiskError, Parts};
 use crate::flavour::{Flavour, Suite};
+use crate::layout::Layout;
+use crate::lvm;
 use crate::tool::{self, ToolError};
 
 /// What opens the root of every guest.
@@ -53,6 +55,8 @@ pub enum GuestError {
 pub struct Guest {
     /// What it is to become: its first initramfs is that of [`Flavour::image`].
     pub flavour: Flavour,
+    /// What its LUKS2 volume holds.
+    pub layout: Layout,
     /// Its disk, a raw image that nobody writes to.
     pub disk: PathBuf,
     /// Key of the recipe that made it.
@@ -64,14 +68,19 @@ impl Guest {
     pub fn first_prompt(&self) -> &'static str {
         self.flavour.image().native_prompt()
     }
+
+    /// What machines that are made from it are called in the cache.
+    pub fn name(&self) -> String {
+        self.layout.kind(self.flavour.name())
+    }
 }
 
-/// The guest of a flavour from the cache; made first if it is not there (two to four minutes).
+/// The guest of a flavour and a layout from the cache; made first if it is not there (two to four minutes).
 ///
 /// # Errors
 /// Whatever step of the making failed.
-pub fn guest(flavour: Flavour) -> Result<Guest, GuestError> {
-    guest_with(flavour, flavour.image().name(), &[])
+pub fn guest(flavour: Flavour, layout: Layout) -> Result<Guest, GuestError> {
+    made(flavour, layout, &layout.kind(flavour.image().name()), &[])
 }
 
 /// The same guest with more packages of Debian, cached as `kind`.
@@ -79,11 +88,23 @@ pub fn guest(flavour: Flavour) -> Result<Guest, GuestError> {
 /// # Errors
 /// Whatever step of the making failed.
 pub fn guest_with(flavour: Flavour, kind: &str, packages: &[&str]) -> Result<Guest, GuestError> {
-    let packages = [PACKAGES, own_packages(flavour), packages].concat();
-    let key = || recipe_key(flavour, &packages);
-    let folder = cache::folder_for(kind, key(), |folder| build(folder, flavour, &packages))?;
+    made(flavour, Layout::Root, kind, packages)
+}
+
+fn made(
+    flavour: Flavour,
+    layout: Layout,
+    kind: &str,
+    packages: &[&str],
+) -> Result<Guest, GuestError> {
+    let packages = [PACKAGES, own_packages(flavour), layout.packages(), packages].concat();
+    let key = || recipe_key(flavour, layout, &packages);
+    let folder = cache::folder_for(kind, key(), |folder| {
+        build(folder, flavour, layout, &packages)
+    })?;
     Ok(Guest {
         flavour,
+        layout,
         disk: folder.join(DISK),
         key: key().digits(),
     })
@@ -148,7 +169,7 @@ const RECIPE: &[(&str, &str)] = &[
     ),
 ];
 
-fn recipe_key(flavour: Flavour, packages: &[&str]) -> Key {
+fn recipe_key(flavour: Flavour, layout: Layout, packages: &[&str]) -> Key {
     let mut key = Key::default()
         .with("suite", flavour.suite.codename())
         .with("packages", packages.join(" "))
@@ -161,24 +182,42 @@ fn recipe_key(flavour: Flavour, packages: &[&str]) -> Key {
     for (name, content) in RECIPE {
         key = key.with(name, content);
     }
-    key
+    match layout {
+        Layout::Root => key,
+        Layout::Lvm => key
+            .with("lvm.sh", LVM)
+            .with("lvm", lvm::FORMAT)
+            .with("words", layout.kernel_words()),
+    }
 }
 
-fn build(folder: &Path, flavour: Flavour, packages: &[&str]) -> Result<(), GuestError> {
+/// What makes a machine of [`Layout::Lvm`] of one of [`Layout::Root`].
+const LVM: &str = include_str!("../guest/lvm.sh");
+
+fn build(
+    folder: &Path,
+    flavour: Flavour,
+    layout: Layout,
+    packages: &[&str],
+) -> Result<(), GuestError> {
     let image = flavour.image();
-    eprintln!("making the guest {image} (once; a few minutes)");
+    eprintln!(
+        "making the guest {} (once; a few minutes)",
+        layout.kind(image.name())
+    );
     let scratch = folder.join("scratch");
     let recipe = scratch.join("recipe");
     fs::create_dir_all(&recipe).map_err(at(&recipe))?;
-    for (name, content) in RECIPE {
+    for (name, content) in RECIPE.iter().chain(&[("lvm.sh", LVM)]) {
         let path = recipe.join(name);
         fs::write(&path, content).map_err(at(&path))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).map_err(at(&path))?;
     }
     let tree = scratch.join("tree");
-    bootstrap(&recipe, &tree, image, packages)?;
+    bootstrap(&recipe, &tree, image, layout, packages)?;
     let parts = Parts {
         tree: &tree,
+        layout,
         boot_uuid: BOOT_UUID,
         luks_uuid: LUKS_UUID,
         root_uuid: ROOT_UUID,
@@ -192,6 +231,7 @@ fn bootstrap(
     recipe: &Path,
     tree: &Path,
     flavour: Flavour,
+    layout: Layout,
     packages: &[&str],
 ) -> Result<(), GuestError> {
     // Its mounts (/proc, /dev in the tree) live in a namespace of their own: they are gone with it, however it ends.
@@ -205,7 +245,16 @@ fn bootstrap(
     for option in host_apt_options() {
         mmdebstrap.arg(format!("--aptopt={option}"));
     }
-    for (hook, script) in [("essential", "essential.sh"), ("customize", "customize.sh")] {
+    let hooks: &[_] = match layout {
+        Layout::Root => &[("essential", "essential.sh"), ("customize", "customize.sh")],
+        Layout::Lvm => &[
+            ("essential", "essential.sh"),
+            ("essential", "lvm.sh"),
+            ("customize", "customize.sh"),
+            ("customize", "lvm.sh"),
+        ],
+    };
+    for (hook, script) in hooks {
         mmdebstrap.arg(format!(
             "--{hook}-hook={} \"$1\"",
             recipe.join(script).display()
@@ -214,6 +263,7 @@ fn bootstrap(
     let suite = flavour.suite.codename();
     mmdebstrap.arg(suite).arg(tree).args(sources(suite));
     mmdebstrap.env("RECIPE", recipe).env("MAPPING", MAPPING);
+    mmdebstrap.env("KERNEL_WORDS", layout.kernel_words());
     if flavour.is_dracut() {
         // Its kernel hook would look at the devices of the host; customize.sh builds the first image.
         mmdebstrap.env("FRAMEWORK", "dracut").env("INITRD", "No");

@@ -17,6 +17,8 @@ pub mod flavour;
 pub mod guest;
 pub mod initramfs;
 pub mod keyserver;
+pub mod layout;
+pub mod lvm;
 pub mod machine;
 pub mod matrix;
 pub mod memory;

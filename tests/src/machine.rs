@@ -254,6 +254,30 @@ impl Machine {
         Ok(self.channel.send_last(script)?)
     }
 
+    /// Hibernates the guest to its swap and waits until the machine is off. What comes back, at another machine with the
+    /// same disk, says so in the kernel log ([`Machine::resumed`]).
+    ///
+    /// # Errors
+    /// `StillRuns` if it does not end.
+    pub fn hibernate(mut self) -> Result<(), MachineError> {
+        // The machine is switched off as always, not by its firmware's own sleep.
+        let script = format!(
+            "echo shutdown > /sys/power/disk
+             echo disk > /sys/power/state
+             echo '<5>{RESUMED}' > /dev/kmsg"
+        );
+        self.channel.send_last(&script)?;
+        self.wait_off(COMMAND_PATIENCE)
+    }
+
+    /// Waits until the hibernated guest is back.
+    ///
+    /// # Errors
+    /// `Console` if it does not come back.
+    pub fn resumed(&mut self) -> Result<Sighting, MachineError> {
+        Ok(self.console.expect(RESUMED, PATIENCE)?)
+    }
+
     /// Waits until the machine is off.
     ///
     /// # Errors
@@ -272,6 +296,8 @@ impl Machine {
 
 /// What the guest's first program writes to the kernel log.
 pub const UP: &str = "RIG: up";
+/// What a guest that was hibernated writes there.
+const RESUMED: &str = "RIG: resumed";
 
 impl Drop for Machine {
     fn drop(&mut self) {

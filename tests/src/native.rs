@@ -38,7 +38,7 @@ pub fn boot_files(guest: &Guest) -> Result<BootFiles, NativeError> {
         .with("guest", &guest.key)
         .with("settle", guest.flavour.settle())
         .with("recipe", include_str!("native.rs"));
-    let kind = format!("native-{}", guest.flavour);
+    let kind = format!("native-{}", guest.name());
     let folder = cache::folder_for(&kind, key, |folder| build(guest, folder))?;
     Ok(BootFiles::in_folder(&folder))
 }

@@ -1,12 +1,13 @@
 //! A network of its own for each scenario, so that several run side by side with the same addresses and nothing in
 //! them reaches the world: the guest sees the namespace's loopback as 10.0.2.2.
 
+use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Command;
 use std::thread;
 
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::tool::{self, ToolError};
 
@@ -19,6 +20,9 @@ pub enum NetworkError {
     /// The kernel refused.
     #[error("failed to make a network namespace\nthe boot tests need root")]
     Namespace(#[source] nix::Error),
+    /// The host's network cannot be found again.
+    #[error("failed to enter the host's network")]
+    Host(#[source] io::Error),
     /// The loopback device could not be switched on.
     #[error(transparent)]
     Tool(#[from] ToolError),
@@ -32,6 +36,16 @@ pub fn enter_own() -> Result<(), NetworkError> {
     unshare(CloneFlags::CLONE_NEWNET).map_err(NetworkError::Namespace)?;
     tool::run(Command::new("ip").args(["link", "set", "lo", "up"]))?;
     Ok(())
+}
+
+/// Moves the calling thread, and all that it starts from now on, back into the network of the process' first thread,
+/// which has never left the host's.
+///
+/// # Errors
+/// `Host` without root.
+pub fn enter_host() -> Result<(), NetworkError> {
+    let network = File::open("/proc/self/ns/net").map_err(NetworkError::Host)?;
+    setns(network, CloneFlags::CLONE_NEWNET).map_err(|error| NetworkError::Host(error.into()))
 }
 
 /// A server that accepts every connection and never says a word.

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::flavour::Flavour;
+use crate::layout::Layout;
 use crate::matrix::{Cell, Matrix};
 use crate::network;
 use crate::product::Product;
@@ -88,8 +89,7 @@ impl Program<'_> {
                 println!("{flavour}:");
                 logs.push(flavour.name());
             }
-            let ground = Ground::prepare(flavour, &product)?;
-            ground.bound()?;
+            let ground = Ground::prepare(flavour, Layout::Root, &product)?;
             for (_, cell) in play_all(wanted, arguments.jobs, &ground, &logs) {
                 tally.count(&cell);
             }
@@ -105,7 +105,7 @@ impl Program<'_> {
         let mut tally = Tally::default();
         for flavour in arguments.flavours_or(&Flavour::ALL) {
             println!("{flavour}:");
-            let ground = Ground::prepare(flavour, &product)?;
+            let ground = Ground::prepare(flavour, Layout::Root, &product)?;
             let logs = self.folder.join("matrix").join(flavour.name());
             for (row, cell) in play_all(wanted, arguments.jobs, &ground, &logs) {
                 tally.count(&cell);

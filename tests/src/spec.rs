@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::layout::Layout;
 use crate::overlay::{BootFiles, Disk};
 
 /// What the root's first program becomes.
@@ -33,6 +34,7 @@ pub const MAC: &str = "52:54:00:6c:6b:01";
 #[derive(Debug, Clone)]
 pub struct Spec {
     disk: Disk,
+    layout: Layout,
     pub(crate) log: PathBuf,
     init: Init,
     loader: Loader,
@@ -51,6 +53,7 @@ impl Spec {
     pub fn new(disk: &Disk, log: &Path) -> Self {
         Self {
             disk: disk.clone(),
+            layout: Layout::Root,
             log: log.to_owned(),
             init: Init::Bare,
             loader: Loader::Grub,
@@ -71,6 +74,13 @@ impl Spec {
     #[must_use]
     pub fn systemd(mut self) -> Self {
         self.init = Init::Systemd;
+        self
+    }
+
+    /// Another layout of the disk, for a machine that starts without boot loader.
+    #[must_use]
+    pub fn layout(mut self, layout: Layout) -> Self {
+        self.layout = layout;
         self
     }
 
@@ -197,8 +207,11 @@ impl Spec {
                 .arg(&files.kernel)
                 .arg("-initrd")
                 .arg(&files.initramfs);
-            qemu.arg("-append")
-                .arg(format!("{KERNEL_LINE} {}", self.kernel_line));
+            qemu.arg("-append").arg(format!(
+                "{} {KERNEL_LINE} {}",
+                self.layout.kernel_words(),
+                self.kernel_line
+            ));
         } else if !self.kernel_line.is_empty() {
             // QEMU reads a comma as the end of a value unless it is doubled.
             qemu.args([
@@ -228,7 +241,7 @@ enum Loader {
 }
 
 /// The same as in `tests/guest/grub.cfg`.
-const KERNEL_LINE: &str = "root=/dev/mapper/vda2_crypt ro console=ttyS0 printk.time=1";
+const KERNEL_LINE: &str = "ro console=ttyS0 printk.time=1";
 
 pub(crate) const CONSOLE: &str = "console";
 pub(crate) const CHANNEL: &str = "channel";

@@ -12,6 +12,7 @@ use crate::console::Sighting;
 use crate::flavour::{Flavour, Framework};
 use crate::guest::{self, Guest, GuestError};
 use crate::keyserver::{KeyServer, KeyServerError};
+use crate::layout::Layout;
 use crate::machine::{Disk, MachineError, Spec};
 use crate::native::{self, NativeError};
 use crate::network;
@@ -50,14 +51,18 @@ pub struct Ground {
 }
 
 impl Ground {
-    /// Makes the guest of a flavour, or takes it from the cache.
+    /// Makes the guest of a flavour and a layout, or takes it from the cache.
     ///
     /// # Errors
     /// As [`guest::guest`].
-    pub fn prepare(flavour: Flavour, product: &Product) -> Result<Self, GuestError> {
+    pub fn prepare(
+        flavour: Flavour,
+        layout: Layout,
+        product: &Product,
+    ) -> Result<Self, GuestError> {
         Ok(Self {
             product: product.clone(),
-            guest: guest::guest(flavour)?,
+            guest: guest::guest(flavour, layout)?,
             bound: Arc::default(),
         })
     }
@@ -101,6 +106,25 @@ impl Stage {
             ground: ground.clone(),
             seconds: Mutex::new(None),
         })
+    }
+
+    /// A stage with machines of another layout, instead of this one.
+    ///
+    /// # Errors
+    /// As [`Ground::prepare`].
+    pub fn with_layout(&self, layout: Layout) -> Result<Self, Failure> {
+        // In a thread on the host's network, where the packages of a guest come from.
+        let prepare = || -> Result<Ground, Failure> {
+            network::enter_host()?;
+            Ok(Ground::prepare(
+                self.flavour(),
+                layout,
+                &self.ground.product,
+            )?)
+        };
+        let ground = thread::scope(|scope| scope.spawn(prepare).join())
+            .unwrap_or_else(|_| Err("making the guest panicked".into()))?;
+        Ok(Self::new(&ground, &self.logs)?)
     }
 
     /// What kind of machine this is.
@@ -200,7 +224,7 @@ impl Stage {
 
     /// A machine that boots through its own boot loader; `boot` names its logs.
     pub fn machine(&self, disk: &Disk, boot: &str) -> Spec {
-        Spec::new(disk, &self.logs.join(format!("{boot}.log")))
+        Spec::new(disk, &self.logs.join(format!("{boot}.log"))).layout(self.ground.guest.layout)
     }
 
     /// A machine with the kernel and initramfs that `bind` left in `/boot`, started without boot loader.

@@ -2,7 +2,7 @@
 //!
 //! The kernel marks the first page of the swap space (kernel/power/swap.c): `S1SUSPEND` in the place of the signature.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -18,10 +18,11 @@ const HIBERNATED: &[u8] = b"S1SUSPEND";
 const EFI_VARIABLE: &str =
     "/sys/firmware/efi/efivars/HibernateLocation-8cf2644b-4b0b-428f-9387-6d876050dc67";
 
-/// Whether `resume=` names a space with a hibernated system; without that word, whether one of our volumes is such a space,
-/// because systemd also finds it by other ways.
+/// Whether `resume=` names a space with a hibernated system; without that word, whether any mapping is such a space,
+/// because systemd and dracut also find it by other ways. The mapping need not be ours: a logical volume in one of ours is
+/// not.
 pub fn is_waiting(files: &Files) -> bool {
-    let of_kernel = std::fs::read_to_string(files.path("/proc/cmdline")).unwrap_or_default();
+    let of_kernel = fs::read_to_string(files.path("/proc/cmdline")).unwrap_or_default();
     let line = KernelCommandLine::parse(&of_kernel);
     if line.values("noresume").next().is_some() {
         return false;
@@ -48,10 +49,11 @@ pub fn is_waiting(files: &Files) -> bool {
             .iter()
             .any(|device| is_hibernated(&files.path(&device.to_string_lossy()), offset));
     }
-    let entries = volumes::of_this_boot(files, &line, |_| {}).unwrap_or_default();
-    entries
-        .iter()
-        .any(|entry| is_hibernated(&files.path("/dev/mapper").join(&entry.name), 0))
+    fs::read_dir(files.path("/dev/mapper"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .any(|mapping| is_hibernated(&mapping.path(), 0))
 }
 
 fn is_hibernated(device: &Path, offset: u64) -> bool {
@@ -63,8 +65,6 @@ fn is_hibernated(device: &Path, offset: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     fn space(signature: &[u8], pages_before: usize) -> Vec<u8> {
@@ -76,12 +76,8 @@ mod tests {
 
     fn machine(command_line: &str, spaces: &[(&str, Vec<u8>)]) -> bool {
         let root = tempfile::tempdir().unwrap();
-        let crypttab = b"swap /dev/vda3 none luks\n".to_vec();
-        let fixed = [
-            ("proc/cmdline", command_line.as_bytes().to_vec()),
-            ("etc/crypttab", crypttab),
-        ];
-        for (path, content) in fixed.iter().chain(spaces) {
+        let line = ("proc/cmdline", command_line.as_bytes().to_vec());
+        for (path, content) in [line].iter().chain(spaces) {
             let path = root.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();
@@ -112,8 +108,12 @@ mod tests {
     }
 
     #[test]
-    fn without_resume_our_own_volumes_are_looked_at() {
-        let hibernated = [("dev/mapper/swap", space(HIBERNATED, 0))];
+    fn without_resume_all_mappings_are_looked_at() {
+        let hibernated = [
+            ("dev/mapper/control", Vec::new()),
+            ("dev/mapper/vda2_crypt", space(b"", 0)),
+            ("dev/mapper/vg-swap", space(HIBERNATED, 0)),
+        ];
         assert!(machine("quiet", &hibernated));
         assert!(!machine("noresume", &hibernated));
         assert!(!machine("quiet", &[]));

@@ -11,6 +11,7 @@ use latchkey_tests::failure;
 use latchkey_tests::flavour::Flavour;
 use latchkey_tests::guest::{self, PASSPHRASE};
 use latchkey_tests::keyserver::KeyServer;
+use latchkey_tests::layout::Layout;
 use latchkey_tests::machine::{Disk, Machine, PATIENCE, Spec, UP};
 use latchkey_tests::network;
 use latchkey_tests::product::Product;
@@ -39,7 +40,7 @@ fn demo() -> Result<(), Box<dyn Error>> {
         begin,
         "a Debian 12 machine with an encrypted root (made once, then cached)",
     );
-    let guest = guest::guest(FLAVOUR)?;
+    let guest = guest::guest(FLAVOUR, Layout::Root)?;
     network::enter_own()?;
 
     step(

@@ -8,6 +8,7 @@ mod gate;
 mod generic;
 mod journal;
 mod keyserver;
+mod lvm;
 mod matrix;
 mod memory;
 mod network;
@@ -37,6 +38,7 @@ const SCENARIOS: &[&[Scenario]] = &[
     fallbacks::SCENARIOS,
     dropbear::SCENARIOS,
     keyserver::SCENARIOS,
+    lvm::SCENARIOS,
     memory::SCENARIOS,
 ];
 

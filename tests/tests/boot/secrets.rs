@@ -33,6 +33,8 @@ pub type Secrets = Vec<(String, Vec<u8>)>;
 
 /// The one that is in the kernel's memory for as long as the volume is open.
 pub const VOLUME_KEY: &str = "volume key";
+/// The one that is in an agent's memory for as long as it may ask a key server.
+pub const BOOT_KEY: &str = "boot key";
 
 /// All that is the same in every boot, in the forms in which programs and libraries hold it.
 pub fn of_bound_machine(stage: &Stage) -> Result<Secrets, Failure> {
@@ -176,10 +178,10 @@ pub fn of_boot_key(pem: &str) -> Result<Secrets, Failure> {
     let (scalar, prefix) = expanded.split_at(32);
     let scalar: [u8; 32] = scalar.try_into()?;
     Ok(vec![
-        named("boot key", seed),
-        named("boot key", &scalar),
-        named("boot key", &clamped(scalar)),
-        named("boot key", prefix),
+        named(BOOT_KEY, seed),
+        named(BOOT_KEY, &scalar),
+        named(BOOT_KEY, &clamped(scalar)),
+        named(BOOT_KEY, prefix),
     ])
 }
 

@@ -16,6 +16,7 @@ use latchkey_tests::bound::{self, Bound};
 use latchkey_tests::failure;
 use latchkey_tests::flavour::Flavour;
 use latchkey_tests::guest::{self, Guest};
+use latchkey_tests::layout::Layout;
 use latchkey_tests::network;
 use latchkey_tests::product::Product;
 use serde_json::Value;
@@ -78,7 +79,7 @@ impl Bench {
             .tempdir()?;
         let product = Product::install(folder.path())?;
         // The guests come from the mirror, so before this thread leaves the host's network.
-        let plain = guest::guest(Flavour::DEBIAN12)?;
+        let plain = guest::guest(Flavour::DEBIAN12, Layout::Root)?;
         let with_clevis = clevis::guest()?;
         network::enter_own()?;
         let bound = bound::bound(&plain, &product)?;
