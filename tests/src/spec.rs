@@ -35,6 +35,7 @@ pub const MAC: &str = "52:54:00:6c:6b:01";
 pub struct Spec {
     disk: Disk,
     layout: Layout,
+    names_resume: bool,
     pub(crate) log: PathBuf,
     init: Init,
     loader: Loader,
@@ -54,6 +55,7 @@ impl Spec {
         Self {
             disk: disk.clone(),
             layout: Layout::Root,
+            names_resume: true,
             log: log.to_owned(),
             init: Init::Bare,
             loader: Loader::Grub,
@@ -81,6 +83,13 @@ impl Spec {
     #[must_use]
     pub fn layout(mut self, layout: Layout) -> Self {
         self.layout = layout;
+        self
+    }
+
+    /// Leaves `resume=` to the initramfs' own settings, for a machine that starts without boot loader.
+    #[must_use]
+    pub fn resume_from_image(mut self) -> Self {
+        self.names_resume = false;
         self
     }
 
@@ -207,11 +216,14 @@ impl Spec {
                 .arg(&files.kernel)
                 .arg("-initrd")
                 .arg(&files.initramfs);
-            qemu.arg("-append").arg(format!(
-                "{} {KERNEL_LINE} {}",
-                self.layout.kernel_words(),
-                self.kernel_line
-            ));
+            let words = self.layout.kernel_words();
+            let words = if self.names_resume {
+                words
+            } else {
+                words.split(" resume=").next().unwrap_or(words)
+            };
+            qemu.arg("-append")
+                .arg(format!("{words} {KERNEL_LINE} {}", self.kernel_line));
         } else if !self.kernel_line.is_empty() {
             // QEMU reads a comma as the end of a value unless it is doubled.
             qemu.args([

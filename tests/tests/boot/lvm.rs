@@ -117,7 +117,12 @@ fn hibernated_waiting(stage: &Stage) -> Outcome {
     let table = format!("{MAPPING} UUID={LUKS_UUID} none luks,discard\n{ABSENT}\n");
     let files = [(crypttab(stage), table.as_bytes())];
     let boot = lvm.bound()?.boot.with_files(lvm.folder(), &files)?;
-    let mut machine = Machine::start(&spec("resume").direct(&boot))?;
+    let spec = spec("resume").direct(&boot);
+    let mut machine = Machine::start(&match stage.flavour().framework {
+        // systemd reads the word from the kernel's command line alone.
+        Framework::DracutSystemd => spec,
+        Framework::InitramfsTools | Framework::DracutScript => spec.resume_from_image(),
+    })?;
     machine.expect(OPENED, LIMIT)?;
     let search = Search::of(&secrets::of_bound_machine(&lvm)?);
     let finds = search.finds(&memory::dump(&mut machine, lvm.folder())?);
