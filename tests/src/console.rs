@@ -201,10 +201,23 @@ impl Console {
     /// # Errors
     /// As [`Console::expect`].
     pub fn take_until(&mut self, end: &str, limit: Duration) -> Result<String, ConsoleError> {
+        self.take_until_any(&[end], limit)
+    }
+
+    /// The rest of a line: one on its own ends with a carriage return, one above a prompt with an escape.
+    ///
+    /// # Errors
+    /// As [`Console::expect`].
+    pub fn take_line(&mut self, limit: Duration) -> Result<String, ConsoleError> {
+        self.take_until_any(&["\r", "\x1b"], limit)
+    }
+
+    fn take_until_any(&mut self, ends: &[&str], limit: Duration) -> Result<String, ConsoleError> {
         let from = self.seen;
-        self.expect(end, limit)?;
+        let (which, _) = self.expect_any(ends, limit)?;
         let state = self.shared.lock();
-        Ok(String::from_utf8_lossy(&state.bytes[from..self.seen - end.len()]).into_owned())
+        let taken = &state.bytes[from..self.seen - ends[which].len()];
+        Ok(String::from_utf8_lossy(taken).into_owned())
     }
 }
 

@@ -94,7 +94,7 @@ pub fn asked_by(
     machine.expect_beside(stage.prompt(), LIMIT)?;
     machine.expect("waiting for approval of request ", LIMIT)?;
     let id = machine.console.take_until(", code ", LIMIT)?;
-    let code = machine.console.take_until("\r", LIMIT)?;
+    let code = machine.console.take_line(LIMIT)?;
     Ok((server, machine, id, code.trim().to_owned()))
 }
 
