@@ -333,7 +333,7 @@ fn systemd_is_told_how_the_server_stands() {
     let told = || {
         let mut buffer = [0; 256];
         let length = systemd.recv(&mut buffer).unwrap();
-        text(&buffer[..length])
+        text(&buffer[..length]).trim_end().to_owned()
     };
     let mut server = home.serve_with(|command| {
         command.env("NOTIFY_SOCKET", &socket);

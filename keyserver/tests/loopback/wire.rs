@@ -112,11 +112,24 @@ pub fn exchange(
     reply(&mut stream)
 }
 
-/// Reads an answer until the server closes.
+/// Reads an answer until the server closes. Only reads: a server that closes before it has read all makes writing fail,
+/// while its answer lies there.
 pub fn reply(stream: &mut Stream) -> Result<Reply, String> {
     let mut answer = Vec::new();
-    let read = stream.read_to_end(&mut answer);
-    Reply::parse(&answer).ok_or_else(|| format!("{read:?}, {} bytes", answer.len()))
+    let ended = loop {
+        // What is there; writing may have read it already. Then it would block.
+        let _ = stream.conn.reader().read_to_end(&mut answer);
+        match stream.conn.read_tls(&mut stream.sock) {
+            Ok(0) => break Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) => break Err(error),
+        }
+        if let Err(error) = stream.conn.process_new_packets() {
+            break Err(std::io::Error::other(error));
+        }
+    };
+    Reply::parse(&answer).ok_or_else(|| format!("{ended:?}, {} bytes", answer.len()))
 }
 
 /// A TLS connection as an agent makes it.
