@@ -174,10 +174,7 @@ impl Shell {
         while outcome.is_none() {
             self.look_for_devices();
             let wake = self.started + self.wake.unwrap_or(Duration::from_secs(3600));
-            let missing = self
-                .devices
-                .iter()
-                .any(|device| matches!(device, Device::Missing));
+            let missing = self.misses_devices();
             let event = tokio::select! {
                 biased;
                 _ = terminate.recv() => Some(Event::Stop),
@@ -217,7 +214,16 @@ impl Shell {
         }
     }
 
+    fn misses_devices(&self) -> bool {
+        self.devices
+            .iter()
+            .any(|device| matches!(device, Device::Missing))
+    }
+
     fn look_for_devices(&mut self) {
+        if !self.misses_devices() {
+            return;
+        }
         let is_present = |device: &Device| match device {
             Device::Present(path) => fs::canonicalize(path).ok(),
             Device::Missing => None,
