@@ -90,11 +90,17 @@ impl Builder {
 /// The commands, as an administrator types them.
 impl fmt::Display for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let typed =
-            |(program, words): (&str, Vec<String>)| format!("{program} {}", words.join(" "));
-        let commands: Vec<String> = self.commands().into_iter().map(typed).collect();
+        let commands = self.commands();
+        let commands: Vec<String> = commands
+            .iter()
+            .map(|(program, words)| typed(program, words))
+            .collect();
         f.write_str(&commands.join(" && "))
     }
+}
+
+fn typed(program: &str, words: &[String]) -> String {
+    format!("{program} {}", words.join(" "))
 }
 
 /// The kernels that are installed, with modules.
@@ -129,7 +135,7 @@ pub fn rebuild(files: &Files, wish: Rebuild) -> Result<(), RebuildError> {
             .status()
             .map_err(|source| RebuildError::Run { program, source })?;
         if !status.success() {
-            let command = format!("{program} {}", words.join(" "));
+            let command = typed(program, &words);
             return Err(RebuildError::Failed { command, status });
         }
     }
