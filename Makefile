@@ -49,13 +49,13 @@ lint: native ## format, lints, shell scripts
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	shellcheck native/build native/deps native/measure .ci/run
 	shellcheck -e SC1091 dracut-module/90latchkey/module-setup.sh
-	shellcheck -s dash -e SC1091 -e SC2154 image/image dracut-module/90latchkey/latchkey-*.sh
+	shellcheck -s dash -e SC1091 -e SC2154 image/* dracut-module/90latchkey/latchkey-*.sh dracut-module/tests/*.sh
 	cd initramfs-tools-hook && shellcheck -s dash -e SC1091 \
 		hooks/* etc-hooks/* conf-hooks.d/* scripts/*/latchkey scripts/latchkey-* tests/*.sh
 
 unit: native ## all tests that need no machine
 	cargo test --locked --workspace
-	for script in initramfs-tools-hook/tests/*.sh; do $$script; done
+	for script in initramfs-tools-hook/tests/*.sh dracut-module/tests/*.sh; do $$script; done
 
 test-crash: native ## kill -9 of both programs at 200 points each (make unit does 24); SEED=N chooses other points
 	LATCHKEY_KILLS=200 LATCHKEY_SEED=$(or $(SEED),1) \
@@ -64,7 +64,7 @@ test-crash: native ## kill -9 of both programs at 200 points each (make unit doe
 # The results of one commit add up: `make test-matrix FLAVOURS="debian13 debian12-dracut"` plays these two anew.
 FLAVOURS ?=
 
-test-matrix: deps native dist ## play the rows of docs/compatibility.md on FLAVOURS= (default: all), and write it
+test-matrix: deps native dist ## play the rows of docs/compatibility.md on FLAVOURS= (default: all), and write it when whole
 	cargo test --locked --package latchkey-tests --test boot -- --ignored --matrix $(addprefix --flavour ,$(FLAVOURS))
 
 boot: native dist ## the boot tests alone
@@ -92,7 +92,7 @@ demo: deps dist ## boot a machine with an encrypted root that opens by itself, a
 TOOLS   := $(DESTDIR)/usr/share/initramfs-tools
 HOOKS   := $(DESTDIR)/etc/initramfs-tools/hooks
 DRACUT  := $(DESTDIR)/usr/lib/dracut/modules.d
-IMAGE   := $(DESTDIR)$(PREFIX)/lib/latchkey/image
+IMAGE   := $(DESTDIR)$(PREFIX)/lib/latchkey
 UNITS   := $(DESTDIR)$(PREFIX)/lib/systemd/system
 USERS   := $(DESTDIR)$(PREFIX)/lib/sysusers.d
 MAN     := $(DESTDIR)$(PREFIX)/share/man
@@ -101,7 +101,8 @@ DOC     := $(DESTDIR)$(PREFIX)/share/doc/latchkey
 hooks         := $(patsubst initramfs-tools-hook/%,%,$(shell find \
 	initramfs-tools-hook/hooks initramfs-tools-hook/scripts initramfs-tools-hook/conf-hooks.d -type f))
 admin_hooks   := $(notdir $(wildcard initramfs-tools-hook/etc-hooks/*))
-modules       := $(shell find dracut-module -mindepth 2 -type f -printf '%P\n')
+image_parts   := $(notdir $(wildcard image/*))
+modules       := $(patsubst dracut-module/%,%,$(shell find dracut-module/90latchkey -type f))
 units         := $(shell find systemd \( -type f -o -type l \) ! -name '*.md' ! -path '*/sysusers.d/*' -printf '%P\n' 2>/dev/null)
 users         := $(notdir $(wildcard systemd/sysusers.d/*.conf))
 pages         := $(notdir $(wildcard docs/man/*.[1-9]))
@@ -109,7 +110,8 @@ papers        := $(wildcard LICENSE LICENSE-* README.md CHANGELOG.md)
 installed     := \
 	$(DESTDIR)$(PREFIX)/bin/latchkey $(DESTDIR)$(PREFIX)/sbin/latchkeyd \
 	$(addprefix $(TOOLS)/,$(hooks)) \
-	$(addprefix $(HOOKS)/,$(admin_hooks)) $(addprefix $(DRACUT)/,$(modules)) $(IMAGE) \
+	$(addprefix $(HOOKS)/,$(admin_hooks)) $(addprefix $(DRACUT)/,$(modules)) \
+	$(addprefix $(IMAGE)/,$(image_parts)) \
 	$(addprefix $(UNITS)/,$(units)) $(addprefix $(USERS)/,$(users)) \
 	$(foreach page,$(pages),$(MAN)/man$(subst .,,$(suffix $(page)))/$(page)) \
 	$(addprefix $(DOC)/,$(papers))
@@ -128,7 +130,7 @@ install: $(if $(and $(wildcard dist/latchkey),$(wildcard dist/latchkeyd)),,dist)
 	for file in $(hooks); do $(call place,initramfs-tools-hook/$$file,$(TOOLS)/$$file); done
 	for file in $(admin_hooks); do $(call place,initramfs-tools-hook/etc-hooks/$$file,$(HOOKS)/$$file); done
 	for file in $(modules); do $(call place,dracut-module/$$file,$(DRACUT)/$$file); done
-	$(call place,image/image,$(IMAGE))
+	for file in $(image_parts); do $(call place,image/$$file,$(IMAGE)/$$file); done
 	for file in $(units); do $(call place,systemd/$$file,$(UNITS)/$$file); done
 	for file in $(users); do install -D -m 644 systemd/sysusers.d/$$file $(USERS)/$$file; done
 	for page in $(pages); do install -D -m 644 docs/man/$$page $(MAN)/man$${page##*.}/$$page; done
@@ -137,7 +139,7 @@ install: $(if $(and $(wildcard dist/latchkey),$(wildcard dist/latchkeyd)),,dist)
 
 uninstall: ## remove what install put in place; keys, settings and stores stay
 	rm -f $(installed)
-	-rmdir --ignore-fail-on-non-empty $(DOC) $(dir $(IMAGE)) $(DRACUT)/90latchkey
+	-rmdir --ignore-fail-on-non-empty $(DOC) $(IMAGE) $(DRACUT)/90latchkey
 	$(reload)
 
 # Only for the running system: a package or an image being built has no manager to tell.

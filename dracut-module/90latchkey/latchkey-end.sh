@@ -3,5 +3,5 @@
 # Before anybody gets a shell: ends the agent, takes the network back, wipes the credentials.
 
 [ -e /lib/latchkey-lib.sh ] || return 0
-. /lib/latchkey-lib.sh
+. /lib/latchkey-lib.sh || return 0
 latchkey_end

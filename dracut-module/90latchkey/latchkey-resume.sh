@@ -6,7 +6,7 @@
 # again after a yes.
 
 [ -e /lib/latchkey-lib.sh ] || return 0
-. /lib/latchkey-lib.sh
+. /lib/latchkey-lib.sh || return 0
 
 [ -e /run/latchkey/agent.pid ] || return 0
 if [ -e "$hookdir/initqueue/finished/00resume.sh" ]; then

@@ -4,7 +4,7 @@
 
 # A file that `.` does not find would end the shell, which is the first program here.
 [ -e /lib/latchkey-lib.sh ] || return 0
-. /lib/latchkey-lib.sh
+. /lib/latchkey-lib.sh || return 0
 
 mkdir -p /run/latchkey /run/cryptsetup
 chmod 0700 /run/latchkey /run/cryptsetup

@@ -6,5 +6,5 @@
 
 # A file that `.` does not find would end the shell, which is the first program here.
 [ -e /lib/latchkey-lib.sh ] || return 0
-. /lib/latchkey-lib.sh
+. /lib/latchkey-lib.sh || return 0
 latchkey_wait --device-timeout 0

@@ -4,5 +4,5 @@
 # never started or could not wipe it.
 
 [ -e /lib/latchkey-lib.sh ] || return 0
-. /lib/latchkey-lib.sh
+. /lib/latchkey-lib.sh || return 0
 latchkey_wipe

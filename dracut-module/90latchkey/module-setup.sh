@@ -115,7 +115,7 @@ latchkey_guard_native_prompt() {
     local line='[ -b /dev/mapper/"$luksname" ] && exit 0'
     if grep -qxF "$line" "$native"; then
         # shellcheck disable=SC2016 # the boot expands it
-        sed -i '/^\[ -b \/dev\/mapper\/"$luksname" \] && exit 0$/i [ ! -e /lib/latchkey-lib.sh ] || { . /lib/latchkey-lib.sh; latchkey_wait --volume "$luksname"; } # one prompt at a time' \
+        sed -i '/^\[ -b \/dev\/mapper\/"$luksname" \] && exit 0$/i [ ! -e /lib/latchkey-lib.sh ] || { . /lib/latchkey-lib.sh && latchkey_wait --volume "$luksname"; } # one prompt at a time' \
             "$native"
     else
         dwarning "latchkey: '$native' is not what this version knows; a volume may be prompted for twice"

@@ -23,6 +23,7 @@ main()
 		the_native_prompt_follows_the_agent
 		an_agent_that_crashes_leaves_the_native_prompt
 		an_agent_that_never_begins_leaves_the_native_prompt
+		scripts_that_lack_a_part_leave_the_native_prompt
 		late_disks_are_waited_for_in_local_block
 		an_agent_that_ends_in_local_block_leaves_the_native_prompt
 		the_native_script_asks_who_has_the_prompt
@@ -115,6 +116,27 @@ an_agent_that_never_begins_leaves_the_native_prompt()
 		expect "$(calls)" "unlock"
 		expect_wiped
 	done
+}
+
+# Parts of latchkey may be lost from an image; `image add` leaves no boot key in one without the functions.
+scripts_that_lack_a_part_leave_the_native_prompt()
+{
+	for part in usr/lib/latchkey/boot-functions scripts/latchkey-functions; do
+		initramfs
+		rm "$root/$part"
+		for stage in local-top local-block local-premount local-bottom panic; do
+			run "$stage"
+		done
+		asked_in_vain
+		expect "$(calls)" ""
+	done
+}
+
+# Whatever but 0 lets the native script prompt.
+asked_in_vain()
+{
+	! (cd "$root/agent" && $shell "$root/scripts/latchkey-holds-prompt" 2>/dev/null) ||
+		wrong "the native script does not prompt"
 }
 
 late_disks_are_waited_for_in_local_block()
@@ -236,12 +258,14 @@ initramfs()
 	rm -rf "$top/root"
 	root="$top/root"
 	key="$root/etc/latchkey/servers/0123456789abcdef/boot.key"
-	mkdir -p "$root/etc/latchkey/servers/0123456789abcdef" "$root/usr/bin" "$root/cryptroot" "$root/run" "$root/agent"
+	mkdir -p "$root/etc/latchkey/servers/0123456789abcdef" "$root/usr/bin" "$root/cryptroot" "$root/run" "$root/agent" \
+		"$root/usr/lib/latchkey"
 	cp -r "$here/scripts" "$root/"
-	find "$root/scripts" -type f -exec sed -i \
+	cp "$here/../image/boot-functions" "$root/usr/lib/latchkey/"
+	find "$root/scripts" "$root/usr/lib/latchkey" -type f -exec sed -i \
 		-e "s|/scripts/|$root/scripts/|g; s|/usr/bin/latchkey|$root/usr/bin/latchkey|g; s|/run/|$root/run/|g" \
-		-e "s|=/run|=$root/run|; s|/etc/latchkey|$root/etc/latchkey|g; s|/cryptroot/|$root/cryptroot/|g" \
-		-e "s|/proc/cmdline|$root/cmdline|" {} +
+		-e "s|/etc/latchkey|$root/etc/latchkey|g; s|/cryptroot/|$root/cryptroot/|g" \
+		-e "s|/usr/lib/latchkey/|$root/usr/lib/latchkey/|g; s|/proc/cmdline|$root/cmdline|" {} +
 	cat >"$root/scripts/functions" <<-END
 		wait_for_udev() { :; }
 		panic() { echo "panic: \$*"; }

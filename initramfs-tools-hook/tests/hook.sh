@@ -69,7 +69,8 @@ only_the_files_of_the_boot()
 600 etc/latchkey/servers/0123456789abcdef/boot.pem
 600 etc/latchkey/servers/0123456789abcdef/ca.pem
 600 etc/latchkey/servers/0123456789abcdef/server.toml
-755 usr/bin/latchkey"
+755 usr/bin/latchkey
+644 usr/lib/latchkey/boot-functions"
 	expect "$(find "$image/etc/latchkey" -type d -printf '%m\n' | sort -u)" 700
 	expect "$(cat "$image/etc/latchkey/servers/0123456789abcdef/boot.key")" "boot key"
 	expect "$(cat "$image/etc/latchkey/bound")" "a UUID"
@@ -94,12 +95,14 @@ the_image_of_a_crash_kernel_is_left_alone()
 
 a_half_removed_latchkey_is_no_reason_to_fail()
 {
-	machine
-	rm "$root/image"
-	run_hook
-	expect "$status" 0
-	[ ! -e "$image/etc/latchkey" ] || wrong "something in the image"
-	expect_output "is missing"
+	for part in image boot-functions; do
+		machine
+		rm "$root/$part"
+		run_hook
+		expect "$status" 0
+		[ ! -e "$image/etc/latchkey" ] || wrong "without '$part' something in the image"
+		expect_output "is missing"
+	done
 }
 
 the_image_says_when_it_was_built()
@@ -305,6 +308,7 @@ machine()
 	with_paths "$here/hooks/latchkey" >"$root/hook"
 	with_paths "$here/../image/image" >"$root/image"
 	chmod 0755 "$root/image"
+	cp "$here/../image/boot-functions" "$root/"
 	with_paths "$here/conf-hooks.d/latchkey" >"$root/conf"
 	hook_functions >"$root/hook-functions"
 }
@@ -315,6 +319,8 @@ with_paths()
 		-e "s|^binary=.*|binary=$root/usr/bin/latchkey|" \
 		-e "s|copy_exec \"\$binary\" \"\$binary\"|copy_exec \"\$binary\" /usr/bin/latchkey|" \
 		-e "s|^config=.*|config=$root/etc/latchkey|" \
+		-e "s|^functions=.*|functions=$root/boot-functions|" \
+		-e "s|\\\$tree\\\$functions|\$tree/usr/lib/latchkey/boot-functions|; s|\\\$tree\\\${functions%/\\*}|\$tree/usr/lib/latchkey|" \
 		-e "s|^image=.*|image=$root/image|" \
 		-e "s| /etc/latchkey/servers| $root/etc/latchkey/servers|" "$1"
 }

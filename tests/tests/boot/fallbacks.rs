@@ -47,7 +47,7 @@ pub fn deleted(stage: &Stage) -> Outcome {
 
 /// Every file of latchkey in an image of any framework, and links to them.
 const DELETE: &str = "\
-    rm -rf /usr/bin/latchkey /etc/latchkey /lib/latchkey-lib.sh /scripts/latchkey-* /scripts/*/latchkey \\\n\
+    rm -rf /usr/bin/latchkey /usr/lib/latchkey /etc/latchkey /lib/latchkey-lib.sh /scripts/latchkey-* /scripts/*/latchkey \\\n\
         /lib/dracut/hooks/*/*latchkey-*.sh /lib/dracut/hooks/*/*/*latchkey-*.sh \\\n\
         /usr/lib/systemd/system/latchkey-* /usr/lib/systemd/system/*/latchkey-* \\\n\
         /usr/lib/systemd/system/*/latchkey.conf /usr/lib/systemd/system-generators/latchkey-generator\n";

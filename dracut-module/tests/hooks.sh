@@ -1,0 +1,131 @@
+#!/bin/sh
+#
+# Sources the hooks in a fake initramfs, as the first program of a boot by dracut's scripts does, under dash and, where
+# there is one, busybox: whatever of latchkey is lost, that shell goes on. The absolute paths are replaced in copies of
+# the hooks; nothing else of them is changed. That they boot a real machine is what the boot tests show.
+
+set -eu
+here="$(cd "${0%/*}/.." && pwd)"
+top="$(mktemp -d)"
+trap 'rm -rf "$top"' EXIT
+failures=0
+
+main()
+{
+	for shell in sh "busybox sh"; do
+		command -v "${shell%% *}" >/dev/null || continue
+		every_hook_is_passed_over_where_a_part_is_lost
+		an_agent_that_never_begins_is_ended_and_the_boot_key_wiped
+		an_agent_that_ended_is_tidied_up_after_once
+		a_place_that_cannot_be_written_ends_no_shell
+	done
+	[ "$failures" -eq 0 ] || { echo "$failures failed"; exit 1; }
+	echo "dracut hooks: all passed"
+}
+
+every_hook_is_passed_over_where_a_part_is_lost()
+{
+	for part in lib/latchkey-lib.sh usr/lib/latchkey/boot-functions; do
+		initramfs
+		rm "$root/$part"
+		for hook in start wait resume finish wipe end; do
+			hook "$hook"
+			expect "$output" "lives on"
+		done
+		expect "$(calls)" ""
+	done
+}
+
+# A program that is broken is never asked for anything else.
+an_agent_that_never_begins_is_ended_and_the_boot_key_wiped()
+{
+	for never in 'exit 1' 'exec sleep 1000'; do
+		initramfs
+		echo "echo \$1 >>$root/calls; $never" >"$root/agent"
+		hook start
+		read -r agent <"$root/run/latchkey/started"
+		hook wait
+		expect "$output" "lives on"
+		! runs "$agent" || wrong "the agent still lives"
+		[ ! -e "$key" ] || wrong "the boot key is still there"
+		hook finish
+		expect "$output $(calls)" "lives on unlock"
+	done
+}
+
+an_agent_that_ended_is_tidied_up_after_once()
+{
+	initramfs
+	hook start
+	hook wait
+	hook wait
+	hook end
+	expect "$output $(calls)" "lives on unlock wait cleanup wait"
+	[ ! -e "$key" ] || wrong "the boot key is still there"
+}
+
+a_place_that_cannot_be_written_ends_no_shell()
+{
+	initramfs
+	hook start
+	ln -s "$root/run/latchkey/nowhere/ended" "$root/run/latchkey/ended"
+	hook wait
+	expect "$output" "lives on"
+}
+
+# An initramfs of a machine that has joined. The agent is a shell script.
+initramfs()
+{
+	root="$top/root"
+	rm -rf "$root"
+	key="$root/etc/latchkey/servers/0123456789abcdef/boot.key"
+	mkdir -p "${key%/*}" "$root/usr/bin" "$root/usr/lib/latchkey" "$root/lib" "$root/hooks" "$root/run" "$root/dev"
+	echo "boot key" >"$key"
+	cp "$here"/90latchkey/latchkey-*.sh "$root/hooks/"
+	mv "$root/hooks/latchkey-lib.sh" "$root/lib/"
+	cp "$here/../image/boot-functions" "$root/usr/lib/latchkey/"
+	sed -i -e "s|/lib/latchkey-lib|$root/lib/latchkey-lib|g; s|/usr/lib/latchkey/|$root/usr/lib/latchkey/|g" \
+		-e "s|/usr/bin/latchkey|$root/usr/bin/latchkey|g; s|/run/|$root/run/|g; s|/dev/console|$root/dev/console|" \
+		-e "s|/etc/latchkey|$root/etc/latchkey|g" "$root"/hooks/* "$root"/lib/* "$root"/usr/lib/latchkey/*
+	printf '#!/bin/sh\n. %s/agent\n' "$root" >"$root/usr/bin/latchkey"
+	chmod +x "$root/usr/bin/latchkey"
+	cat >"$root/agent" <<-END
+		[ "\$1" != unlock ] || echo \$\$ >$root/run/latchkey/agent.pid
+		# The agent starts beside it: a fixed order for the list of calls.
+		[ "\$1" != wait ] || while grep -qs '^State:[[:space:]]*[A-Y]' /proc/\$(cat $root/run/latchkey/agent.pid)/status; do
+			sleep 0.1
+		done
+		echo \$1 >>$root/calls
+	END
+}
+
+hook()
+{
+	output="$(hookdir="$root/none" NEWROOT="$root" $shell -c ". $root/hooks/latchkey-$1.sh; echo lives on" 2>"$top/errors")" ||
+		output="the shell ended"
+}
+
+# Not one that has ended and was not waited for.
+runs()
+{
+	grep -qs '^State:[[:space:]]*[A-Y]' "/proc/$1/status"
+}
+
+calls()
+{
+	[ ! -e "$root/calls" ] || tr '\n' ' ' <"$root/calls" | sed 's/ $//'
+}
+
+expect()
+{
+	[ "$1" = "$2" ] || wrong "$(printf "expected '%s'\n     found '%s'" "$2" "$1")"
+}
+
+wrong()
+{
+	failures=$((failures + 1))
+	echo "FAILED ($shell): $1" >&2
+	sed 's/^/    /' "$top/errors" >&2
+}
+
+main
