@@ -20,6 +20,7 @@ pub mod wait;
 
 mod asker;
 mod ending;
+mod session;
 mod shell;
 mod worker;
 

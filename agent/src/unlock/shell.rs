@@ -1,35 +1,28 @@
 //! The I/O around the flow: turns what happens into events, and actions into what happens.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use latchkey_protocol::release::{Purpose, ReleaseContext};
-use latchkey_protocol::wire::{
-    self, BootFacts, ReleaseAnswer, ReleaseRequest, Version, WantedVolume,
-};
-use latchkey_protocol::{BootKeyPair, Generation, RequestId, Share, VolumeId};
+use latchkey_protocol::RequestId;
 use latchkey_secret::SecretBytes;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time::{Instant as TokioInstant, sleep, sleep_until};
 
-use super::asker::{Answered, AskError, Asker};
+use super::asker::Answered;
 use super::boot::Boot;
 use super::console::Console;
 use super::credentials::Credentials;
 use super::prompt::{Companion, Failures, Prompt, PromptResult, Question, Way};
 use super::runtime::Runtime;
+use super::session::Session;
 use super::worker::{Job, Worker};
 use crate::failure::{chain, printable};
-use crate::files::{Files, ServerSettings};
-use crate::flow::{
-    Action, Answer, Event, Flow, Header, Outcome, Plan, ServerIndex, Verdict, VolumeIndex,
-};
+use crate::files::Files;
+use crate::flow::{Action, Answer, Event, Flow, Header, Outcome, Plan, ServerIndex, VolumeIndex};
 use crate::network::{self, Network, NetworkConfig, NetworkEvent};
-use crate::server::Fault;
 use crate::volume::crypttab::Entry;
 
 /// How often to look for a device that is missing.
@@ -53,18 +46,6 @@ pub struct Shell {
     sender: UnboundedSender<Message>,
     started: Instant,
     wake: Option<Duration>,
-}
-
-/// What `Wipe` drops.
-struct Session {
-    keys: BootKeyPair,
-    request: RequestId,
-    facts: BootFacts,
-    servers: Vec<ServerSettings>,
-    asker: Asker,
-    /// What the request under way asks for, in its order.
-    asked: Vec<(VolumeIndex, VolumeId, Generation)>,
-    shares: BTreeMap<(VolumeIndex, ServerIndex), Share>,
 }
 
 enum Device {
@@ -111,8 +92,12 @@ impl Shell {
         let worker = Worker::start(entries.clone(), move |event| {
             let _ = to_worker.send(Message::Worker(event));
         })?;
+        let to_session = sender.clone();
+        let answered = move |answered| {
+            let _ = to_session.send(Message::Answered(answered));
+        };
         let session = credentials
-            .map(|credentials| Session::start(credentials, boot, &sender))
+            .map(|credentials| Session::start(credentials, boot.facts(), answered))
             .transpose()?;
         let network = match &session {
             Some(_) => {
@@ -125,7 +110,7 @@ impl Shell {
             console,
             devices: entries.iter().map(|_| Device::Missing).collect(),
             entries,
-            request: session.as_ref().map(|session| session.request),
+            request: session.as_ref().map(Session::request),
             session,
             network,
             worker,
@@ -307,13 +292,14 @@ impl Shell {
             server,
             result,
         } = answered;
-        let answer = match (result, &mut self.session) {
-            (Ok(answer), Some(session)) => {
-                self.console.note("the key server answered");
-                session.unseal(server, answer)
+        let answer = match &mut self.session {
+            Some(session) => {
+                if result.is_ok() {
+                    self.console.note("the key server answered");
+                }
+                session.receive(server, result)
             }
-            (Err(error), _) => fault(&error),
-            (Ok(_), None) => Answer::Refused, // wiped meanwhile; the flow ignores it
+            None => Answer::Refused, // wiped meanwhile; the flow ignores it
         };
         Event::Answered(number, answer)
     }
@@ -337,7 +323,7 @@ impl Shell {
                 }
                 Action::CancelAsk => {
                     if let Some(session) = &self.session {
-                        session.asker.cancel();
+                        session.cancel();
                     }
                 }
                 Action::Open(volume, server) => self.open(volume, server),
@@ -423,7 +409,7 @@ impl Shell {
     /// Drops everything secret but a typed passphrase's volume keys, and takes the network down.
     async fn wipe(&mut self) {
         if let Some(session) = self.session.take() {
-            session.asker.end();
+            session.end();
             self.console.note("credentials wiped");
         }
         if let NetworkState::Running(network, _) =
@@ -435,147 +421,6 @@ impl Shell {
                 Err(_) => self.console.say("network: not taken down in time"),
             }
         }
-    }
-}
-
-impl Session {
-    fn start(
-        credentials: Credentials,
-        boot: &Boot,
-        sender: &UnboundedSender<Message>,
-    ) -> io::Result<Self> {
-        let servers = credentials
-            .servers
-            .iter()
-            .map(|server| server.settings.clone())
-            .collect();
-        let facts = boot.facts();
-        let sender = sender.clone();
-        let asker = Asker::start(credentials.servers, facts.image_built, move |answered| {
-            let _ = sender.send(Message::Answered(answered));
-        })?;
-        Ok(Self {
-            keys: credentials.session,
-            request: credentials.request,
-            facts,
-            servers,
-            asker,
-            asked: Vec::new(),
-            shares: BTreeMap::new(),
-        })
-    }
-
-    fn address(&self, server: ServerIndex, address: usize) -> String {
-        let addresses = self
-            .servers
-            .get(server)
-            .map(|server| server.addresses.as_slice());
-        addresses
-            .and_then(|all| all.get(address))
-            .map_or(String::new(), ToString::to_string)
-    }
-
-    fn ask(
-        &mut self,
-        number: u64,
-        server: ServerIndex,
-        address: usize,
-        volumes: Vec<(VolumeIndex, VolumeId, Generation)>,
-    ) {
-        let wanted = |(_, volume, generation): &(_, VolumeId, Generation)| WantedVolume {
-            volume: *volume,
-            generation: *generation,
-        };
-        let request = ReleaseRequest {
-            version: Version::default(),
-            request: self.request,
-            ephemeral_key: self.keys.public(),
-            volumes: volumes.iter().map(wanted).collect(),
-            facts: self.facts.clone(),
-        };
-        self.asked = volumes;
-        self.asker.ask(number, server, address, request);
-    }
-
-    /// Keeps the shares of an answer; the client has checked that it is about the volumes that were asked for.
-    fn unseal(&mut self, server: ServerIndex, answer: ReleaseAnswer) -> Answer {
-        let Some(settings) = self.servers.get(server) else {
-            return Answer::Refused;
-        };
-        let mut verdicts = Vec::new();
-        for ((index, volume, wanted), verdict) in self.asked.iter().zip(answer.verdicts) {
-            let verdict = match verdict.verdict {
-                wire::Verdict::Released { generation, sealed } => {
-                    let context = ReleaseContext {
-                        purpose: Purpose::Release,
-                        server: &settings.id,
-                        client: &settings.client,
-                        request: &self.request,
-                        volume,
-                        generation,
-                    };
-                    match self.keys.open(&sealed, context) {
-                        Ok(share) if generation == *wanted => {
-                            self.shares.insert((*index, server), share);
-                            Verdict::Released
-                        }
-                        Ok(_) => denied(format!(
-                            "it released generation {generation}, the envelope needs {wanted}"
-                        )),
-                        Err(error) => denied(chain(&error)),
-                    }
-                }
-                wire::Verdict::Pending {
-                    id,
-                    code,
-                    retry_after,
-                } => Verdict::Pending {
-                    id: printable(id.as_str()),
-                    code: printable(code.as_str()),
-                    retry: Duration::from_secs(retry_after.into()),
-                },
-                wire::Verdict::Denied {
-                    reason,
-                    retry_after,
-                } => Verdict::Denied {
-                    reason: printable(reason.as_str()),
-                    retry: Duration::from_secs(retry_after.into()),
-                },
-                wire::Verdict::Destroyed => Verdict::Destroyed,
-            };
-            verdicts.push((*index, verdict));
-        }
-        Answer::Verdicts(verdicts)
-    }
-
-    fn take_share(&mut self, volume: VolumeIndex, server: ServerIndex) -> Option<Job> {
-        let share = self.shares.remove(&(volume, server))?;
-        let (_, _, generation) = self.asked.iter().find(|(index, ..)| *index == volume)?;
-        let server = self.servers.get(server)?.id;
-        Some(Job::Open {
-            volume,
-            server,
-            share,
-            generation: *generation,
-        })
-    }
-}
-
-fn denied(reason: String) -> Verdict {
-    Verdict::Denied {
-        reason,
-        retry: Duration::from_secs(300),
-    }
-}
-
-fn fault(error: &AskError) -> Answer {
-    match error {
-        AskError::Client(client) if matches!(client.fault, Fault::Refused(_)) => Answer::Refused,
-        AskError::Client(client) => match client.fault.retry_after() {
-            Some(pace) => Answer::Busy(pace),
-            None => Answer::Fault(chain(error)),
-        },
-        AskError::Setup(_) => Answer::Fault(chain(error)),
     }
 }
 
