@@ -44,6 +44,13 @@ pub enum RebuildError {
         #[source]
         source: io::Error,
     },
+    /// dracut(8) builds the image of one kernel, and there is none.
+    #[error(
+        "found no kernel to build an initramfs for: no folder of '/lib/modules' has its '/boot/vmlinuz-VERSION'\n\
+         mount '/boot' if it is not, or build the image that this machine boots from by dracut(8), else the next boot \
+         does not know of the change"
+    )]
+    NoKernel,
     /// It failed; its output is above.
     #[error(
         "'{command}' failed ({status}); its messages stand above\n\
@@ -87,10 +94,15 @@ impl Builder {
     }
 }
 
-/// The commands, as an administrator types them.
+/// The commands, as an administrator types them; of a kernel that is not known, with its place held by `VERSION`.
 impl fmt::Display for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let commands = self.commands();
+        let commands = match self {
+            Self::DracutOnDebian(kernels) if kernels.is_empty() => {
+                Self::DracutOnDebian(vec!["VERSION".to_owned()]).commands()
+            }
+            _ => self.commands(),
+        };
         let commands: Vec<String> = commands
             .iter()
             .map(|(program, words)| typed(program, words))
@@ -119,15 +131,19 @@ fn kernels(files: &Files) -> Vec<String> {
 /// Rebuilds the images; what the tool prints goes to stderr.
 ///
 /// # Errors
-/// `Run`, `Failed`.
+/// Every variant of [`RebuildError`].
 pub fn rebuild(files: &Files, wish: Rebuild) -> Result<(), RebuildError> {
     let builder = Builder::of_system(files);
     if wish == Rebuild::No {
         log::info!("the initramfs is not rebuilt, as asked: run '{builder}' before the next boot");
         return Ok(());
     }
+    let commands = builder.commands();
+    if commands.is_empty() {
+        return Err(RebuildError::NoKernel);
+    }
     log::info!("rebuilding the initramfs of every kernel");
-    for (program, words) in builder.commands() {
+    for (program, words) in commands {
         let status = Command::new(program)
             .args(&words)
             .stdin(Stdio::null())
@@ -179,21 +195,26 @@ fn is_image(path: &Path) -> bool {
 mod tests {
     use super::*;
 
-    fn system(present: &[&str]) -> Builder {
+    const UPDATE: &str = "usr/sbin/update-initramfs";
+    const DRACUT: &str = "usr/bin/dracut";
+    const HOOK: &str = "etc/kernel/postinst.d/dracut";
+
+    fn root(present: &[&str]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for path in present {
             let path = root.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "").unwrap();
         }
-        Builder::of_system(&Files::under(root.path()))
+        root
+    }
+
+    fn system(present: &[&str]) -> Builder {
+        Builder::of_system(&Files::under(root(present).path()))
     }
 
     #[test]
     fn the_tool_is_the_one_of_this_system() {
-        const UPDATE: &str = "usr/sbin/update-initramfs";
-        const DRACUT: &str = "usr/bin/dracut";
-        const HOOK: &str = "etc/kernel/postinst.d/dracut";
         assert_eq!(system(&[UPDATE]), Builder::InitramfsTools);
         assert_eq!(
             system(&[]),
@@ -212,6 +233,21 @@ mod tests {
         assert_eq!(
             debian.to_string(),
             "dracut --force --quiet /boot/initrd.img-6.1.0 6.1.0"
+        );
+    }
+
+    #[test]
+    fn without_a_kernel_to_build_for_it_fails_and_says_what_to_do() {
+        // Modules without their kernel, and a kernel without its modules: /boot that is not mounted looks like this.
+        let root = root(&[DRACUT, HOOK, "lib/modules/6.1.0/x", "boot/vmlinuz-6.2.0"]);
+        let files = Files::under(root.path());
+        let error = rebuild(&files, Rebuild::Yes).unwrap_err();
+        assert!(matches!(error, RebuildError::NoKernel), "{error}");
+        assert!(error.to_string().contains("mount '/boot'"), "{error}");
+        rebuild(&files, Rebuild::No).unwrap();
+        assert_eq!(
+            Builder::of_system(&files).to_string(),
+            "dracut --force --quiet /boot/initrd.img-VERSION VERSION"
         );
     }
 }
