@@ -23,6 +23,11 @@ pub enum Cell {
     NotHere(String),
 }
 
+/// There is no table yet.
+#[derive(Debug, thiserror::Error)]
+#[error("no result of this product yet for\n{}", .0.join("\n"))]
+pub struct Incomplete(Vec<String>);
+
 /// The results cannot be kept.
 #[derive(Debug, thiserror::Error)]
 pub enum MatrixError {
@@ -103,8 +108,15 @@ impl Matrix {
         })
     }
 
-    /// The table in Markdown, its rows in this order.
-    pub fn table(&self, rows: &[&str]) -> String {
+    /// The table in Markdown, its rows in this order. It tells of one product, so it is whole or there is none.
+    ///
+    /// # Errors
+    /// `Incomplete` names the rows that were not played yet, and where.
+    pub fn table(&self, rows: &[&str]) -> Result<String, Incomplete> {
+        let missing = self.missing(rows);
+        if !missing.is_empty() {
+            return Err(Incomplete(missing));
+        }
         let mut notes = Notes::default();
         let mut table = String::from("| |");
         for flavour in Flavour::ALL {
@@ -114,18 +126,34 @@ impl Matrix {
         for row in rows {
             let _ = write!(table, "| {row} |");
             for flavour in Flavour::ALL {
-                let cell = self
-                    .cells
-                    .get(&(flavour.name().to_owned(), (*row).to_owned()));
-                let _ = write!(table, " {} |", notes.text(cell));
+                if let Some(cell) = self.cell(flavour, row) {
+                    let _ = write!(table, " {} |", notes.text(cell));
+                }
             }
             table.push('\n');
         }
         let (date, commit) = (&self.date, &self.commit);
-        format!(
+        Ok(format!(
             "{HEAD}Product of commit {commit}, {date}.\n\n{table}{}",
             notes.list()
-        )
+        ))
+    }
+
+    /// One line for each row that has no result on some flavour.
+    fn missing(&self, rows: &[&str]) -> Vec<String> {
+        let missing = |row: &&str| {
+            let flavours: Vec<&str> = Flavour::ALL
+                .into_iter()
+                .filter(|flavour| self.cell(*flavour, row).is_none())
+                .map(Flavour::name)
+                .collect();
+            (!flavours.is_empty()).then(|| format!("'{row}' on {}", flavours.join(", ")))
+        };
+        rows.iter().filter_map(missing).collect()
+    }
+
+    fn cell(&self, flavour: Flavour, row: &str) -> Option<&Cell> {
+        self.cells.get(&(flavour.name().to_owned(), row.to_owned()))
     }
 }
 
@@ -143,15 +171,12 @@ real one; they are there to be compared with each other.
 struct Notes(Vec<String>);
 
 impl Notes {
-    fn text(&mut self, cell: Option<&Cell>) -> String {
+    fn text(&mut self, cell: &Cell) -> String {
         match cell {
-            Some(Cell::Yes(Some(seconds))) => format!("yes ({seconds} s)"),
-            Some(Cell::Yes(None)) => "yes".to_owned(),
-            Some(Cell::No(reason)) => {
-                format!("no: {}", one_line(reason))
-            }
-            Some(Cell::NotHere(reason)) => self.dash(one_line(reason)),
-            None => self.dash("Not played with this product.".to_owned()),
+            Cell::Yes(Some(seconds)) => format!("yes ({seconds} s)"),
+            Cell::Yes(None) => "yes".to_owned(),
+            Cell::No(reason) => format!("no: {}", one_line(reason)),
+            Cell::NotHere(reason) => self.dash(one_line(reason)),
         }
     }
 
@@ -234,21 +259,25 @@ fn commit() -> Result<String, ToolError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn matrix(path: &Path) -> Matrix {
-        Matrix {
+impl Matrix {
+    /// Without any result.
+    pub(crate) fn empty(path: &Path) -> Self {
+        Self {
             path: path.to_owned(),
             commit: "0123".to_owned(),
             date: "2026-01-02".to_owned(),
             cells: BTreeMap::new(),
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     #[test]
     fn cells_say_what_was_found() {
-        let mut matrix = matrix(Path::new("unused"));
+        let mut matrix = Matrix::empty(Path::new("unused"));
         let [first, second, third, ..] = Flavour::ALL;
         matrix.set(first, "opens", Cell::Yes(Some(12)));
         matrix.set(
@@ -257,7 +286,10 @@ mod tests {
             Cell::No("no | way; the last lines of 'log' are\nmore".to_owned()),
         );
         matrix.set(third, "opens", Cell::NotHere("Has no shell.".to_owned()));
-        let table = matrix.table(&["opens", "asks"]);
+        for flavour in &Flavour::ALL[3..] {
+            matrix.set(*flavour, "opens", Cell::NotHere("No door.".to_owned()));
+        }
+        let table = matrix.table(&["opens"]).unwrap();
         assert!(
             table.contains(
                 "| opens | yes (12 s) | no: no \\| way | - (1) | - (2) | - (2) | - (2) |\n"
@@ -265,16 +297,35 @@ mod tests {
             "{table}"
         );
         assert!(
-            table.ends_with("\n\n1. Has no shell.\n2. Not played with this product.\n"),
+            table.ends_with("\n\n1. Has no shell.\n2. No door.\n"),
             "{table}"
         );
         assert!(table.contains("commit 0123, 2026-01-02."), "{table}");
     }
 
     #[test]
+    fn a_table_with_a_hole_is_none_and_the_hole_is_named() {
+        let mut matrix = Matrix::empty(Path::new("unused"));
+        for flavour in Flavour::ALL {
+            matrix.set(flavour, "opens", Cell::No("why".to_owned()));
+            matrix.set(flavour, "asks", Cell::NotHere("why not".to_owned()));
+        }
+        assert!(matrix.table(&["opens", "asks"]).is_ok());
+        for (flavour, row) in [("debian13", "asks"), ("debian12", "asks")] {
+            matrix.cells.remove(&(flavour.to_owned(), row.to_owned()));
+        }
+        assert!(matrix.table(&["opens"]).is_ok(), "a row of no table");
+        let incomplete = matrix.table(&["opens", "asks"]).unwrap_err().to_string();
+        assert_eq!(
+            incomplete,
+            "no result of this product yet for\n'asks' on debian12, debian13"
+        );
+    }
+
+    #[test]
     fn kept_results_come_back() {
         let folder = tempfile::tempdir().unwrap();
-        let mut matrix = matrix(&folder.path().join("matrix.json"));
+        let mut matrix = Matrix::empty(&folder.path().join("matrix.json"));
         for (flavour, cell) in Flavour::ALL.into_iter().zip([
             Cell::Yes(None),
             Cell::Yes(Some(3)),

@@ -97,8 +97,8 @@ impl Program<'_> {
         Ok(tally)
     }
 
-    /// Plays the rows on every flavour that is named and writes the table; a machine that cannot be bound fills its
-    /// column with the reason.
+    /// Plays the rows on every flavour that is named, and writes the table once each of its cells has a result; a machine
+    /// that cannot be bound fills its column with the reason.
     fn fill_matrix(&self, arguments: &Arguments, wanted: &[&Scenario]) -> Result<Tally, Failure> {
         let (product, _folder) = product()?;
         let mut matrix = Matrix::open(&self.folder.join("matrix.json"))?;
@@ -113,11 +113,23 @@ impl Program<'_> {
             }
             // After each flavour, for a run that is ended before its time.
             matrix.save()?;
-            let rows: Vec<&str> = self.rows.iter().map(|row| row.name).collect();
-            fs::write(self.table, matrix.table(&rows))?;
         }
-        println!("the table is in {}", self.table.display());
+        self.write_table(&matrix)?;
         Ok(tally)
+    }
+
+    /// A table of one product alone: what a part of it would leave out stands in the file already, and stays.
+    fn write_table(&self, matrix: &Matrix) -> io::Result<()> {
+        let rows: Vec<&str> = self.rows.iter().map(|row| row.name).collect();
+        let table = self.table.display();
+        match matrix.table(&rows) {
+            Ok(page) => {
+                fs::write(self.table, page)?;
+                println!("the table is in {table}");
+            }
+            Err(incomplete) => println!("{incomplete}\n{table} stays as it is"),
+        }
+        Ok(())
     }
 }
 
@@ -365,6 +377,32 @@ mod tests {
             .map(|flavour| flavour.name())
             .collect();
         assert_eq!(names, ["debian13", "debian12"]);
+    }
+
+    #[test]
+    fn the_page_is_written_when_every_cell_has_a_result_and_not_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let table = folder.path().join("compatibility.md");
+        fs::write(&table, "as it was seen").unwrap();
+        let program = Program {
+            scenarios: &[],
+            rows: &["opens", "asks"].map(|name| Scenario {
+                name,
+                play: |_| Ok(()),
+            }),
+            folder: folder.path(),
+            table: &table,
+        };
+        let mut matrix = Matrix::empty(&folder.path().join("matrix.json"));
+        for flavour in Flavour::ALL {
+            program.write_table(&matrix).unwrap();
+            assert_eq!(fs::read_to_string(&table).unwrap(), "as it was seen");
+            matrix.set(flavour, "asks", Cell::No("why".to_owned()));
+            matrix.set(flavour, "opens", Cell::Yes(None));
+        }
+        program.write_table(&matrix).unwrap();
+        let page = fs::read_to_string(&table).unwrap();
+        assert!(page.contains("| asks | no: why |"), "{page}");
     }
 
     #[test]
