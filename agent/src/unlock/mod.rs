@@ -21,6 +21,7 @@ pub mod wait;
 mod asker;
 mod ending;
 mod shell;
+mod shown;
 mod worker;
 
 use std::time::Duration;

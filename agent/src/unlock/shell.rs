@@ -22,6 +22,7 @@ use super::console::Console;
 use super::credentials::Credentials;
 use super::prompt::{Companion, Failures, Prompt, PromptResult, Question, Way};
 use super::runtime::Runtime;
+use super::shown::Headers;
 use super::worker::{Job, Worker};
 use crate::failure::{chain, printable};
 use crate::files::{Files, ServerSettings};
@@ -60,6 +61,7 @@ struct Session {
     keys: BootKeyPair,
     request: RequestId,
     facts: BootFacts,
+    headers: Headers,
     servers: Vec<ServerSettings>,
     asker: Asker,
     /// What the request under way asks for, in its order.
@@ -185,6 +187,9 @@ impl Shell {
             };
             if let Some(event) = event {
                 self.hand_over(&event);
+                if let Some(session) = &mut self.session {
+                    session.headers.note(&event);
+                }
                 let actions = flow.handle(self.started.elapsed(), event);
                 outcome = self.perform(actions).await;
             }
@@ -458,6 +463,7 @@ impl Session {
             keys: credentials.session,
             request: credentials.request,
             facts,
+            headers: Headers::default(),
             servers,
             asker,
             asked: Vec::new(),
@@ -486,12 +492,24 @@ impl Session {
             volume: *volume,
             generation: *generation,
         };
+        let ids = volumes.iter().map(|(_, volume, _)| *volume);
+        let tickets = match self.servers.get(server) {
+            Some(settings) => self.headers.tickets(settings.id, ids),
+            None => Vec::new(),
+        };
+        let mut facts = self.facts.clone();
+        if tickets.is_empty() {
+            facts.image = None; // a key server that gives no tickets may not know of these facts
+        } else {
+            facts.header = self.headers.fingerprint();
+        }
         let request = ReleaseRequest {
             version: Version::default(),
             request: self.request,
             ephemeral_key: self.keys.public(),
             volumes: volumes.iter().map(wanted).collect(),
-            facts: self.facts.clone(),
+            facts,
+            tickets,
         };
         self.asked = volumes;
         self.asker.ask(number, server, address, request);
@@ -532,6 +550,13 @@ impl Session {
                 } => Verdict::Pending {
                     id: printable(id.as_str()),
                     code: printable(code.as_str()),
+                    retry: Duration::from_secs(retry_after.into()),
+                },
+                wire::Verdict::Wait {
+                    reason,
+                    retry_after,
+                } => Verdict::Wait {
+                    reason: printable(reason.as_str()),
                     retry: Duration::from_secs(retry_after.into()),
                 },
                 wire::Verdict::Denied {
