@@ -63,6 +63,8 @@ impl Boot {
             kernel: Text::cut(&kernel),
             command_line: Bytes(Sha256::digest(self.command_line_text.as_bytes()).into()),
             image_built: self.image.as_ref().map_or(0, |image| image.built),
+            image: None,
+            header: None,
         }
     }
 }

@@ -492,6 +492,7 @@ impl Session {
             ephemeral_key: self.keys.public(),
             volumes: volumes.iter().map(wanted).collect(),
             facts: self.facts.clone(),
+            tickets: Vec::new(),
         };
         self.asked = volumes;
         self.asker.ask(number, server, address, request);
@@ -534,7 +535,12 @@ impl Session {
                     code: printable(code.as_str()),
                     retry: Duration::from_secs(retry_after.into()),
                 },
-                wire::Verdict::Denied {
+                // The machine waits in both cases, with a line on the console.
+                wire::Verdict::Wait {
+                    reason,
+                    retry_after,
+                }
+                | wire::Verdict::Denied {
                     reason,
                     retry_after,
                 } => Verdict::Denied {
