@@ -217,6 +217,7 @@ fn log_verdicts(client: &ClientName, peer: Peer, answer: &ReleaseAnswer) {
         let what = match &verdict.verdict {
             Verdict::Released { .. } => "released".to_owned(),
             Verdict::Pending { id, .. } => format!("waits for a person: request {}", id.as_str()),
+            Verdict::Wait { reason, .. } => format!("waits: {}", reason.as_str()),
             Verdict::Denied { reason, .. } => format!("denied: {}", reason.as_str()),
             Verdict::Destroyed => "destroyed".to_owned(),
         };

@@ -209,7 +209,10 @@ impl Boot {
                 kernel: Text::cut("6.1.0-test"),
                 command_line: Bytes([7; 32]),
                 image_built: 1,
+                image: None,
+                header: None,
             },
+            tickets: Vec::new(),
         })
         .unwrap()
     }

@@ -125,7 +125,10 @@ fn share(stage: &Stage, folder: &Path, token: &Token) -> Result<Share, Failure> 
             kernel: Text::cut("test"),
             command_line: Bytes([0; 32]),
             image_built: 0,
+            image: None,
+            header: None,
         },
+        tickets: Vec::new(),
     };
     let answer = service.release(&identity, [127, 0, 0, 1].into(), &request)?;
     let verdict = answer

@@ -230,7 +230,10 @@ impl Boot {
                 kernel: Text::cut("6.1.0-40-amd64"),
                 command_line: Bytes([1; 32]),
                 image_built: 1_790_000_000,
+                image: None,
+                header: None,
             },
+            tickets: Vec::new(),
         }
     }
 

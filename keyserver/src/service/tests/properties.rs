@@ -214,7 +214,7 @@ impl Model {
                     self.shown.push(shown);
                 }
             }
-            Verdict::Denied { .. } | Verdict::Destroyed => {}
+            Verdict::Wait { .. } | Verdict::Denied { .. } | Verdict::Destroyed => {}
         }
     }
 
