@@ -338,7 +338,10 @@ fn waiting_says_for_what_and_asks_again_at_the_servers_pace() {
         |action| matches!(action, Action::Status(line) if line.contains("waiting for the running machine")),
     );
     assert_eq!(rig.wake, Some(Duration::from_secs(3)));
-    assert!(rig.prompt && !rig.wiped, "the prompt and the credentials stay");
+    assert!(
+        rig.prompt && !rig.wiped,
+        "the prompt and the credentials stay"
+    );
     // Whatever pace it asks for, it is asked neither without a pause nor never again.
     for (asked, expected) in [(0, 1), (u64::MAX, 300)] {
         rig.now = rig.wake.unwrap();

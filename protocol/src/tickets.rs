@@ -154,7 +154,10 @@ mod tests {
     #[test]
     fn the_token_reads_back_and_nothing_else_does() {
         let json = two().to_json().unwrap();
-        assert_eq!(Tickets::parse(json.as_bytes()).unwrap().to_json().unwrap(), json);
+        assert_eq!(
+            Tickets::parse(json.as_bytes()).unwrap().to_json().unwrap(),
+            json
+        );
         for bad in [
             json.replace("latchkey-tickets", "latchkey"),
             json.replace("\"version\":1", "\"version\":2"),

@@ -74,7 +74,8 @@ impl Boot {
 
 fn build_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Bytes<32>>, D::Error> {
     let text = String::deserialize(deserializer)?;
-    let id = unhex(&text).ok_or_else(|| serde::de::Error::custom("'build-id' is no such number"))?;
+    let id =
+        unhex(&text).ok_or_else(|| serde::de::Error::custom("'build-id' is no such number"))?;
     Ok(Some(Bytes(id)))
 }
 

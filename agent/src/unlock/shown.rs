@@ -28,7 +28,8 @@ impl Headers {
         volumes: impl IntoIterator<Item = VolumeId>,
     ) -> Vec<VolumeTicket> {
         let ticket = |volume| {
-            let of = |(other, ticket): &(ServerId, Bytes<32>)| (*other == server).then_some(*ticket);
+            let of =
+                |(other, ticket): &(ServerId, Bytes<32>)| (*other == server).then_some(*ticket);
             let ticket = self.0.get(&volume)?.tickets.iter().find_map(of)?;
             Some(VolumeTicket { volume, ticket })
         };
@@ -63,7 +64,10 @@ mod tests {
             tickets: vec![(server(1), Bytes([ticket; 32]))],
             fingerprint: Bytes([ticket; 32]),
         };
-        let envelopes = vec![(server(1), Generation::FIRST), (server(2), Generation::FIRST)];
+        let envelopes = vec![
+            (server(1), Generation::FIRST),
+            (server(2), Generation::FIRST),
+        ];
         Event::Device(0, Header::Bound(volume, envelopes, shown))
     }
 

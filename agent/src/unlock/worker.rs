@@ -17,8 +17,8 @@ use crate::volume::crypttab::Entry;
 use crate::volume::gate;
 use crate::volume::header::{HeaderCopy, HeaderError};
 use crate::volume::open::{OpenError, open_automatically};
-use crate::volume::{tickets, tokens};
 use crate::volume::typed::{PassphraseError, TypedKey, check_passphrase};
+use crate::volume::{tickets, tokens};
 
 /// The thread.
 #[derive(Debug)]

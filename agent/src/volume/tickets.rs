@@ -5,9 +5,9 @@
 
 use std::path::Path;
 
+use latchkey_protocol::VolumeId;
 use latchkey_protocol::envelope::EnvelopeError;
 use latchkey_protocol::tickets::{TICKETS_TYPE, Tickets};
-use latchkey_protocol::VolumeId;
 use libcryptsetup_rs::TokenInput;
 use serde_json::Value;
 
@@ -132,7 +132,10 @@ mod tests {
         // The gate takes the header as it took it before.
         check_automatically(path, &bound.token, &bound.secret).unwrap();
         remove(path, Some(bound.token.volume)).unwrap();
-        assert_eq!(HeaderCopy::read(path).unwrap().json()["tokens"], before["tokens"]);
+        assert_eq!(
+            HeaderCopy::read(path).unwrap().json()["tokens"],
+            before["tokens"]
+        );
     }
 
     #[test]
