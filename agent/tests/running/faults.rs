@@ -42,26 +42,29 @@ fn joined(ca: &Ca, server: &FaultServer) -> Machine {
 /// A key server that answers heartbeats, and gives each stream to `stream`, with its number from 0.
 fn server(ca: &Ca, stream: impl Fn(&mut dyn Write, usize) + Send + Sync + 'static) -> FaultServer {
     let streams = std::sync::atomic::AtomicUsize::new(0);
-    FaultServer::by_request(ca.issue("127.0.0.1", |_| {}).config(), move |out, request, _| {
-        let head = String::from_utf8_lossy(request);
-        let said = if head.starts_with("GET /v1/life ") {
-            let number = streams.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            let _ = out.write_all(
+    FaultServer::by_request(
+        ca.issue("127.0.0.1", |_| {}).config(),
+        move |out, request, _| {
+            let head = String::from_utf8_lossy(request);
+            let said = if head.starts_with("GET /v1/life ") {
+                let number = streams.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                let _ = out.write_all(
                 b"HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n",
             );
-            let _ = out.flush();
-            stream(out, number);
-            return;
-        } else if head.starts_with("POST /v1/heartbeat ") {
-            let body = json!({
-                "version": 1, "head_key": CHALLENGE, "heartbeat_every": 3600, "life_every": 1, "renew": false,
-            });
-            answer("200 OK", JSON, "", &body.to_string())
-        } else {
-            answer("200 OK", JSON, "", "{\"version\":1}")
-        };
-        let _ = out.write_all(said.as_bytes());
-    })
+                let _ = out.flush();
+                stream(out, number);
+                return;
+            } else if head.starts_with("POST /v1/heartbeat ") {
+                let body = json!({
+                    "version": 1, "head_key": CHALLENGE, "heartbeat_every": 3600, "life_every": 1, "renew": false,
+                });
+                answer("200 OK", JSON, "", &body.to_string())
+            } else {
+                answer("200 OK", JSON, "", "{\"version\":1}")
+            };
+            let _ = out.write_all(said.as_bytes());
+        },
+    )
 }
 
 /// One chunk of the stream.
@@ -127,9 +130,11 @@ fn a_stream_that_falls_silent_breaks_or_says_nonsense_is_opened_anew() {
             send(out, "{\"beat\":0}");
             let _ = wait.lock().unwrap().recv();
         }
-        _ => while send(out, "{\"beat\":1}") {
-            std::thread::sleep(std::time::Duration::from_millis(200));
-        },
+        _ => {
+            while send(out, "{\"beat\":1}") {
+                std::thread::sleep(std::time::Duration::from_millis(200));
+            }
+        }
     });
     let machine = joined(&ca, &server);
     let mut service = Service::of(&machine);
@@ -185,7 +190,9 @@ fn a_reboot_that_nobody_was_told_of_is_not_announced() {
     let body = "{\"version\":1,\"error\":\"no such endpoint\"}";
     let server = FaultServer::answering(config, answer("404 Not Found", JSON, "", body));
     let machine = joined(&ca, &server);
-    machine
-        .latchkey(&["arm-reboot"], "")
-        .failed_saying(&["no such endpoint", "not announced", "latchkey status"]);
+    machine.latchkey(&["arm-reboot"], "").failed_saying(&[
+        "no such endpoint",
+        "not announced",
+        "latchkey status",
+    ]);
 }

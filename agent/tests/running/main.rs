@@ -37,7 +37,9 @@ impl Service {
     #[track_caller]
     pub fn says(&mut self, text: &str) {
         let log = self.log.clone();
-        self.until(text, || std::fs::read_to_string(&log).unwrap().contains(text));
+        self.until(text, || {
+            std::fs::read_to_string(&log).unwrap().contains(text)
+        });
     }
 
     /// Until `what` holds, while the service lives.
