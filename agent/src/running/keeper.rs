@@ -29,8 +29,9 @@ const AFTER_REFUSAL: Duration = Duration::from_secs(900);
 const AFTER_TROUBLE: Duration = Duration::from_secs(300);
 /// A stream that stood for so long is no sign of trouble when it ends.
 const STEADY: Duration = Duration::from_secs(60);
-/// How often a challenge is answered, when no answer gets through.
+/// How often a challenge is answered, when no answer gets through, and after which pause.
 const ANSWERS: u32 = 3;
+const ANSWER_PAUSE: Duration = Duration::from_secs(1);
 
 /// One key server, and who asks it.
 #[derive(Debug)]
@@ -43,6 +44,8 @@ pub struct Keeper {
     life_every: Cell<Duration>,
     /// A heartbeat is due now.
     due: Notify,
+    /// Whether one was taken since the last stream ended.
+    heard: Cell<bool>,
 }
 
 /// Why the stream ended.
@@ -67,6 +70,7 @@ impl Keeper {
             board,
             life_every: Cell::new(BEAT),
             due: Notify::new(),
+            heard: Cell::new(false),
         }
     }
 
@@ -77,6 +81,7 @@ impl Keeper {
         loop {
             let begin = Instant::now();
             let end = self.follow_stream(&mut told).await;
+            self.heard.set(false);
             if begin.elapsed() >= STEADY {
                 rest.reset();
             }
@@ -107,18 +112,19 @@ impl Keeper {
         let mut life = server
             .ask(async |client, address| client.life(address).await)
             .await?;
-        self.line(&mut life).await?;
+        let mut line = self.line(&mut life).await?;
         self.board.link(&self.id(), "connected");
         log::info!(
             "key server {} hears that this machine lives",
             self.id().short()
         );
         *told = false;
-        // It may have been restarted, or put back to an earlier copy.
-        self.due.notify_one();
+        if !self.heard.get() {
+            self.due.notify_one(); // it may have been restarted, or put back to an earlier copy
+        }
         let mut images = self.images_changed();
         loop {
-            match self.line(&mut life).await? {
+            match line {
                 LifeLine::Challenge(challenge) => self.answer(challenge).await,
                 LifeLine::Beat(_) => {
                     let now = self.images_changed();
@@ -127,6 +133,7 @@ impl Keeper {
                     }
                 }
             }
+            line = self.line(&mut life).await?;
         }
     }
 
@@ -160,6 +167,7 @@ impl Keeper {
                 }
                 Err(error) => log::warn!("key server {id} was not reached: {}", chain(&error)),
             }
+            sleep(ANSWER_PAUSE).await;
         }
     }
 
@@ -185,6 +193,7 @@ impl Keeper {
         match heartbeat::beat(&self.files, &self.server()).await {
             Ok(answer) => {
                 rest.reset();
+                self.heard.set(true);
                 let seconds = |seconds: u32| Duration::from_secs(seconds.into());
                 self.life_every
                     .set(seconds(answer.life_every).clamp(BEATS[0], BEATS[1]));

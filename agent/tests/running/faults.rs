@@ -90,7 +90,7 @@ fn a_challenge_is_answered_over_a_connection_of_its_own_while_the_stream_stands(
     let ca = Ca::new();
     let (open, wait) = gate();
     let server = server(&ca, move |out, _| {
-        send(out, "{\"beat\":0}");
+        // At once, before any beat: a machine that comes back may be waited for.
         send(out, &format!("{{\"challenge\":\"{CHALLENGE}\"}}"));
         let _ = wait.lock().unwrap().recv();
     });
