@@ -10,7 +10,7 @@ mod head;
 mod heartbeat;
 mod images;
 mod keeper;
-mod renewal;
+pub mod renewal;
 mod report;
 mod rest;
 pub mod tickets;

@@ -4,6 +4,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod faults;
+mod keyserver;
+mod world;
 
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
