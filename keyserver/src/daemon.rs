@@ -99,6 +99,9 @@ fn serve(runtime: &Runtime, options: &Options, opened: &Opened) -> Result<(), Da
         Arc::new(api),
         Admission::for_this_process(),
     ));
+    opened
+        .service
+        .set_streams_limit(Admission::streams_for_this_process());
     let admin = Arc::new(Admin::new(
         Arc::clone(&opened.service),
         config.names.clone(),

@@ -17,7 +17,8 @@ use super::protocol::{
     AUDIT_PAGE, Answer, AuditState, JoinInvitation, REQUEST_DEADLINE, REQUEST_LIMIT, Request,
 };
 use crate::logging::chain;
-use crate::service::{AdminError, Service};
+use crate::service::approval::AfterDeny;
+use crate::service::{AdminError, Invitation, Service};
 use crate::users;
 
 /// Most commands at once.
@@ -65,38 +66,67 @@ impl Admin {
         *self.names.write().unwrap_or_else(PoisonError::into_inner) = names;
     }
 
+    fn tokens(&self, invitations: Vec<Invitation>) -> Vec<JoinInvitation> {
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        let token = |invitation: Invitation| JoinInvitation {
+            expires: invitation.expires.text(),
+            token: JoinToken {
+                server: *self.service.server(),
+                secret: invitation.secret,
+                client: invitation.client,
+                addresses: names.clone(),
+            }
+            .to_line(),
+        };
+        invitations.into_iter().map(token).collect()
+    }
+
     /// Does what `request` asks for, on behalf of `who`.
     fn perform(&self, request: Request, who: &str) -> Answer {
         let service = &self.service;
         match request {
-            Request::Invite { client, seconds } => answer(
-                service
-                    .invite(&client, Duration::from_secs(seconds), who)
-                    .map(|invitation| JoinInvitation {
-                        expires: invitation.expires.text(),
-                        token: JoinToken {
-                            server: *service.server(),
-                            secret: invitation.secret,
-                            client: invitation.client,
-                            addresses: self
-                                .names
-                                .read()
-                                .unwrap_or_else(PoisonError::into_inner)
-                                .clone(),
-                        }
-                        .to_line(),
-                    }),
-            ),
+            Request::Invite {
+                clients,
+                group,
+                seconds,
+            } => {
+                let lifetime = Duration::from_secs(seconds);
+                let invited = service.invite_all(&clients, group.as_ref(), lifetime, who);
+                answer(invited.map(|invitations| self.tokens(invitations)))
+            }
             Request::Clients => answer(service.clients()),
             Request::Volumes => answer(service.volumes()),
             Request::Requests => answer(service.requests()),
             Request::Approve { id, code } => answer(service.approve(&id, &code, who)),
-            Request::Deny { id } => answer(service.deny(&id, who)),
+            Request::Deny { id, lock } => {
+                let then = if lock {
+                    AfterDeny::Lock
+                } else {
+                    AfterDeny::Nothing
+                };
+                answer(service.deny(&id, then, who))
+            }
+            Request::Lock { client } => answer(service.lock(&client, who)),
+            Request::Readmit { client } => answer(service.readmit(&client, who)),
+            Request::Arm { client, seconds } => {
+                let until = service.arm(&client, Duration::from_secs(seconds), who);
+                answer(until.map(|until| until.text()))
+            }
+            Request::Groups => answer(service.groups()),
+            Request::SetGroup { client, group } => {
+                answer(service.set_group(&client, group.as_ref(), who))
+            }
+            Request::Policy { target } => answer(service.policy_of(&target)),
+            Request::SetPolicyOf { target, policy } => {
+                answer(service.set_policy_of(&target, policy.as_ref(), who))
+            }
+            Request::Explain(supposed) => answer(service.explain(&supposed)),
+            Request::PutBack => answer(service.put_back()),
+            Request::AcceptRollback { reason } => answer(service.accept_rollback(&reason, who)),
+            Request::AuditEnd => answer(service.audit_end().map_err(AdminError::from)),
+            Request::History { request } => answer(service.history(&request)),
             Request::Revoke { client } => answer(service.revoke(&client, who)),
             Request::Destroy { volume } => answer(service.destroy(&volume, who)),
-            Request::SetPolicy { volume, policy } => {
-                answer(service.set_policy(&volume, &policy, who))
-            }
             Request::Audit { after, limit } => answer(service.audit(after, limit.min(AUDIT_PAGE))),
             Request::VerifyAudit => answer(service.verify_audit().map(AuditState::from)),
         }

@@ -105,7 +105,7 @@ fn share(stage: &Stage, folder: &Path, token: &Token) -> Result<Share, Failure> 
     let master = MasterKey::load(&copy.join("data.master-key"), None)?;
     let records = SealedStore::open(Box::new(store), master)?;
     let envelope = token.envelopes.first().ok_or("the token has no envelope")?;
-    let service = Service::new(records, envelope.server, Arc::new(SystemClock));
+    let service = Service::new(records, envelope.server, Arc::new(SystemClock::default()));
 
     let key = KeyPair::from_pem(&stage.bound()?.boot_key)?;
     let spki = Bytes(Sha256::digest(key.subject_public_key_info()).into());

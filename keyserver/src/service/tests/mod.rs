@@ -23,6 +23,7 @@ use latchkey_protocol::wire::{
 };
 use latchkey_secret::{Secret, SecretError};
 
+use super::approval::AfterDeny;
 use super::*;
 use crate::audit::AuditEntry;
 use crate::clock::UnixMillis;
@@ -34,13 +35,17 @@ const HOME: &str = "192.0.2.7";
 const AWAY: &str = "198.51.100.1";
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A clock that stands until it is set.
+/// A clock that stands until it is set: the time on the wall, and the time that has passed.
 #[derive(Clone)]
-struct HandClock(Arc<AtomicU64>);
+struct HandClock(Arc<AtomicU64>, Arc<AtomicU64>);
 
 impl Clock for HandClock {
     fn now(&self) -> UnixMillis {
         UnixMillis(self.0.load(Ordering::SeqCst))
+    }
+
+    fn passed(&self) -> Duration {
+        Duration::from_millis(self.1.load(Ordering::SeqCst))
     }
 }
 
@@ -93,7 +98,7 @@ fn service(store: Box<dyn Store>, clock: &HandClock) -> Service {
 impl Rig {
     fn new() -> Self {
         let store = MemoryStore::default();
-        let clock = HandClock(Arc::new(AtomicU64::new(1_800_000_000_000)));
+        let clock = HandClock(Arc::new(AtomicU64::new(1_800_000_000_000)), Arc::default());
         SealedStore::create(Box::new(store.clone()), master_key()).unwrap();
         let service = service(Box::new(store.clone()), &clock);
         Self {
@@ -111,6 +116,7 @@ impl Rig {
     fn pass(&self, time: Duration) {
         let millis = u64::try_from(time.as_millis()).unwrap();
         self.clock.0.fetch_add(millis, Ordering::SeqCst);
+        self.clock.1.fetch_add(millis, Ordering::SeqCst);
     }
 
     /// A client that joined with keys of `number`.
