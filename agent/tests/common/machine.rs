@@ -141,15 +141,9 @@ impl Server {
     }
 
     pub fn admin(&self, arguments: &[&str]) -> Said {
-        let (command, rest) = arguments.split_first().unwrap();
-        run(
-            Command::new(latchkeyd())
-                .arg(command)
-                .arg("--data-dir")
-                .arg(self.data())
-                .args(rest),
-            "",
-        )
+        let mut command = Command::new(latchkeyd());
+        command.args(arguments).arg("--data-dir").arg(self.data());
+        run(&mut command, "")
     }
 
     /// Of the data folder while it does not run.

@@ -67,7 +67,11 @@ fn an_announced_reboot_is_released_to_one_boot_session() {
         .machine
         .latchkey(&["arm-reboot", "--ttl", "5m"], "")
         .succeeded();
-    assert!(said.err.contains("expects one boot until 20"), "{}", said.err);
+    assert!(
+        said.err.contains("expects one boot until 20"),
+        "{}",
+        said.err
+    );
     assert!(said.err.contains(" UTC"), "{}", said.err);
     is_denied(&world.boot(before));
     let boot = Boot::new(world.ticket());
@@ -90,7 +94,11 @@ fn a_reboot_is_announced_at_the_key_servers_that_answer() {
     world.server.stop();
     let said = world.machine.latchkey(&["arm-reboot"], "");
     assert_eq!(said.code, 3, "{}", said.err);
-    assert!(said.err.contains("was not told of the reboot"), "{}", said.err);
+    assert!(
+        said.err.contains("was not told of the reboot"),
+        "{}",
+        said.err
+    );
     assert!(said.err.contains("expects one boot until"), "{}", said.err);
 }
 
@@ -108,10 +116,14 @@ fn a_renewed_certificate_replaces_the_old_one_when_it_was_used() {
     // A key server that is away: the old one stays.
     let now = fs::read(&path).unwrap();
     world.server.allow(0);
-    block_on(renewal::renew(&joined, &server)).unwrap().unwrap_err();
+    block_on(renewal::renew(&joined, &server))
+        .unwrap()
+        .unwrap_err();
     // One that renews but does not take the new one.
     world.server.allow(1);
-    block_on(renewal::renew(&joined, &server)).unwrap().unwrap_err();
+    block_on(renewal::renew(&joined, &server))
+        .unwrap()
+        .unwrap_err();
     assert_eq!(fs::read(&path).unwrap(), now);
 }
 
@@ -137,7 +149,11 @@ fn a_key_server_that_was_put_back_hears_of_it_from_the_first_machine() {
     service.says("hears that this machine lives");
     let server = &world.server;
     service.until("an alarm", || {
-        server.admin(&["audit"]).succeeded().out.contains("the store was put back")
+        server
+            .admin(&["audit"])
+            .succeeded()
+            .out
+            .contains("the store was put back")
     });
     service.ends();
     assert_eq!(fs::read(&head).unwrap(), newest, "it is shown again");
