@@ -103,6 +103,29 @@ fn a_reboot_is_announced_at_the_key_servers_that_answer() {
 }
 
 #[test]
+fn an_image_that_was_built_here_is_announced_before_it_boots() {
+    let world = World::new();
+    let mut service = world.up();
+    world.policy(TICKET);
+    let boot = |image| world.ask(&Boot::new(world.ticket()).of_image(image));
+    is_released(&boot([1; 32]));
+    world.policy("rule = \"allow\"\nticket = true\nchanges = [\"image\"]\notherwise = \"deny\"\n");
+    is_released(&boot([1; 32]));
+    is_denied(&boot([2; 32]));
+    let built = format!("{}\n{}\n", "02".repeat(32), "01".repeat(32));
+    fs::write(world.files().images(), built).unwrap();
+    // The service sees it at the next beat.
+    service.until("announced", || {
+        matches!(
+            boot([2; 32]),
+            latchkey_protocol::wire::Verdict::Released { .. }
+        )
+    });
+    is_denied(&boot([3; 32]));
+    service.ends();
+}
+
+#[test]
 fn a_renewed_certificate_replaces_the_old_one_when_it_was_used() {
     let world = World::new();
     let joined = world.server_files();

@@ -28,6 +28,7 @@ pub struct Boot {
     request: RequestId,
     keys: BootKeyPair,
     shown: Shown,
+    image: Option<Bytes<32>>,
 }
 
 impl World {
@@ -116,7 +117,7 @@ impl World {
                 kernel: Text::cut("6.1.0"),
                 command_line: Bytes([0; 32]),
                 image_built: 0,
-                image: None,
+                image: boot.image,
                 header: None,
             },
             tickets: boot.shown.map(ticket).into_iter().collect(),
@@ -145,7 +146,14 @@ impl Boot {
             request: RequestId::random().unwrap(),
             keys: BootKeyPair::generate().unwrap(),
             shown,
+            image: None,
         }
+    }
+
+    /// From the initramfs with this build id.
+    pub fn of_image(self, image: [u8; 32]) -> Self {
+        let image = Some(Bytes(image));
+        Self { image, ..self }
     }
 }
 
