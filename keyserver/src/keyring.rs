@@ -94,11 +94,9 @@ fn open_with(config: &Config, master: MasterKey) -> Result<Opened, OpenError> {
     let records = SealedStore::open(Box::new(store), master)?;
     let authority = stored_authority(&records)?
         .ok_or_else(|| OpenError::NoAuthority(config.data_dir.clone()))?;
-    let service = Service::new(
-        records,
-        authority.server_id(),
-        Arc::new(SystemClock::default()),
-    );
+    let clock = Arc::new(SystemClock::default());
+    let service =
+        Service::new(records, authority.server_id(), clock).with_life_beat(config.life_interval);
     Ok(Opened {
         service: Arc::new(service),
         authority: Arc::new(authority),

@@ -302,9 +302,12 @@ fn print(who: &str, listing: &PolicyListing, json: bool) -> Result<(), Failure> 
     if json {
         return output::json(&listing.policy);
     }
-    output::data(&format!("{who}: {}", listing.text))?;
-    if listing.policy.is_some() {
-        output::hint(&format!("{}; it {}", listing.scope, listing.limits));
+    match listing.policy {
+        None => output::data(&format!("{who}: no policy")),
+        Some(_) => {
+            output::data(&format!("{who}: {}; {}", listing.text, listing.limits))?;
+            output::hint(&listing.scope);
+            Ok(())
+        }
     }
-    Ok(())
 }

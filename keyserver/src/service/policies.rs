@@ -7,9 +7,9 @@ use super::{AdminError, Service};
 use crate::audit::{Event, Kind};
 use crate::clock::UnixMillis;
 use crate::ledger::Work;
-use crate::policy::{self, Policy};
+use crate::policy::{self, Policy, Rule, Source};
 use crate::records::{
-    Client, Group, GroupName, Origin, SetPolicy, Trace, Volume, VolumeState, key,
+    Client, Group, GroupName, Origin, SetPolicy, Settings, Trace, Volume, VolumeState, key,
 };
 use crate::sealed::RecordError;
 
@@ -52,7 +52,8 @@ impl Service {
             })
     }
 
-    /// Sets the policy of `target`, or takes it away (`None`): then the less specific one holds.
+    /// Sets the policy of `target`, or takes it away (`None`): then the less specific one holds, for a volume at last what a
+    /// volume gets when it is bound.
     ///
     /// # Errors
     /// `NoVolume`, `NoClient`, `NoGroup`, `Policy`, `NoTickets`, `Record`.
@@ -114,7 +115,13 @@ impl Service {
                 format!("policy: {}; before: {before}", policy.sentence())
             }
             None => {
+                let settings: Settings = work.read(key::SETTINGS)?.unwrap_or_default();
                 volume.origin = Origin::Bound;
+                volume.policy = Policy {
+                    from: vec![Source::Home],
+                    elsewhere: settings.elsewhere,
+                    ..Policy::plain(Rule::Allow)
+                };
                 format!("no policy of its own any more; before: {before}")
             }
         };

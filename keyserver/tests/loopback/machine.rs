@@ -227,7 +227,7 @@ pub fn verdict(reply: &Reply) -> Verdict {
     answer.verdicts.remove(0).verdict
 }
 
-fn csr(key: &KeyPair) -> Text {
+pub fn csr(key: &KeyPair) -> Text {
     // The name in it counts for nothing.
     let request = CertificateParams::new(["somebody-else".to_owned()])
         .unwrap()
