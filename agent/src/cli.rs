@@ -9,15 +9,17 @@ use clap::{Args, Parser, Subcommand};
 use latchkey_secret::process;
 use log::LevelFilter;
 
+use crate::commands::arm_reboot::{self, Armed, Occasion};
 use crate::commands::initramfs::Rebuild;
 use crate::commands::join::TokenSource;
 use crate::commands::list::Format;
 use crate::commands::status::Health;
-use crate::commands::{bind, join, list, record_network, report, status, unbind};
+use crate::commands::{bind, join, list, record_network, status, unbind};
 use crate::failure::chain;
 use crate::files::Files;
 use crate::flow::Outcome;
 use crate::logging;
+use crate::running;
 use crate::unlock::wait::{Wait, Waited};
 use crate::unlock::{self, cleanup, finish, generator, hibernation, service_manager, wait};
 
@@ -105,6 +107,18 @@ enum Command {
         #[command(flatten)]
         json: JsonFlag,
     },
+    /// Announce a reboot to the key servers, so that one boot within a time needs nobody
+    ///
+    /// A reboot or kexec by systemd announces itself as it begins; this is for a reboot that systemd does not see
+    /// coming, such as one from the provider's panel. Exit code 3 if only some of the key servers were told.
+    ArmReboot {
+        /// How long the boot may take to come: 1m to 24h, as a number with s, m or h
+        #[arg(long, value_name = "TIME", default_value = "15m", value_parser = ttl)]
+        ttl: Duration,
+        /// Only if systemd is taking the machine down for a reboot or kexec
+        #[arg(long, hide = true)]
+        if_rebooting: bool,
+    },
     /// Open the bound volumes of /etc/crypttab; the boot scripts run this in the initramfs
     ///
     /// Exit code 4 if something is left to the boot framework's own prompt.
@@ -151,9 +165,9 @@ enum Command {
     /// Record the running network for the next boot
     #[command(hide = true)]
     RecordNetwork,
-    /// Send the report of this boot to the key servers
+    /// Keep in touch with the key servers; latchkey.service runs this
     #[command(hide = true)]
-    Report,
+    Run,
 }
 
 #[derive(Args)]
@@ -174,6 +188,33 @@ fn seconds(text: &str) -> Result<Duration, std::num::ParseIntError> {
     match text {
         "infinity" => Ok(FOREVER),
         number => number.parse().map(Duration::from_secs),
+    }
+}
+
+/// A number with `s`, `m` or `h`, within what key servers take.
+fn ttl(text: &str) -> Result<Duration, String> {
+    let error = || "expected 1m to 24h, such as 15m".to_owned();
+    let unit = text.chars().next_back().ok_or_else(error)?;
+    let number = &text[..text.len() - unit.len_utf8()];
+    let factor = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        _ => return Err(error()),
+    };
+    if number.is_empty() || !number.bytes().all(|digit| digit.is_ascii_digit()) {
+        return Err(error());
+    }
+    let seconds = number
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(factor));
+    let ttl = Duration::from_secs(seconds.ok_or_else(error)?);
+    let [shortest, longest] = arm_reboot::TTL;
+    if (shortest..=longest).contains(&ttl) {
+        Ok(ttl)
+    } else {
+        Err(error())
     }
 }
 
@@ -201,7 +242,8 @@ type Failure = Box<dyn Error>;
 
 /// Exit code of `unlock` where something is left to the native prompt.
 const LEFT_TO_NATIVE: u8 = 4;
-/// Exit code of `status` where something is wrong, and of `wait` where it could not wait.
+/// Exit code of `status` where something is wrong, of `arm-reboot` where some key servers were not told, and of `wait` where
+/// it could not wait.
 const TROUBLE: u8 = 3;
 
 /// Runs the command of this process's arguments.
@@ -270,9 +312,21 @@ fn dispatch(command: Command, files: &Files) -> Result<ExitCode, Failure> {
             }
         }
         Command::RecordNetwork => record_network::run(files)?,
-        Command::Report => {
+        Command::ArmReboot { ttl, if_rebooting } => {
             prepare()?;
-            report::run(files)?;
+            let occasion = if if_rebooting {
+                Occasion::GoingDown
+            } else {
+                Occasion::Asked
+            };
+            let arguments = arm_reboot::Arguments { ttl, occasion };
+            if arm_reboot::run(files, arguments)? == Armed::Partly {
+                return Ok(ExitCode::from(TROUBLE));
+            }
+        }
+        Command::Run => {
+            prepare()?;
+            running::run(files)?;
         }
         boot => return dispatch_boot(boot, files),
     }
@@ -354,7 +408,15 @@ mod tests {
     #[test]
     fn the_short_help_names_what_people_type_only() {
         let help = CommandLine::command().render_help().to_string();
-        for shown in ["join", "bind", "unbind", "list", "status", "unlock"] {
+        for shown in [
+            "join",
+            "bind",
+            "unbind",
+            "list",
+            "status",
+            "arm-reboot",
+            "unlock",
+        ] {
             assert!(help.contains(&format!("\n  {shown} ")), "{shown} in {help}");
         }
         for hidden in [
@@ -364,10 +426,34 @@ mod tests {
             "finish",
             "generate",
             "record-network",
-            "report",
+            "run",
             "--root",
         ] {
             assert!(!help.contains(&format!("  {hidden}")), "{hidden} in {help}");
+        }
+    }
+
+    #[test]
+    fn a_reboot_is_announced_for_a_minute_to_a_day() {
+        for (text, seconds) in [("60s", 60), ("1m", 60), ("15m", 900), ("24h", 86_400)] {
+            assert_eq!(ttl(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for bad in [
+            "",
+            "m",
+            "15",
+            "59s",
+            "0m",
+            "25h",
+            "1d",
+            "-5m",
+            "+5m",
+            "1.5h",
+            "1 h",
+            "1é",
+            "99999999999999999999h",
+        ] {
+            assert!(ttl(bad).is_err(), "{bad:?}");
         }
     }
 }

@@ -25,6 +25,18 @@ pub fn date(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}")
 }
 
+/// Unix seconds as `YYYY-MM-DD HH:MM:SS UTC`, for people.
+pub fn time(seconds: u64) -> String {
+    let time = seconds % 86_400;
+    format!(
+        "{} {:02}:{:02}:{:02} UTC",
+        date(seconds),
+        time / 3600,
+        time / 60 % 60,
+        time % 60
+    )
+}
+
 /// Unix seconds as `YYYYMMDDTHHMMSSZ`, for file names.
 pub fn stamp(seconds: u64) -> String {
     let time = seconds % 86_400;
@@ -73,6 +85,7 @@ mod tests {
             assert_eq!(date(seconds), expected);
         }
         assert_eq!(stamp(1_795_132_800 + 3661), "20261120T010101Z");
+        assert_eq!(time(1_795_132_800 + 3661), "2026-11-20 01:01:01 UTC");
         for day in 0..60_000 {
             let text = date(day * 86_400);
             let part = |range: std::ops::Range<usize>| text[range].parse::<i64>().unwrap();

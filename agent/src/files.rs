@@ -153,9 +153,24 @@ impl Files {
         self.path("/var/lib/latchkey")
     }
 
+    /// `/var/lib/latchkey/images`: the build ids of the images that were built on this machine, the newest first.
+    pub fn images(&self) -> PathBuf {
+        self.state().join("images")
+    }
+
+    /// `/var/lib/latchkey/head-ID.json`: the newest end of the audit that a key server showed.
+    pub fn head(&self, id: &ServerId) -> PathBuf {
+        self.state().join(format!("head-{}.json", id.short()))
+    }
+
     /// `/run/latchkey`: what the boot left; no secrets.
     pub fn runtime(&self) -> PathBuf {
         self.path("/run/latchkey")
+    }
+
+    /// `/run/latchkey/report.json`: the report of this boot.
+    pub fn report(&self) -> PathBuf {
+        self.runtime().join("report.json")
     }
 
     /// `/etc/latchkey/servers`.
@@ -178,8 +193,20 @@ impl Files {
     /// # Errors
     /// `Busy` if one is at work, `Write`.
     pub fn lock(&self) -> Result<Lock, FilesError> {
+        self.lock_file("lock")
+    }
+
+    /// Keeps others that move the tickets of the key server `id` on out, until the result is dropped.
+    ///
+    /// # Errors
+    /// `Busy` if one is at work, `Write`.
+    pub fn lock_tickets(&self, id: &ServerId) -> Result<Lock, FilesError> {
+        self.lock_file(&format!("tickets-{}.lock", id.short()))
+    }
+
+    fn lock_file(&self, name: &str) -> Result<Lock, FilesError> {
         make_dir(&self.state())?;
-        let path = self.state().join("lock");
+        let path = self.state().join(name);
         let error = |source| FilesError::Write {
             path: path.clone(),
             source,
@@ -286,12 +313,17 @@ impl ServerFiles {
         self.dir.join(role.key_name())
     }
 
+    /// Where the certificate of `role` lies.
+    pub fn certificate_path(&self, role: Role) -> PathBuf {
+        self.dir.join(role.certificate_name())
+    }
+
     /// The certificate of `role`, in PEM.
     ///
     /// # Errors
     /// `Read`.
     pub fn certificate(&self, role: Role) -> Result<Vec<u8>, FilesError> {
-        read(&self.dir.join(role.certificate_name()))
+        read(&self.certificate_path(role))
     }
 }
 

@@ -12,6 +12,7 @@ pub mod files;
 pub mod flow;
 pub mod logging;
 pub mod network;
+pub mod running;
 pub mod server;
 pub mod unlock;
 pub mod volume;

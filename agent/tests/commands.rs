@@ -1,4 +1,4 @@
-//! `join`, `bind`, `unbind`, `list`, `status`, `report`: the real programs, the real key server, LUKS in plain files.
+//! `join`, `bind`, `unbind`, `list`, `status`: the real programs, the real key server, LUKS in plain files.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
@@ -586,29 +586,6 @@ fn an_unknown_setting_is_named_with_its_file() {
 }
 
 #[test]
-fn the_report_of_a_boot_is_sent_once() {
-    let mut server = Server::start();
-    let machine = Machine::joined(&[&server]);
-    let said = machine.latchkey(&["report"], "").succeeded();
-    assert!(said.err.contains("no report"), "{}", said.err);
-    std::fs::create_dir_all(machine.path("run/latchkey")).unwrap();
-    let report = json!({ "version": 1, "request": null, "lines": ["opened 'root_crypt'"] });
-    let path = machine.path("run/latchkey/report.json");
-    std::fs::write(&path, report.to_string()).unwrap();
-    server.stop();
-    machine
-        .latchkey(&["report"], "")
-        .failed_saying(&["run this again later"]);
-    server.serve();
-    machine.latchkey(&["report"], "").succeeded();
-    assert!(!path.exists());
-    let audit = server.admin(&["audit"]).succeeded().out;
-    assert!(audit.contains("opened 'root_crypt'"), "{audit}");
-    let said = machine.latchkey(&["report"], "").succeeded();
-    assert!(said.err.contains("no report"), "{}", said.err);
-}
-
-#[test]
 fn a_revoked_machine_is_told_no_more_than_refused() {
     let server = Server::start();
     let machine = Machine::joined(&[&server]);
@@ -633,6 +610,8 @@ fn wrong_usage_ends_with_code_2_and_help_teaches() {
         &["bind", "a", "b"],
         &["list", "--yaml"],
         &["wait", "--agent", "x"],
+        &["arm-reboot", "--ttl", "5"],
+        &["arm-reboot", "--ttl", "25h"],
     ] {
         assert_eq!(machine.latchkey(wrong, "").code, 2, "{wrong:?}");
     }

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use latchkey::flow::{
-    Action, Answer, Event, Flow, Header, Outcome, Plan, PlannedServer, PromptLoss, Refusal, Tried,
-    Verdict,
+    Action, Answer, Event, Flow, Header, Outcome, Plan, PlannedServer, PromptLoss, Refusal, Shown,
+    Tried, Verdict,
 };
+use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::{Generation, ServerId, VolumeId};
 use proptest::prelude::*;
 
@@ -35,7 +36,11 @@ fn bound(servers: u8) -> Header {
     let envelopes = (0..servers)
         .map(|number| (server(number), Generation::FIRST))
         .collect();
-    Header::Bound(id, envelopes)
+    let shown = Shown {
+        tickets: vec![(server(0), Bytes([7; 32]))],
+        fingerprint: Bytes([8; 32]),
+    };
+    Header::Bound(id, envelopes, shown)
 }
 
 /// A flow, the clock, and what the shell around it would know.
@@ -320,6 +325,38 @@ fn pending_shows_the_code_and_asks_again_at_the_servers_pace() {
 }
 
 #[test]
+fn waiting_says_for_what_and_asks_again_at_the_servers_pace() {
+    let mut rig = Rig::ready();
+    let wait = |retry| {
+        let reason = "waiting for the running machine".to_owned();
+        let retry = Duration::from_secs(retry);
+        Answer::Verdicts(vec![(0, Verdict::Wait { reason, retry })])
+    };
+    let actions = rig.answer(wait(3));
+    Rig::expect(
+        &actions,
+        |action| matches!(action, Action::Status(line) if line.contains("waiting for the running machine")),
+    );
+    assert_eq!(rig.wake, Some(Duration::from_secs(3)));
+    assert!(
+        rig.prompt && !rig.wiped,
+        "the prompt and the credentials stay"
+    );
+    // Whatever pace it asks for, it is asked neither without a pause nor never again.
+    for (asked, expected) in [(0, 1), (u64::MAX, 300)] {
+        rig.now = rig.wake.unwrap();
+        rig.event(Event::Tick);
+        rig.answer(wait(asked));
+        assert_eq!(rig.wake, Some(rig.now + Duration::from_secs(expected)));
+    }
+    rig.now = rig.wake.unwrap();
+    rig.event(Event::Tick);
+    rig.answer(released());
+    rig.event(Event::Opened(0));
+    assert_eq!(rig.finished, Some(Outcome::Open));
+}
+
+#[test]
 fn destroyed_everywhere_wipes_and_keeps_the_prompt() {
     let mut rig = Rig::ready();
     let actions = rig.answer(Answer::Verdicts(vec![(0, Verdict::Destroyed)]));
@@ -415,10 +452,14 @@ fn step(rig: &mut Rig, choice: u16, prompt_possible: &mut bool) {
             let Some((number, _, _, asked)) = rig.asked.take() else {
                 return;
             };
-            let verdict = |index: usize| match (usize::from(detail) + index) % 5 {
+            let verdict = |index: usize| match (usize::from(detail) + index) % 6 {
                 0 => Verdict::Denied {
                     reason: "no".into(),
                     retry: Duration::from_secs(300),
+                },
+                5 => Verdict::Wait {
+                    reason: "not yet".into(),
+                    retry: Duration::from_secs(2),
                 },
                 1 => Verdict::Pending {
                     id: "r".into(),

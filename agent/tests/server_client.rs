@@ -48,7 +48,10 @@ fn request() -> ReleaseRequest {
             kernel: Text::cut("6.1"),
             command_line: Bytes([0; 32]),
             image_built: BUILT.0,
+            image: None,
+            header: None,
         },
+        tickets: Vec::new(),
     }
 }
 

@@ -26,6 +26,8 @@ main()
 	the_image_of_a_crash_kernel_is_left_alone
 	a_half_removed_latchkey_is_no_reason_to_fail
 	the_image_says_when_it_was_built
+	each_image_has_a_build_id_that_the_machine_remembers
+	where_nothing_can_be_noted_there_is_an_image_all_the_same
 	modules_for_the_network
 	an_incomplete_server_is_left_out
 	a_join_that_was_not_finished_stays_out
@@ -113,6 +115,35 @@ the_image_says_when_it_was_built()
 	built="$(sed -n 's/^built = //p' "$image/etc/latchkey/image.toml")"
 	if [ "$built" -lt "$before" ] || [ "$built" -gt "$(date +%s)" ]; then wrong "built = '$built'"; fi
 	expect "$(sed -n 2p "$image/etc/latchkey/image.toml")" 'init = "/sbin/init"'
+}
+
+each_image_has_a_build_id_that_the_machine_remembers()
+{
+	machine
+	ids=""
+	for build in 1 2 3 4 5 6 7 8 9 10; do
+		run_hook
+		expect "$status" 0
+		id="$(sed -n 's/^build-id = "\([0-9a-f]\{64\}\)"$/\1/p' "$image/etc/latchkey/image.toml")"
+		[ -n "$id" ] || wrong "no build id in image $build"
+		case "$ids" in *"$id"*) wrong "the build id of image $build came before" ;; esac
+		ids="$id
+$ids"
+		rm -r "$image/etc/latchkey"
+	done
+	expect "$(cat "$root/var/lib/latchkey/images")" "$(echo "$ids" | head -n 8)"
+	expect "$(stat -c %a "$root/var/lib/latchkey/images")" 600
+}
+
+where_nothing_can_be_noted_there_is_an_image_all_the_same()
+{
+	machine
+	mkdir -p "$root/var/lib"
+	echo "in the way" >"$root/var/lib/latchkey"
+	run_hook
+	expect "$status" 0
+	expect_output "failed to note the build id"
+	grep -q '^build-id = ' "$image/etc/latchkey/image.toml" || wrong "no build id in the image"
 }
 
 modules_for_the_network()
@@ -316,6 +347,7 @@ machine()
 with_paths()
 {
 	sed -e "s|/usr/share/initramfs-tools/hook-functions|$root/hook-functions|" \
+		-e "s|/var/lib/latchkey|$root/var/lib/latchkey|" \
 		-e "s|^binary=.*|binary=$root/usr/bin/latchkey|" \
 		-e "s|copy_exec \"\$binary\" \"\$binary\"|copy_exec \"\$binary\" /usr/bin/latchkey|" \
 		-e "s|^config=.*|config=$root/etc/latchkey|" \

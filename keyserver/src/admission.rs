@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Most open connections in all, unless the process may not open as many files.
 pub const CONNECTIONS_LIMIT: usize = 1024;
+/// Most streams of running machines in all, unless the process may not open as many files.
+pub const STREAMS_LIMIT: usize = 4096;
 /// Most open connections of one IPv4 address or one IPv6 /64.
 pub const PER_NETWORK_LIMIT: usize = 64;
 /// Descriptors kept free for the store, the admin socket and the journal.
@@ -47,7 +49,7 @@ impl Admission {
     pub fn for_this_process() -> Self {
         use nix::sys::resource::{Resource, getrlimit, setrlimit};
         let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(256, |(soft, hard)| {
-            let wanted = hard.min((CONNECTIONS_LIMIT + RESERVED_FILES) as u64);
+            let wanted = hard.min((CONNECTIONS_LIMIT + STREAMS_LIMIT + RESERVED_FILES) as u64);
             if soft < wanted && setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).is_ok() {
                 wanted
             } else {
@@ -58,6 +60,17 @@ impl Admission {
             .unwrap_or(usize::MAX)
             .saturating_sub(RESERVED_FILES);
         Self::new(room.clamp(1, CONNECTIONS_LIMIT), PER_NETWORK_LIMIT)
+    }
+
+    /// How many streams there may be beside the connections, once [`Admission::for_this_process`] was asked: at least a
+    /// few, whatever the limit on files.
+    pub fn streams_for_this_process() -> usize {
+        use nix::sys::resource::{Resource, getrlimit};
+        let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(256, |(soft, _)| soft);
+        usize::try_from(files)
+            .unwrap_or(usize::MAX)
+            .saturating_sub(RESERVED_FILES + CONNECTIONS_LIMIT)
+            .clamp(16, STREAMS_LIMIT)
     }
 
     /// A place for a connection from `address` (in its canonical form), if there is one.

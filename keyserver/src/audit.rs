@@ -95,6 +95,16 @@ pub enum Kind {
     Changed,
     /// A machine reported how its boot went.
     BootReport,
+    /// A reboot was announced.
+    Armed,
+    /// A host certificate was renewed.
+    Renewed,
+    /// A client was locked out.
+    Locked,
+    /// A client that was locked out may boot again.
+    Readmitted,
+    /// An administrator accepted that the store was put back.
+    Accepted,
     /// Something that only an attack or a grave mistake explains.
     Alarm,
 }
@@ -204,6 +214,37 @@ impl Event {
 }
 
 impl Kind {
+    /// All kinds.
+    pub const ALL: [Self; 22] = [
+        Self::Initialised,
+        Self::Invited,
+        Self::Joined,
+        Self::Registered,
+        Self::Released,
+        Self::Proved,
+        Self::Refused,
+        Self::Asked,
+        Self::Approved,
+        Self::Denied,
+        Self::WrongCode,
+        Self::Retired,
+        Self::Revoked,
+        Self::Destroyed,
+        Self::Changed,
+        Self::BootReport,
+        Self::Armed,
+        Self::Renewed,
+        Self::Locked,
+        Self::Readmitted,
+        Self::Accepted,
+        Self::Alarm,
+    ];
+
+    /// The kind of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
     /// The kind's name, as in JSON.
     pub fn name(self) -> &'static str {
         match self {
@@ -223,6 +264,11 @@ impl Kind {
             Self::Destroyed => "destroyed",
             Self::Changed => "changed",
             Self::BootReport => "boot-report",
+            Self::Armed => "armed",
+            Self::Renewed => "renewed",
+            Self::Locked => "locked",
+            Self::Readmitted => "readmitted",
+            Self::Accepted => "accepted",
             Self::Alarm => "alarm",
         }
     }

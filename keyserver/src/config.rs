@@ -2,10 +2,13 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use latchkey_protocol::token::{ADDRESSES_LIMIT, Address};
 use log::LevelFilter;
 use serde::{Deserialize, Serialize};
+
+use crate::service::life::BEAT;
 
 /// Where the configuration lies unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/latchkeyd/latchkeyd.toml";
@@ -21,6 +24,10 @@ pub const FILE_NAME: &str = "latchkeyd.toml";
 const SIZE_LIMIT: u64 = 64 * 1024;
 /// Most characters of all names together, so that a join token stays within its own limit.
 const NAMES_SIZE_LIMIT: usize = 1024;
+/// Most users who may approve.
+const APPROVERS_LIMIT: usize = 64;
+/// Longest time between two beats, in seconds.
+const LIFE_INTERVAL_LIMIT: u64 = 60;
 /// Most addresses to listen on.
 const LISTEN_LIMIT: usize = 16;
 
@@ -37,6 +44,10 @@ pub struct Config {
     pub master_key: PathBuf,
     /// The socket of the administrator's commands.
     pub admin_socket: PathBuf,
+    /// Users beside root who may approve and deny boots over that socket, and read the audit.
+    pub approvers: Vec<String>,
+    /// Between two beats of a running machine's stream; two of them without an answer are silence.
+    pub life_interval: Duration,
     /// The least important level that is logged.
     pub log_level: LevelFilter,
 }
@@ -73,6 +84,10 @@ struct Raw {
     names: Vec<String>,
     master_key: Option<PathBuf>,
     admin_socket: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    approvers: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    life_interval_s: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     log_level: Option<String>,
 }
@@ -117,6 +132,9 @@ impl Config {
             names: self.names.iter().map(ToString::to_string).collect(),
             master_key: Some(self.master_key.clone()),
             admin_socket: Some(self.admin_socket.clone()),
+            approvers: (!self.approvers.is_empty()).then(|| self.approvers.clone()),
+            life_interval_s: Some(self.life_interval.as_secs())
+                .filter(|seconds| *seconds != BEAT.as_secs()),
             log_level: None,
         };
         let body = toml::to_string(&raw).expect("strings and lists are TOML");
@@ -218,6 +236,15 @@ fn check(raw: Raw) -> Result<Config, String> {
         names,
         master_key: absolute("master-key", raw.master_key, DEFAULT_MASTER_KEY)?,
         admin_socket: absolute("admin-socket", raw.admin_socket, DEFAULT_ADMIN_SOCKET)?,
+        approvers: approvers(raw.approvers.unwrap_or_default())?,
+        life_interval: match raw.life_interval_s.unwrap_or(BEAT.as_secs()) {
+            seconds @ 1..=LIFE_INTERVAL_LIMIT => Duration::from_secs(seconds),
+            other => {
+                return Err(format!(
+                    "'life-interval-s' is {other}, not a number from 1 to {LIFE_INTERVAL_LIMIT}"
+                ));
+            }
+        },
         log_level: match raw.log_level {
             None => LevelFilter::Info,
             Some(level) => log_level(&level)?,
@@ -244,6 +271,24 @@ pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
             text.escape_default()
         )
     })
+}
+
+fn approvers(names: Vec<String>) -> Result<Vec<String>, String> {
+    if names.len() > APPROVERS_LIMIT {
+        return Err(format!("'approvers' has more than {APPROVERS_LIMIT} users"));
+    }
+    let odd =
+        |name: &&String| name.is_empty() || name.contains(|c: char| c.is_whitespace() || c == ':');
+    if let Some(name) = names.iter().find(odd) {
+        return Err(format!(
+            "'approvers' has '{}', which is no user's name",
+            name.escape_default()
+        ));
+    }
+    match repeated(&names) {
+        Some(name) => Err(format!("'approvers' has '{name}' twice")),
+        None => Ok(names),
+    }
 }
 
 fn log_level(text: &str) -> Result<LevelFilter, String> {
@@ -300,7 +345,8 @@ mod tests {
 
     #[test]
     fn what_is_written_reads_back() {
-        let text = "names = ['a', '[::1]:1']\nlisten = ['127.0.0.1:0']\ndata-dir = '/d'\nmaster-key = '/m'";
+        let text = "names = ['a', '[::1]:1']\nlisten = ['127.0.0.1:0']\ndata-dir = '/d'\nmaster-key = '/m'\n\
+            approvers = ['alice', 'bob']\nlife-interval-s = 3";
         let config = parse(text).unwrap();
         assert_eq!(parse(&config.to_toml()), Ok(config));
     }
@@ -328,6 +374,10 @@ mod tests {
             ),
             ("names = ['a']\nlog-level = 'loud'", "'log-level' is 'loud'"),
             ("names = 'a'", "invalid type"),
+            ("names = ['a']\napprovers = ['a b']", "no user's name"),
+            ("names = ['a']\napprovers = ['a', 'a']", "'a' twice"),
+            ("names = ['a']\nlife-interval-s = 0", "1 to 60"),
+            ("names = ['a']\nlife-interval-s = 61", "1 to 60"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(words), "{text:?} gave {error:?}");

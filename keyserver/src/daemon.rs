@@ -99,14 +99,18 @@ fn serve(runtime: &Runtime, options: &Options, opened: &Opened) -> Result<(), Da
         Arc::new(api),
         Admission::for_this_process(),
     ));
+    opened
+        .service
+        .set_streams_limit(Admission::streams_for_this_process());
     let admin = Arc::new(Admin::new(
         Arc::clone(&opened.service),
         config.names.clone(),
+        config.approvers.clone(),
     ));
     runtime.block_on(async {
         let mut signals = Signals::new().map_err(DaemonError::Start)?;
         // First: whoever finds the port open may use the socket.
-        let socket = socket::bind(&config.admin_socket)?;
+        let socket = socket::bind(&config.admin_socket, &config.approvers)?;
         let listeners = listen(options).await.inspect_err(|_| {
             let _ = std::fs::remove_file(&config.admin_socket);
         })?;
@@ -269,6 +273,8 @@ impl Reload<'_> {
             ("listen", fresh.listen != old.listen),
             ("master-key", fresh.master_key != old.master_key),
             ("admin-socket", fresh.admin_socket != old.admin_socket),
+            ("approvers", fresh.approvers != old.approvers),
+            ("life-interval-s", fresh.life_interval != old.life_interval),
         ] {
             if changed {
                 log::warn!("'{key}' has changed; restart latchkeyd to use the new value");

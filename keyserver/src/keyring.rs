@@ -94,7 +94,9 @@ fn open_with(config: &Config, master: MasterKey) -> Result<Opened, OpenError> {
     let records = SealedStore::open(Box::new(store), master)?;
     let authority = stored_authority(&records)?
         .ok_or_else(|| OpenError::NoAuthority(config.data_dir.clone()))?;
-    let service = Service::new(records, authority.server_id(), Arc::new(SystemClock));
+    let clock = Arc::new(SystemClock::default());
+    let service =
+        Service::new(records, authority.server_id(), clock).with_life_beat(config.life_interval);
     Ok(Opened {
         service: Arc::new(service),
         authority: Arc::new(authority),
@@ -174,7 +176,7 @@ pub fn init(config: &Config) -> Result<(Opened, Steps), OpenError> {
     };
     let id = authority.server_id();
     let opened = Opened {
-        service: Arc::new(Service::new(records, id, Arc::new(SystemClock))),
+        service: Arc::new(Service::new(records, id, Arc::new(SystemClock::default()))),
         authority: Arc::new(authority),
     };
     // Not with the CA: an earlier run may have ended between the two.

@@ -4,8 +4,8 @@
 //! peers of one network cannot keep the others out; limits on headers; and no step that waits for ever.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyper::service::service_fn;
@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use crate::admission::{Admission, Admitted};
@@ -108,8 +108,8 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, mut stop: watch::
             shared: Arc::clone(&shared),
             address,
             begun: Arc::new(AtomicBool::new(false)),
-            _admitted: admitted,
-            _running: permit,
+            streams: Arc::new(AtomicBool::new(false)),
+            places: Mutex::new(Some((admitted, permit))),
         };
         tokio::spawn(connection.run(stream, stop.clone()));
     }
@@ -139,32 +139,45 @@ struct Connection {
     address: SocketAddr,
     /// Whether a request has arrived: such a connection is finished even when the server stops.
     begun: Arc<AtomicBool>,
-    _admitted: Admitted,
-    _running: OwnedSemaphorePermit,
+    /// Whether its answer is a stream: it may last, and ends when the server stops.
+    streams: Arc<AtomicBool>,
+    /// Its places among the open connections; a stream gives them back, streams have a limit of their own.
+    places: Mutex<Option<(Admitted, OwnedSemaphorePermit)>>,
 }
 
 impl Connection {
     async fn run(self, stream: TcpStream, mut stop: watch::Receiver<bool>) {
         let address = self.address;
         let begun = Arc::clone(&self.begun);
-        let work = timeout(CONNECTION_LIMIT, self.serve(stream));
-        tokio::pin!(work);
-        let result = tokio::select! {
-            result = &mut work => result,
-            () = stopped(&mut stop) => {
-                if !begun.load(Ordering::Acquire) {
+        let streams = Arc::clone(&self.streams);
+        let work = self.serve(stream);
+        let limit = sleep(CONNECTION_LIMIT);
+        tokio::pin!(work, limit);
+        let mut limited = true;
+        let mut stopping = false;
+        loop {
+            tokio::select! {
+                result = &mut work => {
+                    if let Err(problem) = result {
+                        log::debug!("connection from {address}: {problem}");
+                    }
                     return;
                 }
-                work.await
+                () = &mut limit, if limited => {
+                    if !streams.load(Ordering::Acquire) {
+                        let seconds = CONNECTION_LIMIT.as_secs();
+                        log::debug!("connection from {address}: closed after {seconds} s");
+                        return;
+                    }
+                    limited = false;
+                }
+                () = stopped(&mut stop), if !stopping => {
+                    if !begun.load(Ordering::Acquire) || streams.load(Ordering::Acquire) {
+                        return;
+                    }
+                    stopping = true;
+                }
             }
-        };
-        match result {
-            Ok(Ok(())) => {}
-            Ok(Err(problem)) => log::debug!("connection from {address}: {problem}"),
-            Err(_) => log::debug!(
-                "connection from {address}: closed after {} s",
-                CONNECTION_LIMIT.as_secs()
-            ),
         }
     }
 
@@ -185,7 +198,15 @@ impl Connection {
         let service = service_fn(|request| {
             self.begun.store(true, Ordering::Release);
             let api = Arc::clone(&self.shared.api);
-            async move { Ok::<_, std::convert::Infallible>(api.answer(peer, request).await) }
+            let this = &self;
+            async move {
+                let response = api.answer(peer, request).await;
+                if response.body().is_stream() {
+                    this.streams.store(true, Ordering::Release);
+                    drop(lock(&this.places).take());
+                }
+                Ok::<_, std::convert::Infallible>(response)
+            }
         });
         hyper::server::conn::http1::Builder::new()
             // Without a timer hyper has no header timeout.
@@ -198,4 +219,9 @@ impl Connection {
             .await
             .map_err(|error| format!("HTTP failed: {}", crate::logging::chain(&error)))
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A place that a panic left behind is still a place.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

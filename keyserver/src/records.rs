@@ -2,7 +2,9 @@
 //!
 //! Names of clients have no `/`, so every prefix that ends in `/` is one client's, volume's or kind's.
 
-use std::fmt;
+mod code;
+mod machine;
+
 use std::net::IpAddr;
 
 use latchkey_protocol::encoding::{Bytes, hex};
@@ -12,7 +14,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::UnixMillis;
-use crate::policy::{Elsewhere, Policy};
+use crate::policy::{Otherwise, Policy, Range};
+
+pub use code::{Code, ShortId};
+pub use machine::{
+    Armed, BootSession, FETCH, Group, GroupName, Heard, LastBoot, Machine, SetPolicy, TicketState,
+    Trace, kernel,
+};
 
 /// SHA-256 of a public key's SubjectPublicKeyInfo in DER: how the server knows a client's key.
 pub type SpkiHash = Bytes<32>;
@@ -37,6 +45,15 @@ pub struct Client {
     pub joined: Option<Joined>,
     /// When it was revoked.
     pub revoked: Option<UnixMillis>,
+    /// When it was locked out, until an administrator lets it boot again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locked: Option<UnixMillis>,
+    /// The group that it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupName>,
+    /// The policy for all its volumes that have none of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<SetPolicy>,
 }
 
 /// The keys of a client that joined.
@@ -115,10 +132,29 @@ pub struct Volume {
     pub generation: Generation,
     /// Its policy.
     pub policy: Policy,
+    /// Whether it is its own, or only what it got when it was bound.
+    #[serde(default)]
+    pub origin: Origin,
+    /// The address that its machine had when it was bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home: Option<Range>,
     /// When it was registered.
     pub created: UnixMillis,
     /// Whether its share still exists.
     pub state: VolumeState,
+}
+
+/// Where a volume's policy comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// Written before this was known: it counts as set for the volume.
+    #[default]
+    Before,
+    /// Given at binding: the client's or the group's goes before it.
+    Bound,
+    /// Set for the volume.
+    Set(UnixMillis),
 }
 
 /// Whether a volume's share still exists.
@@ -159,6 +195,19 @@ pub struct Session {
     pub expires: UnixMillis,
     /// Where it came from.
     pub peer: IpAddr,
+    /// Who approved it so far.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approvals: Vec<Approved>,
+}
+
+/// A person's approval of a boot session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Approved {
+    /// The name of the person's user.
+    pub who: String,
+    /// When.
+    pub at: UnixMillis,
 }
 
 impl Session {
@@ -199,115 +248,20 @@ pub struct OpenNumber {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Settings {
     /// What a new volume's policy says of addresses other than the registering machine's.
-    pub elsewhere: Elsewhere,
+    pub elsewhere: Otherwise,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            elsewhere: Elsewhere::Deny,
+            elsewhere: Otherwise::Deny,
         }
     }
 }
 
-/// 32 characters that nobody confuses (Crockford's base 32: no I, L, O, U).
-const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
-
-/// Six characters, 30 random bits, that the machine's console shows as `ABC-DEF`. `Debug` shows none of it.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Code(String);
-
-/// Five characters that name an open session for the administrator.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct ShortId(String);
-
-impl Code {
-    /// A fresh code.
-    ///
-    /// # Errors
-    /// getrandom(2)'s.
-    pub fn random() -> Result<Self, getrandom::Error> {
-        random_text(6).map(Self)
-    }
-
-    /// Whether `typed` is this code; case, hyphens and spaces do not count, and look-alikes are taken for what
-    /// they look like. Constant time over codes of the right length.
-    pub fn matches(&self, typed: &str) -> bool {
-        use subtle::ConstantTimeEq;
-        normal_text(typed)
-            .as_bytes()
-            .ct_eq(self.0.as_bytes())
-            .into()
-    }
-
-    /// `ABC-DEF`, for the machine's console.
-    pub fn shown(&self) -> String {
-        let (first, last) = self.0.split_at(self.0.len() / 2);
-        format!("{first}-{last}")
-    }
-}
-
-impl fmt::Debug for Code {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Code(..)")
-    }
-}
-
-impl ShortId {
-    /// A fresh id.
-    ///
-    /// # Errors
-    /// getrandom(2)'s.
-    pub fn random() -> Result<Self, getrandom::Error> {
-        random_text(5).map(Self)
-    }
-
-    /// The id that a person typed.
-    pub fn typed(text: &str) -> Self {
-        Self(normal_text(text))
-    }
-
-    /// The id as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for ShortId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
-    }
-}
-
-fn random_text(length: usize) -> Result<String, getrandom::Error> {
-    let mut bytes = vec![0u8; length];
-    getrandom::fill(&mut bytes)?;
-    Ok(bytes
-        .iter()
-        .map(|byte| char::from(ALPHABET[usize::from(byte % 32)]))
-        .collect())
-}
-
-/// What a person typed, in the spelling of the alphabet; cut to 16 characters.
-fn normal_text(typed: &str) -> String {
-    typed
-        .chars()
-        .filter(|c| !matches!(c, '-' | ' ' | '\t' | '\r' | '\n'))
-        .take(16)
-        .map(|c| match c.to_ascii_uppercase() {
-            'O' => '0',
-            'I' | 'L' => '1',
-            other => other,
-        })
-        .filter(|c| c.is_ascii_alphanumeric())
-        .collect()
-}
-
 /// Keys of the records.
 pub mod key {
-    use super::{ClientName, Generation, RequestId, ShortId, SpkiHash, VolumeId, hex};
+    use super::{ClientName, Generation, GroupName, RequestId, ShortId, SpkiHash, VolumeId, hex};
 
     /// All clients.
     pub const CLIENTS: &str = "client/";
@@ -317,8 +271,29 @@ pub mod key {
     pub const SESSIONS: &str = "session/";
     /// All invitations.
     pub const INVITES: &str = "invite/";
+    /// All groups.
+    pub const GROUPS: &str = "group/";
     /// The settings.
     pub const SETTINGS: &str = "settings";
+    /// How long the key server has run.
+    pub const UPTIME: &str = "uptime";
+    /// What tells a store that was put back.
+    pub const WITNESS: &str = "witness";
+
+    /// A group.
+    pub fn group(name: &GroupName) -> String {
+        format!("{GROUPS}{name}")
+    }
+
+    /// What is remembered of a machine.
+    pub fn machine(client: &ClientName) -> String {
+        format!("machine/{client}")
+    }
+
+    /// What is remembered of a volume's boots.
+    pub fn trace(volume: &VolumeId) -> String {
+        format!("trace/{volume}")
+    }
 
     /// A client.
     pub fn client(name: &ClientName) -> String {
@@ -412,35 +387,14 @@ impl Record for OpenNumber {
     }
 }
 
-impl Record for Settings {
+impl Record for crate::clock::Uptime {
     fn key(&self) -> String {
-        key::SETTINGS.to_owned()
+        key::UPTIME.to_owned()
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn codes_are_read_as_people_type_them() {
-        let code = Code("01ABZX".to_owned());
-        for good in ["01ABZX", "01a-bzx", " oI A-bzx\n", "Ol-AB-ZX"] {
-            assert!(code.matches(good), "{good:?}");
-        }
-        for bad in ["", "01ABZ", "01ABZXX", "01ABZY", "É1ABZX"] {
-            assert!(!code.matches(bad), "{bad:?}");
-        }
-        assert_eq!(code.shown(), "01A-BZX");
-        assert_eq!(format!("{code:?}"), "Code(..)");
-    }
-
-    #[test]
-    fn random_codes_use_the_whole_alphabet() {
-        let mut seen = std::collections::BTreeSet::new();
-        for _ in 0..400 {
-            seen.extend(Code::random().unwrap().0.into_bytes());
-        }
-        assert_eq!(seen.len(), ALPHABET.len());
+impl Record for Settings {
+    fn key(&self) -> String {
+        key::SETTINGS.to_owned()
     }
 }

@@ -408,7 +408,8 @@ impl Kek {
 }
 
 impl Bound {
-    fn encode(&self) -> Vec<u8> {
+    /// The facts in one unambiguous encoding.
+    pub fn encode(&self) -> Vec<u8> {
         match self {
             Self::Luks2(bound) => length_prefixed(&[
                 b"luks2",

@@ -7,6 +7,7 @@ pub mod envelope;
 mod hpke;
 pub mod ids;
 pub mod release;
+pub mod tickets;
 pub mod token;
 pub mod wire;
 

@@ -3,6 +3,8 @@
 //! Unknown and duplicate fields are refused on both sides: a peer that says something that we do not understand
 //! is not one that we may guess at. The `version` field of each body tells which rules hold.
 
+mod running;
+
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -10,6 +12,12 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::encoding::Bytes;
 use crate::ids::{Generation, RequestId, VolumeId};
 use crate::release::SealedShare;
+
+pub use running::{
+    Arm, ConfirmAnswer, ConfirmRequest, HeartbeatAnswer, HeartbeatRequest, IMAGES_LIMIT,
+    LifeAnswer, LifeLine, RenewAnswer, RenewRequest, Shown, SignedHead, TicketsAnswer,
+    TicketsRequest,
+};
 
 /// The version of every body in this module.
 pub const VERSION: u32 = 1;
@@ -32,6 +40,18 @@ pub const PROOF: &str = "/v1/proof";
 pub const REPORT: &str = "/v1/report";
 /// `/v1/status`: host key.
 pub const STATUS: &str = "/v1/status";
+/// `/v1/tickets/next`: host key.
+pub const TICKETS_NEXT: &str = "/v1/tickets/next";
+/// `/v1/tickets/confirm`: host key.
+pub const TICKETS_CONFIRM: &str = "/v1/tickets/confirm";
+/// `/v1/heartbeat`: host key.
+pub const HEARTBEAT: &str = "/v1/heartbeat";
+/// `GET /v1/life`: host key; the answer is a stream of [`LifeLine`]s.
+pub const LIFE: &str = "/v1/life";
+/// `/v1/life/answer`: host key.
+pub const LIFE_ANSWER: &str = "/v1/life/answer";
+/// `/v1/renew`: host key.
+pub const RENEW: &str = "/v1/renew";
 
 /// The field `version`: anything but [`VERSION`] fails to parse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -174,6 +194,30 @@ pub struct ReleaseRequest {
     pub volumes: Vec<WantedVolume>,
     /// What the machine says of this boot; a tripwire, no evidence.
     pub facts: BootFacts,
+    /// The tickets that the volumes' headers carry for this key server; each volume once, and only volumes that are
+    /// asked for (the key server checks that).
+    #[serde(
+        default,
+        deserialize_with = "distinct_tickets",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub tickets: Vec<VolumeTicket>,
+}
+
+/// The ticket of one volume: a random value in its header that moves on after each boot. `Debug` does not show it.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeTicket {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The ticket.
+    pub ticket: Bytes<32>,
+}
+
+impl fmt::Debug for VolumeTicket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "VolumeTicket({})", self.volume)
+    }
 }
 
 /// One volume of a [`ReleaseRequest`].
@@ -196,6 +240,12 @@ pub struct BootFacts {
     pub command_line: Bytes<32>,
     /// When the initramfs was built, Unix seconds; 0 where there is none (a proof).
     pub image_built: u64,
+    /// The build id of the initramfs, which its builder drew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Bytes<32>>,
+    /// SHA-256 over the bound facts of the volumes' headers, as they were found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub header: Option<Bytes<32>>,
 }
 
 /// The answer to a [`ReleaseRequest`].
@@ -235,6 +285,13 @@ pub enum Verdict {
         id: Text,
         /// The code.
         code: Text,
+        /// Seconds until the agent should ask again.
+        retry_after: u32,
+    },
+    /// Not decided yet, and no person is asked so far: the key server waits to hear from the running machine.
+    Wait {
+        /// For the console.
+        reason: Text,
         /// Seconds until the agent should ask again.
         retry_after: u32,
     },
@@ -298,15 +355,30 @@ pub struct ErrorAnswer {
 fn distinct_volumes<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Vec<WantedVolume>, D::Error> {
-    let volumes = Vec::<WantedVolume>::deserialize(deserializer)?;
+    distinct(deserializer, |wanted: &WantedVolume| wanted.volume, 1)
+}
+
+/// Tickets, each volume once.
+fn distinct_tickets<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<VolumeTicket>, D::Error> {
+    distinct(deserializer, |ticket: &VolumeTicket| ticket.volume, 0)
+}
+
+/// At least `least` and at most [`VOLUMES_LIMIT`] items, no two of one volume.
+fn distinct<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+    volume: impl Fn(&T) -> VolumeId,
+    least: usize,
+) -> Result<Vec<T>, D::Error> {
+    let items = Vec::<T>::deserialize(deserializer)?;
     let mut seen = std::collections::BTreeSet::new();
-    if volumes.is_empty()
-        || volumes.len() > VOLUMES_LIMIT
-        || !volumes.iter().all(|v| seen.insert(v.volume))
-    {
-        return Err(serde::de::Error::custom(format_args!(
-            "volumes must be 1 to {VOLUMES_LIMIT} and each named once"
-        )));
+    let good = (least..=VOLUMES_LIMIT).contains(&items.len())
+        && items.iter().all(|item| seen.insert(volume(item)));
+    if good {
+        return Ok(items);
     }
-    Ok(volumes)
+    Err(serde::de::Error::custom(format_args!(
+        "volumes must be {least} to {VOLUMES_LIMIT} and each named once"
+    )))
 }

@@ -222,6 +222,17 @@ impl Machine {
         Ok(())
     }
 
+    /// Stops the machine's processor, with everything that it wrote on its disk, while `act` runs.
+    ///
+    /// # Errors
+    /// `Qmp` if QEMU refuses.
+    pub fn while_paused<T>(&mut self, act: impl FnOnce() -> T) -> Result<T, MachineError> {
+        self.qmp.execute("stop", json!({}))?;
+        let done = act();
+        self.qmp.execute("cont", json!({}))?;
+        Ok(done)
+    }
+
     /// Pulls the network cable out (`false`) or puts it in.
     ///
     /// # Errors

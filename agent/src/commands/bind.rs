@@ -18,6 +18,7 @@ use latchkey_secret::{SecretBytes, SecretError};
 use super::initramfs::{self, Rebuild, RebuildError};
 use super::journal::{Journal, JournalledKeyslot, UndoError};
 use super::prompt::{self, PromptError};
+use super::service;
 use super::shares::{self, Registered, ShareError};
 use super::target::{Target, TargetError};
 use crate::date;
@@ -227,7 +228,9 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
     journal.remove(files)?;
     record_network(files);
     summarise(&target, &entry, &binding);
-    initramfs::rebuild(files, arguments.rebuild).map_err(|source| BindError::Rebuild {
+    let rebuilt = initramfs::rebuild(files, arguments.rebuild);
+    service::restart(files);
+    rebuilt.map_err(|source| BindError::Rebuild {
         device: target.device.clone(),
         source,
     })?;

@@ -11,12 +11,14 @@ use latchkey_protocol::token::{self, Address, JoinToken, TokenError};
 use latchkey_protocol::wire::{JoinAnswer, JoinRequest, Text, Version};
 use latchkey_protocol::{ClientName, ServerId};
 use latchkey_secret::{SecretBytes, SecretError};
-use rcgen::{CertificateParams, KeyPair, PKCS_ED25519};
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rcgen::{KeyPair, PKCS_ED25519};
+use rustls::pki_types::CertificateDer;
 use zeroize::Zeroize;
 
 use super::prompt::{self, PromptError};
+use super::service;
 use crate::files::{self, Files, FilesError, Role, ServerSettings};
+use crate::server::request::{RequestError, signing_request as signing_request_of};
 use crate::server::{
     CertificateTime, ClientError, Fault, Identity, IdentityError, Join, SetupError, block_on, pem,
 };
@@ -73,6 +75,9 @@ pub enum JoinError {
     /// A key pair could not be made.
     #[error("failed to make a key pair")]
     Keys(#[source] rcgen::Error),
+    /// As above: a request for its certificate.
+    #[error(transparent)]
+    Request(#[from] RequestError),
     /// No memory for a key.
     #[error(transparent)]
     Secret(#[from] SecretError),
@@ -122,6 +127,7 @@ pub fn run(files: &Files, source: TokenSource) -> Result<Joined, JoinError> {
         joined.server.short(),
         joined.client
     );
+    service::restart(files);
     log::info!("next: latchkey bind DEVICE");
     Ok(joined)
 }
@@ -187,39 +193,23 @@ fn read_token(source: TokenSource) -> Result<JoinToken, JoinError> {
 /// A PKCS#10 request for the key of `role` in `dir`, which is made unless an earlier run left it there whole.
 fn signing_request(dir: &Path, role: Role) -> Result<Text, JoinError> {
     let path = dir.join(role.key_name());
-    let mut key = match left_over_key(&path)? {
-        Some(key) => key,
-        None => make_key(&path)?,
-    };
-    let request = CertificateParams::default()
-        .serialize_request(&key)
-        .and_then(|request| request.pem())
-        .map_err(JoinError::Keys);
+    if path.exists() {
+        match signing_request_of(&files::read_key(&path)?) {
+            // Half a key was never sent to anybody.
+            Err(RequestError::Key) => files::remove(&path)?,
+            request => return Ok(request?),
+        }
+    }
+    Ok(signing_request_of(&make_key(&path)?)?)
+}
+
+fn make_key(path: &Path) -> Result<SecretBytes, JoinError> {
+    let mut key = KeyPair::generate_for(&PKCS_ED25519).map_err(JoinError::Keys)?;
+    let pem = pem::encode_private_key(key.serialized_der());
     key.zeroize();
-    Ok(Text::cut(&request?))
-}
-
-/// The key that an interrupted run wrote. Half a key was never sent to anybody and is removed.
-fn left_over_key(path: &Path) -> Result<Option<KeyPair>, JoinError> {
-    if !path.exists() {
-        return Ok(None);
-    }
-    let der = pem::decode_private_key(&files::read_key(path)?)?;
-    let key = der.and_then(|der| {
-        let der = PrivatePkcs8KeyDer::from(der.expose_secret());
-        KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ED25519).ok()
-    });
-    if key.is_none() {
-        files::remove(path)?;
-    }
-    Ok(key)
-}
-
-fn make_key(path: &Path) -> Result<KeyPair, JoinError> {
-    let key = KeyPair::generate_for(&PKCS_ED25519).map_err(JoinError::Keys)?;
-    let pem = pem::encode_private_key(key.serialized_der())?;
+    let pem = pem?;
     files::write_new(path, pem.expose_secret())?;
-    Ok(key)
+    Ok(pem)
 }
 
 fn ask(

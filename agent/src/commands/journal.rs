@@ -18,6 +18,7 @@ use crate::files::{self, Files, FilesError};
 use crate::server::KeyServer;
 use crate::volume::header::{HeaderCopy, HeaderError};
 use crate::volume::keyslots::{self, KeyslotError};
+use crate::volume::tickets;
 use crate::volume::tokens::{self, TokenError};
 
 /// The PBKDF2 iterations of the keyslots that we make.
@@ -149,7 +150,7 @@ impl Journal {
                 tokens::remove(&target.device, found.id)?;
             }
         }
-        Ok(())
+        tickets::remove(&target.device, self.volume)
     }
 
     fn destroy_keyslots(&self, target: &Target) -> Result<(), UndoError> {

@@ -1,6 +1,7 @@
 //! What a person types: one file per command. Each has its own error type whose text says what to do; the command
 //! line prints it with its causes.
 
+pub mod arm_reboot;
 pub mod bind;
 pub mod initramfs;
 pub mod join;
@@ -8,7 +9,7 @@ pub mod journal;
 pub mod list;
 pub mod prompt;
 pub mod record_network;
-pub mod report;
+pub mod service;
 pub mod shares;
 pub mod status;
 pub mod target;

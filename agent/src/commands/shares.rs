@@ -125,6 +125,7 @@ pub fn prove(
         ephemeral_key: key_pair.public(),
         volumes: vec![WantedVolume { volume, generation }],
         facts: running_system(),
+        tickets: Vec::new(),
     };
     let asked = server.ask(async |client, address| client.proof(address, &request).await);
     let answer = block_on(asked).map_err(ShareError::Start)??;
@@ -151,7 +152,9 @@ pub fn prove(
                 .map_err(|source| sealed(server, source))
         }
         Some(Verdict::Released { .. }) => Err(not_released("it has another generation")),
-        Some(Verdict::Denied { reason, .. }) => Err(not_released(reason.as_str())),
+        Some(Verdict::Denied { reason, .. } | Verdict::Wait { reason, .. }) => {
+            Err(not_released(reason.as_str()))
+        }
         Some(Verdict::Pending { .. }) => Err(not_released("it wants a person's approval first")),
         Some(Verdict::Destroyed) => Err(not_released("it was destroyed there")),
         None => Err(not_released("it gave no verdict")),
@@ -184,5 +187,7 @@ fn running_system() -> BootFacts {
         kernel: Text::cut(&kernel),
         command_line: Bytes([0; 32]),
         image_built: 0,
+        image: None,
+        header: None,
     }
 }

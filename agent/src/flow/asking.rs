@@ -42,6 +42,7 @@ pub(super) enum Said {
     Unreachable(String),
     Busy,
     Pending { id: String, code: String },
+    Waiting(String),
     Denied(String),
     Destroyed,
 }
@@ -210,6 +211,12 @@ fn summary<'a>(verdicts: impl Iterator<Item = &'a Verdict>) -> (Duration, Said) 
                     id: id.clone(),
                     code: code.clone(),
                 };
+            }
+            Verdict::Wait { reason, retry } => {
+                pace = pace.min((*retry).max(FIRST_REST));
+                if matches!(said, Said::Nothing | Said::Destroyed) {
+                    said = Said::Waiting(reason.clone());
+                }
             }
             Verdict::Denied { reason, retry } => {
                 pace = pace.min((*retry).max(FIRST_REST));

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::{Generation, ServerId, VolumeId};
 
 /// A volume, by its place in [`Plan::volumes`].
@@ -69,10 +70,19 @@ pub enum Event {
 pub enum Header {
     /// It carries no latchkey token: the framework's own business.
     NotBound,
-    /// Its name at the key servers, and the envelopes of its token.
-    Bound(VolumeId, Vec<(ServerId, Generation)>),
+    /// Its name at the key servers, the envelopes of its token, and what the shell shows of it to the key servers.
+    Bound(VolumeId, Vec<(ServerId, Generation)>, Shown),
     /// It carries a token, but nothing can be opened automatically: why.
     Unusable(String),
+}
+
+/// What key servers want to see of a header; the flow decides nothing by it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// The ticket for each key server that gave one.
+    pub tickets: Vec<(ServerId, Bytes<32>)>,
+    /// Of the facts that were bound, as the header now has them.
+    pub fingerprint: Bytes<32>,
 }
 
 /// Why an automatic opening did not happen.
@@ -108,6 +118,13 @@ pub enum Verdict {
         id: String,
         /// The code that the console shows.
         code: String,
+        /// When to ask again.
+        retry: Duration,
+    },
+    /// Not decided yet, and no person is needed for it.
+    Wait {
+        /// What the key server waits for.
+        reason: String,
         /// When to ask again.
         retry: Duration,
     },

@@ -21,7 +21,7 @@ use latchkey_protocol::{Generation, VolumeId};
 use asking::Asking;
 pub use events::{
     Action, Answer, Event, Header, Outcome, Plan, PlannedServer, PromptLoss, Refusal, ServerIndex,
-    Tried, Verdict, VolumeIndex,
+    Shown, Tried, Verdict, VolumeIndex,
 };
 
 /// The state machine.
@@ -165,7 +165,7 @@ impl Flow {
         match header {
             Header::NotBound => volume.state = State::NotBound,
             Header::Unusable(why) => volume.refuse(why, actions),
-            Header::Bound(id, envelopes) => {
+            Header::Bound(id, envelopes, _) => {
                 volume.id = Some(id);
                 volume.envelopes = envelopes
                     .into_iter()

@@ -32,8 +32,8 @@ const JSON: &str = "application/json";
 /// Speaks to the key servers of one CA with one identity. Made once, used for every request.
 #[derive(Debug, Clone)]
 pub struct Client {
-    http: reqwest::Client,
-    names: Arc<Names>,
+    pub(super) http: reqwest::Client,
+    pub(super) names: Arc<Names>,
 }
 
 /// A client could not be made of the files it needs.
@@ -188,14 +188,11 @@ impl Client {
         if asked.eq(answer.verdicts.iter().map(|verdict| verdict.volume)) {
             Ok(answer)
         } else {
-            Err(ClientError {
-                address: address.clone(),
-                fault: Fault::OtherVolumes,
-            })
+            Err(other_volumes(address))
         }
     }
 
-    async fn call<Q: Serialize, A: DeserializeOwned>(
+    pub(super) async fn call<Q: Serialize, A: DeserializeOwned>(
         &self,
         address: &Address,
         method: Method,
@@ -230,7 +227,7 @@ impl Client {
         if response.status() != StatusCode::OK {
             return Err(refusal(response).await);
         }
-        check_content_type(&response)?;
+        check_content_type(&response, JSON)?;
         let body = read_body(&mut response).await?;
         serde_json::from_slice(&body).map_err(|error| Fault::Parse(printable(&error.to_string())))
     }
@@ -288,8 +285,15 @@ fn provider() -> Arc<CryptoProvider> {
     })
 }
 
+pub(super) fn other_volumes(address: &Address) -> ClientError {
+    ClientError {
+        address: address.clone(),
+        fault: Fault::OtherVolumes,
+    }
+}
+
 /// The fault that an answer other than 200 stands for.
-async fn refusal(mut response: Response) -> Fault {
+pub(super) async fn refusal(mut response: Response) -> Fault {
     let status = response.status();
     let code = status.as_u16();
     if status.is_redirection() {
@@ -318,7 +322,7 @@ async fn refusal(mut response: Response) -> Fault {
 
 /// The server's words; a failure to read them must not hide the status.
 async fn reason(response: &mut Response) -> String {
-    let body = match check_content_type(response) {
+    let body = match check_content_type(response, JSON) {
         Ok(()) => read_body(response).await.unwrap_or_default(),
         Err(_) => Vec::new(),
     };
@@ -340,14 +344,14 @@ fn parse_retry_after(text: &str) -> Option<Duration> {
     Some(Duration::from_secs(seconds).min(RETRY_AFTER_LIMIT))
 }
 
-fn check_content_type(response: &Response) -> Result<(), Fault> {
+pub(super) fn check_content_type(response: &Response, wanted: &str) -> Result<(), Fault> {
     let found = response
         .headers()
         .get(CONTENT_TYPE)
         .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
         .unwrap_or_default();
     let kind = found.split(';').next().unwrap_or_default().trim();
-    if kind.eq_ignore_ascii_case(JSON) {
+    if kind.eq_ignore_ascii_case(wanted) {
         Ok(())
     } else {
         Err(Fault::ContentType(printable(&found)))
@@ -368,10 +372,10 @@ async fn read_body(response: &mut Response) -> Result<Vec<u8>, Fault> {
 /// Host names and their addresses, looked up before the connection so that a slow resolver has a limit and an
 /// error of its own.
 #[derive(Debug, Default)]
-struct Names(Mutex<BTreeMap<String, Vec<SocketAddr>>>);
+pub(super) struct Names(Mutex<BTreeMap<String, Vec<SocketAddr>>>);
 
 impl Names {
-    async fn look_up(&self, address: &Address) -> Result<(), Fault> {
+    pub(super) async fn look_up(&self, address: &Address) -> Result<(), Fault> {
         let host = address.host();
         if host.parse::<std::net::IpAddr>().is_ok() {
             return Ok(());

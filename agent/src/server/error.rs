@@ -63,7 +63,7 @@ pub enum Fault {
     #[error("the answer is larger than {BODY_LIMIT} bytes")]
     TooLarge,
     /// The answer is not JSON by its content type.
-    #[error("the answer is not JSON but '{0}'")]
+    #[error("the answer is not of the expected type but '{0}'")]
     ContentType(String),
     /// The answer is JSON that is not the one expected.
     #[error("the answer is not understood ({0})")]

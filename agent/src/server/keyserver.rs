@@ -61,8 +61,20 @@ impl KeyServer {
     /// # Errors
     /// A variant of [`KeyServerError`] for what is wrong with the files.
     pub fn open(files: &ServerFiles, role: Role) -> Result<Self, KeyServerError> {
+        Self::with_certificate(files, role, &files.certificate(role)?)
+    }
+
+    /// As [`KeyServer::open`], with `certificate` (PEM) in place of the one in the files.
+    ///
+    /// # Errors
+    /// As [`KeyServer::open`].
+    pub fn with_certificate(
+        files: &ServerFiles,
+        role: Role,
+        certificate: &[u8],
+    ) -> Result<Self, KeyServerError> {
         let dir = || files.dir.display().to_string();
-        let identity = Identity::from_pem(&files.key(role)?, &files.certificate(role)?)
+        let identity = Identity::from_pem(&files.key(role)?, certificate)
             .map_err(|source| KeyServerError::Identity { dir: dir(), source })?;
         let time = CertificateTime(files.settings.joined);
         let client = Client::new(&files.ca()?, &identity, time)

@@ -9,13 +9,17 @@ mod client;
 mod error;
 mod identity;
 mod keyserver;
+mod life;
 pub mod pem;
+pub mod request;
+mod running;
 mod verify;
 
 pub use client::{Client, Join, SetupError};
 pub use error::{ClientError, Fault};
 pub use identity::{Identity, IdentityError};
 pub use keyserver::{KeyServer, KeyServerError, Unreachable, block_on};
+pub use life::Life;
 pub use verify::CertificateTime;
 
 use std::time::Duration;

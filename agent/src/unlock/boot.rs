@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use latchkey_protocol::encoding::Bytes;
+use latchkey_protocol::encoding::{Bytes, unhex};
 use latchkey_protocol::wire::{BootFacts, Text};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 
 use super::kernel_command_line::KernelCommandLine;
@@ -18,6 +18,9 @@ pub struct Image {
     pub built: u64,
     /// The init program of an ordinary boot.
     pub init: String,
+    /// Tells it from every other image: 32 random bytes, 64 hexadecimal digits. The running machine announces it.
+    #[serde(default, deserialize_with = "build_id")]
+    pub build_id: Option<Bytes<32>>,
 }
 
 /// What is known of this boot before anything is done.
@@ -63,8 +66,17 @@ impl Boot {
             kernel: Text::cut(&kernel),
             command_line: Bytes(Sha256::digest(self.command_line_text.as_bytes()).into()),
             image_built: self.image.as_ref().map_or(0, |image| image.built),
+            image: self.image.as_ref().ok().and_then(|image| image.build_id),
+            header: None, // none was read yet
         }
     }
+}
+
+fn build_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Bytes<32>>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let id =
+        unhex(&text).ok_or_else(|| serde::de::Error::custom("'build-id' is no such number"))?;
+    Ok(Some(Bytes(id)))
 }
 
 fn read_image(path: &Path) -> Result<Image, String> {
@@ -97,6 +109,14 @@ mod tests {
         let boot = boot("root=/dev/mapper/a quiet\n", IMAGE);
         assert_eq!(boot.forbids_automatic(), None);
         assert_eq!(boot.facts().image_built, 1_800_000_000);
+        assert_eq!(boot.facts().image, None, "an older image has none");
+    }
+
+    #[test]
+    fn the_image_says_which_build_it_is() {
+        let image = format!("{IMAGE}build-id = \"{}\"\n", "0f".repeat(32));
+        let boot = boot("quiet", &image);
+        assert_eq!(boot.facts().image, Some(Bytes([0x0f; 32])));
     }
 
     #[test]
@@ -105,6 +125,11 @@ mod tests {
             ("break=mount", IMAGE, "break=mount"),
             ("init=/bin/sh", IMAGE, "init=/bin/sh"),
             ("quiet", "", "built"),
+            (
+                "quiet",
+                "built = 1\ninit = \"/sbin/init\"\nbuild-id = \"0F\"",
+                "build-id",
+            ),
             (
                 "quiet",
                 "built = 1\ninit = \"/sbin/init\"\nserver = \"evil\"",

@@ -13,10 +13,11 @@ use latchkey_protocol::{BootKeyPair, Generation, RequestId, Share, VolumeId};
 
 use super::asker::{Answered, AskError, Asker};
 use super::credentials::Credentials;
+use super::shown::Headers;
 use super::worker::Job;
 use crate::failure::{chain, printable};
 use crate::files::ServerSettings;
-use crate::flow::{Answer, ServerIndex, Verdict, VolumeIndex};
+use crate::flow::{Answer, Event, ServerIndex, Verdict, VolumeIndex};
 use crate::server::Fault;
 
 /// How soon to ask again for a share that is not the wanted one.
@@ -27,6 +28,7 @@ pub struct Session {
     keys: BootKeyPair,
     request: RequestId,
     facts: BootFacts,
+    headers: Headers,
     servers: Vec<ServerSettings>,
     asker: Asker,
     /// What the request under way asks for, in its order.
@@ -54,11 +56,17 @@ impl Session {
             keys: credentials.session,
             request: credentials.request,
             facts,
+            headers: Headers::default(),
             servers,
             asker,
             asked: Vec::new(),
             shares: BTreeMap::new(),
         })
+    }
+
+    /// Keeps what an event tells of a header: the key servers are shown it.
+    pub fn note(&mut self, event: &Event) {
+        self.headers.note(event);
     }
 
     /// Its name at the key servers.
@@ -89,12 +97,24 @@ impl Session {
             volume: *volume,
             generation: *generation,
         };
+        let ids = volumes.iter().map(|(_, volume, _)| *volume);
+        let tickets = match self.servers.get(server) {
+            Some(settings) => self.headers.tickets(settings.id, ids),
+            None => Vec::new(),
+        };
+        let mut facts = self.facts.clone();
+        if tickets.is_empty() {
+            facts.image = None; // a key server that gives no tickets may not know of these facts
+        } else {
+            facts.header = self.headers.fingerprint();
+        }
         let request = ReleaseRequest {
             version: Version::default(),
             request: self.request,
             ephemeral_key: self.keys.public(),
             volumes: volumes.iter().map(wanted).collect(),
-            facts: self.facts.clone(),
+            facts,
+            tickets,
         };
         self.asked = volumes;
         self.asker.ask(number, server, address, request);
@@ -152,6 +172,13 @@ impl Session {
                 } => Verdict::Pending {
                     id: printable(id.as_str()),
                     code: printable(code.as_str()),
+                    retry: Duration::from_secs(retry_after.into()),
+                },
+                wire::Verdict::Wait {
+                    reason,
+                    retry_after,
+                } => Verdict::Wait {
+                    reason: printable(reason.as_str()),
                     retry: Duration::from_secs(retry_after.into()),
                 },
                 wire::Verdict::Denied {

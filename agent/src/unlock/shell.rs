@@ -170,6 +170,9 @@ impl Shell {
             };
             if let Some(event) = event {
                 self.hand_over(&event);
+                if let Some(session) = &mut self.session {
+                    session.note(&event);
+                }
                 let actions = flow.handle(self.started.elapsed(), event);
                 outcome = self.perform(actions).await;
             }

@@ -7,16 +7,18 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-use latchkey_protocol::envelope::{EnvelopeError, Released, Token};
+use latchkey_protocol::envelope::{Bound, EnvelopeError, Released, Token};
 use latchkey_protocol::{Generation, ServerId, Share};
 use latchkey_secret::SecretBytes;
 
 use crate::failure::chain;
-use crate::flow::{Event, Header, Refusal, Tried, VolumeIndex};
+use crate::flow::{Event, Header, Refusal, Shown, Tried, VolumeIndex};
 use crate::volume::crypttab::Entry;
+use crate::volume::gate;
+use crate::volume::header::{HeaderCopy, HeaderError};
 use crate::volume::open::{OpenError, open_automatically};
-use crate::volume::tokens;
 use crate::volume::typed::{PassphraseError, TypedKey, check_passphrase};
+use crate::volume::{tickets, tokens};
 
 /// The thread.
 #[derive(Debug)]
@@ -121,25 +123,24 @@ impl Volumes {
     }
 
     fn probe(&mut self, volume: VolumeIndex, device: PathBuf) -> Header {
-        let found = match tokens::find(&device) {
-            Ok(found) => found,
-            Err(tokens::TokenError::Header(crate::volume::header::HeaderError::NotLuks2(_))) => {
-                return Header::NotBound;
-            }
+        let copy = match HeaderCopy::read(&device) {
+            Ok(copy) => copy,
+            Err(HeaderError::NotLuks2(_)) => return Header::NotBound,
             Err(error) => {
                 self.found[volume] = Some((device, None));
                 return Header::Unusable(chain(&error));
             }
         };
         let mut broken = None;
-        for token in found {
+        for token in tokens::find_in(copy.json()) {
             match token.token {
                 Ok(token) => {
                     let envelopes = token
                         .envelopes
                         .iter()
                         .map(|envelope| (envelope.server, envelope.generation));
-                    let header = Header::Bound(token.volume, envelopes.collect());
+                    let header =
+                        Header::Bound(token.volume, envelopes.collect(), shown(&copy, &token));
                     self.found[volume] = Some((device, Some(token)));
                     return header;
                 }
@@ -217,5 +218,18 @@ impl Volumes {
         key.activate(&self.entries[volume])
             .map_err(|error| chain(&error))?;
         Ok(warning)
+    }
+}
+
+/// What key servers want to see of the header that was read.
+fn shown(copy: &HeaderCopy, token: &Token) -> Shown {
+    let tickets = tickets::find_in(copy.json(), token.volume);
+    let servers = token.envelopes.iter().map(|envelope| envelope.server);
+    let Bound::Luks2(bound) = &token.bound;
+    Shown {
+        tickets: servers
+            .filter_map(|server| Some((server, tickets.of(server)?)))
+            .collect(),
+        fingerprint: gate::fingerprint(copy.uuid(), copy.json(), bound),
     }
 }

@@ -9,9 +9,10 @@ mod refusal;
 #[cfg(test)]
 mod tests;
 
-use latchkey_protocol::encoding::Bytes;
-use latchkey_protocol::envelope::BoundLuks2;
+use latchkey_protocol::encoding::{Bytes, length_prefixed};
+use latchkey_protocol::envelope::{Bound, BoundLuks2};
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 pub use refusal::GateError;
 
@@ -46,6 +47,7 @@ const DEFAULT_AREA_CIPHER: &str = "aes-xts-plain64";
 const DIGEST_ITERATIONS_LIMIT: u64 = 10_000_000;
 const STRIPES: u64 = 4000;
 const BINARY_HEADER: u64 = 4096;
+const FINGERPRINT_DOMAIN: &[u8] = b"latchkey header v1";
 
 /// Checks a header, given by its UUID and JSON, against what was bound.
 ///
@@ -115,6 +117,18 @@ pub fn facts(json: &Value, slot: u32, volume_key_id: Bytes<32>) -> Result<BoundL
         offset: segment.offset,
         volume_key_id,
     })
+}
+
+/// SHA-256 over what a header says of the facts that were bound; a key server compares it with the last boot's.
+///
+/// A tripwire and no evidence: whether the header may be opened, [`check`] says.
+pub fn fingerprint(uuid: &str, json: &Value, bound: &BoundLuks2) -> Bytes<32> {
+    let found = match facts(json, bound.keyslot, bound.volume_key_id) {
+        Ok(found) => Bound::Luks2(found).encode(),
+        Err(_) => Vec::new(),
+    };
+    let encoded = length_prefixed(&[FINGERPRINT_DOMAIN, uuid.as_bytes(), &found]);
+    Bytes(Sha256::digest(encoded).into())
 }
 
 /// The part of the binding that concerns the data segment.

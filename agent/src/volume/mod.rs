@@ -16,6 +16,7 @@ pub mod mapping;
 pub mod open;
 pub mod source;
 pub mod stack;
+pub mod tickets;
 pub mod tokens;
 pub mod typed;
 

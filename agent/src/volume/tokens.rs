@@ -165,7 +165,8 @@ fn write(device: &Path, id: u32, token: &Token) -> Result<(), TokenError> {
     }
 }
 
-fn set(device: &Path, id: u32, input: TokenInput<'_>) -> Result<(), TokenError> {
+/// Sets or removes a token of ours.
+pub(super) fn set(device: &Path, id: u32, input: TokenInput<'_>) -> Result<(), TokenError> {
     let failed = |source: CryptError| {
         if source.is(Errno::ENOSPC) {
             TokenError::NoRoom(device.to_owned())

@@ -141,15 +141,22 @@ impl Server {
     }
 
     pub fn admin(&self, arguments: &[&str]) -> Said {
-        let (command, rest) = arguments.split_first().unwrap();
-        run(
-            Command::new(latchkeyd())
-                .arg(command)
-                .arg("--data-dir")
-                .arg(self.data())
-                .args(rest),
-            "",
-        )
+        let mut command = Command::new(latchkeyd());
+        command.args(arguments).arg("--data-dir").arg(self.data());
+        run(&mut command, "")
+    }
+
+    /// Of the data folder while it does not run.
+    pub fn copy(&self) -> tempfile::TempDir {
+        let copy = tempfile::tempdir().unwrap();
+        copy_folder(&self.data(), copy.path());
+        copy
+    }
+
+    /// Puts a copy in the place of the data folder, while it does not run.
+    pub fn put_back(&self, copy: &tempfile::TempDir) {
+        std::fs::remove_dir_all(self.data()).unwrap();
+        copy_folder(copy.path(), &self.data());
     }
 
     pub fn invite(&self, client: &str) -> String {
@@ -163,6 +170,12 @@ impl Server {
     fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    let mut copy = Command::new("cp");
+    copy.args(["-aT", "--"]).args([from, to]);
+    run(&mut copy, "").succeeded();
 }
 
 impl Drop for Server {

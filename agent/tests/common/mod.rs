@@ -93,7 +93,7 @@ impl Chain {
 }
 
 /// What the server does with a connection whose handshake succeeded; the request is already read.
-pub type Script = dyn Fn(&mut dyn Write, usize) + Send + Sync;
+pub type Script = dyn Fn(&mut dyn Write, &[u8], usize) + Send + Sync;
 
 /// A server on the loopback that lives until it is dropped.
 pub struct FaultServer {
@@ -117,6 +117,14 @@ impl FaultServer {
         config: ServerConfig,
         script: impl Fn(&mut dyn Write, usize) + Send + Sync + 'static,
     ) -> Self {
+        Self::by_request(config, move |stream, _, count| script(stream, count))
+    }
+
+    /// As [`FaultServer::scripted`]; the script sees the request.
+    pub fn by_request(
+        config: ServerConfig,
+        script: impl Fn(&mut dyn Write, &[u8], usize) + Send + Sync + 'static,
+    ) -> Self {
         let config = Arc::new(config);
         let script: Arc<Script> = Arc::new(script);
         let requests = Arc::new(Mutex::new(Vec::new()));
@@ -129,8 +137,8 @@ impl FaultServer {
             let Some(request) = read_request(&mut stream) else {
                 return;
             };
-            seen.lock().unwrap().push(request);
-            script(&mut stream, count);
+            seen.lock().unwrap().push(request.clone());
+            script(&mut stream, &request, count);
             let _ = stream.flush();
             stream.conn.send_close_notify();
             let _ = stream.flush();

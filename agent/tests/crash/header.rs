@@ -8,14 +8,23 @@ use sha2::{Digest, Sha256};
 pub const DATA: usize = 16 << 20;
 const BINARY: usize = 4096;
 /// The size of one copy, as cryptsetup formats.
-const COPY: usize = 0x4000;
+pub const COPY: usize = 0x4000;
 
 /// The JSON of the newer one of the copies that are whole; `None` if neither is.
 pub fn newest(bytes: &[u8]) -> Option<Value> {
     let copies = [&bytes[..COPY], &bytes[COPY..2 * COPY]];
     let whole = copies.into_iter().filter(|copy| is_whole(copy));
-    let newest = whole.max_by_key(|copy| u64::from_be_bytes(copy[16..24].try_into().unwrap()))?;
-    let json = &newest[BINARY..];
+    json(whole.max_by_key(|copy| u64::from_be_bytes(copy[16..24].try_into().unwrap()))?)
+}
+
+/// The JSON of both copies; `None` for one that is not whole.
+pub fn copies(bytes: &[u8]) -> [Option<Value>; 2] {
+    [&bytes[..COPY], &bytes[COPY..2 * COPY]]
+        .map(|copy| is_whole(copy).then(|| json(copy)).flatten())
+}
+
+fn json(copy: &[u8]) -> Option<Value> {
+    let json = &copy[BINARY..];
     let end = json.iter().position(|byte| *byte == 0)?;
     serde_json::from_slice(&json[..end]).ok()
 }

@@ -655,7 +655,10 @@ impl World {
                 kernel: Text::cut("6.1.0"),
                 command_line: Bytes([0; 32]),
                 image_built: 0,
+                image: None,
+                header: None,
             },
+            tickets: Vec::new(),
         };
         let release =
             async |client: &Client, address: &Address| client.release(address, &request).await;

@@ -10,6 +10,7 @@ mod header;
 mod keyserver;
 mod points;
 mod tally;
+mod tickets;
 mod tracer;
 mod volume;
 

@@ -21,7 +21,9 @@ pub enum AdminClientError {
     )]
     NotRunning(PathBuf, #[source] std::io::Error),
     /// Another user's socket.
-    #[error("no permission for '{0}'\nrun this command as root")]
+    #[error(
+        "no permission for '{0}'\nrun this command as root; approving needs to be listed in 'approvers' of latchkeyd.toml(5)"
+    )]
     Permission(PathBuf),
     /// The connection broke.
     #[error(

@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use latchkey_protocol::encoding::hex;
-use latchkey_protocol::{ClientName, VolumeId};
+use latchkey_protocol::{ClientName, RequestId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::audit::Verified;
 use crate::policy::Policy;
+use crate::records::GroupName;
+use crate::service::explain::Supposed;
+use crate::service::listing::PolicyTarget;
 
 /// Most bytes of a request's line.
 pub const REQUEST_LIMIT: usize = 64 * 1024;
@@ -22,10 +25,12 @@ pub const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    /// Invite a client; answered by a [`JoinInvitation`].
+    /// Invite clients, all or none; answered by a [`JoinInvitation`] for each.
     Invite {
-        /// Its name.
-        client: ClientName,
+        /// Their names.
+        clients: Vec<ClientName>,
+        /// The group that they are put into.
+        group: Option<GroupName>,
         /// How long the invitation lives.
         seconds: u64,
     },
@@ -46,6 +51,63 @@ pub enum Request {
     Deny {
         /// Which.
         id: String,
+        /// Whether its client is locked out.
+        #[serde(default)]
+        lock: bool,
+    },
+    /// Lock a client out.
+    Lock {
+        /// Which.
+        client: ClientName,
+    },
+    /// Let a client boot again that was locked out.
+    Readmit {
+        /// Which.
+        client: ClientName,
+    },
+    /// Announce a reboot of a client; answered by the time until when, as text.
+    Arm {
+        /// Which.
+        client: ClientName,
+        /// For how long.
+        seconds: u64,
+    },
+    /// All groups.
+    Groups,
+    /// Put a client into a group.
+    SetGroup {
+        /// Which.
+        client: ClientName,
+        /// Into which; none: into no group.
+        group: Option<GroupName>,
+    },
+    /// The policy of a volume, a client or a group.
+    Policy {
+        /// Whose.
+        target: PolicyTarget,
+    },
+    /// Set a policy.
+    SetPolicyOf {
+        /// Whose.
+        target: PolicyTarget,
+        /// To what; none: take it away.
+        policy: Option<Policy>,
+    },
+    /// What a policy would say of a request.
+    Explain(Supposed),
+    /// Whether the store was put back.
+    PutBack,
+    /// Accept that it was.
+    AcceptRollback {
+        /// Why.
+        reason: String,
+    },
+    /// The place of the audit's last entry.
+    AuditEnd,
+    /// What the audit has of one boot session.
+    History {
+        /// Which.
+        request: RequestId,
     },
     /// Revoke a client.
     Revoke {
@@ -56,13 +118,6 @@ pub enum Request {
     Destroy {
         /// Which.
         volume: VolumeId,
-    },
-    /// Set a volume's policy.
-    SetPolicy {
-        /// Which.
-        volume: VolumeId,
-        /// To what.
-        policy: Policy,
     },
     /// Entries of the audit.
     Audit {

@@ -17,7 +17,8 @@ use super::protocol::{
     AUDIT_PAGE, Answer, AuditState, JoinInvitation, REQUEST_DEADLINE, REQUEST_LIMIT, Request,
 };
 use crate::logging::chain;
-use crate::service::{AdminError, Service};
+use crate::service::approval::AfterDeny;
+use crate::service::{AdminError, Invitation, Service};
 use crate::users;
 
 /// Most commands at once.
@@ -31,6 +32,16 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
 pub struct Admin {
     service: Arc<Service>,
     names: RwLock<Vec<Address>>,
+    approvers: Vec<String>,
+}
+
+/// What a user may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Right {
+    /// Everything: root, and the server's own user.
+    Administer,
+    /// Look at requests and the audit, approve and deny.
+    Approve,
 }
 
 /// The socket could not be made.
@@ -38,7 +49,7 @@ pub struct Admin {
 pub enum SocketError {
     /// Others could put another socket in its place.
     #[error(
-        "the directory '{0}' of the admin socket is open to other users\nuse a directory with mode 0700 that belongs to latchkeyd's user"
+        "the directory '{0}' of the admin socket is open to other users\nuse a directory with mode 0700 (with 'approvers': 0711) that belongs to latchkeyd's user"
     )]
     Directory(PathBuf),
     /// Another server has it.
@@ -52,12 +63,24 @@ pub enum SocketError {
 }
 
 impl Admin {
-    /// `names` are the addresses that join tokens name.
-    pub fn new(service: Arc<Service>, names: Vec<Address>) -> Self {
+    /// `names` are the addresses that join tokens name, `approvers` the users beside root who may approve.
+    pub fn new(service: Arc<Service>, names: Vec<Address>, approvers: Vec<String>) -> Self {
         Self {
             service,
             names: RwLock::new(names),
+            approvers,
         }
+    }
+
+    /// What the user `uid` may do, and its name.
+    fn right(&self, uid: u32) -> Option<(Right, String)> {
+        let name = users::name(uid);
+        if uid == 0 || uid == Uid::effective().as_raw() {
+            return Some((Right::Administer, name));
+        }
+        // A user without a name is none of them: `uid N` is no user's name.
+        let listed = self.approvers.contains(&name);
+        listed.then_some((Right::Approve, name))
     }
 
     /// Names other addresses in join tokens from now on.
@@ -65,49 +88,79 @@ impl Admin {
         *self.names.write().unwrap_or_else(PoisonError::into_inner) = names;
     }
 
+    fn tokens(&self, invitations: Vec<Invitation>) -> Vec<JoinInvitation> {
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        let token = |invitation: Invitation| JoinInvitation {
+            expires: invitation.expires.text(),
+            token: JoinToken {
+                server: *self.service.server(),
+                secret: invitation.secret,
+                client: invitation.client,
+                addresses: names.clone(),
+            }
+            .to_line(),
+        };
+        invitations.into_iter().map(token).collect()
+    }
+
     /// Does what `request` asks for, on behalf of `who`.
     fn perform(&self, request: Request, who: &str) -> Answer {
         let service = &self.service;
         match request {
-            Request::Invite { client, seconds } => answer(
-                service
-                    .invite(&client, Duration::from_secs(seconds), who)
-                    .map(|invitation| JoinInvitation {
-                        expires: invitation.expires.text(),
-                        token: JoinToken {
-                            server: *service.server(),
-                            secret: invitation.secret,
-                            client: invitation.client,
-                            addresses: self
-                                .names
-                                .read()
-                                .unwrap_or_else(PoisonError::into_inner)
-                                .clone(),
-                        }
-                        .to_line(),
-                    }),
-            ),
+            Request::Invite {
+                clients,
+                group,
+                seconds,
+            } => {
+                let lifetime = Duration::from_secs(seconds);
+                let invited = service.invite_all(&clients, group.as_ref(), lifetime, who);
+                answer(invited.map(|invitations| self.tokens(invitations)))
+            }
             Request::Clients => answer(service.clients()),
             Request::Volumes => answer(service.volumes()),
             Request::Requests => answer(service.requests()),
             Request::Approve { id, code } => answer(service.approve(&id, &code, who)),
-            Request::Deny { id } => answer(service.deny(&id, who)),
+            Request::Deny { id, lock } => {
+                let then = if lock {
+                    AfterDeny::Lock
+                } else {
+                    AfterDeny::Nothing
+                };
+                answer(service.deny(&id, then, who))
+            }
+            Request::Lock { client } => answer(service.lock(&client, who)),
+            Request::Readmit { client } => answer(service.readmit(&client, who)),
+            Request::Arm { client, seconds } => {
+                let until = service.arm(&client, Duration::from_secs(seconds), who);
+                answer(until.map(|until| until.text()))
+            }
+            Request::Groups => answer(service.groups()),
+            Request::SetGroup { client, group } => {
+                answer(service.set_group(&client, group.as_ref(), who))
+            }
+            Request::Policy { target } => answer(service.policy_of(&target)),
+            Request::SetPolicyOf { target, policy } => {
+                answer(service.set_policy_of(&target, policy.as_ref(), who))
+            }
+            Request::Explain(supposed) => answer(service.explain(&supposed)),
+            Request::PutBack => answer(service.put_back()),
+            Request::AcceptRollback { reason } => answer(service.accept_rollback(&reason, who)),
+            Request::AuditEnd => answer(service.audit_end().map_err(AdminError::from)),
+            Request::History { request } => answer(service.history(&request)),
             Request::Revoke { client } => answer(service.revoke(&client, who)),
             Request::Destroy { volume } => answer(service.destroy(&volume, who)),
-            Request::SetPolicy { volume, policy } => {
-                answer(service.set_policy(&volume, &policy, who))
-            }
             Request::Audit { after, limit } => answer(service.audit(after, limit.min(AUDIT_PAGE))),
             Request::VerifyAudit => answer(service.verify_audit().map(AuditState::from)),
         }
     }
 }
 
-/// Makes the socket, 0600, in a directory that is ours alone (made if it is missing).
+/// Makes the socket in a directory that is ours alone (made if it is missing): 0600, or, if there are approvers, open to
+/// all users, of whom the kernel tells who they are.
 ///
 /// # Errors
 /// Any of [`SocketError`].
-pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
+pub fn bind(path: &Path, approvers: &[String]) -> Result<UnixListener, SocketError> {
     let make = |error| SocketError::Make(path.to_owned(), error);
     let directory = path.parent().unwrap_or(Path::new("/"));
     match std::fs::DirBuilder::new().mode(0o700).create(directory) {
@@ -117,7 +170,8 @@ pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
         _ => {}
     }
     let facts = std::fs::metadata(directory).map_err(make)?;
-    if facts.mode() & 0o077 != 0 || facts.uid() != Uid::effective().as_raw() {
+    // Others may pass through it to the socket, but neither see nor change what is in it.
+    if facts.mode() & 0o066 != 0 || facts.uid() != Uid::effective().as_raw() {
         return Err(SocketError::Directory(directory.to_owned()));
     }
     // A socket that nobody answers is what a killed server left behind.
@@ -129,7 +183,14 @@ pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
         Err(_) => {}
     }
     let listener = UnixListener::bind(path).map_err(make)?;
-    std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).map_err(make)?;
+    std::fs::set_permissions(
+        path,
+        PermissionsExt::from_mode(match approvers {
+            [] => 0o600,
+            _ => 0o666,
+        }),
+    )
+    .map_err(make)?;
     Ok(listener)
 }
 
@@ -142,9 +203,24 @@ pub async fn serve(listener: UnixListener, admin: Arc<Admin>) {
         };
         match listener.accept().await {
             Ok((stream, _)) => {
+                // At once: whoever may do nothing takes no place.
+                let peer = match stream
+                    .peer_cred()
+                    .map(|peer| (peer.uid(), admin.right(peer.uid())))
+                {
+                    Ok((_, Some(peer))) => peer,
+                    Ok((uid, None)) => {
+                        log::warn!("admin socket: refused uid {uid}");
+                        continue;
+                    }
+                    Err(error) => {
+                        log::warn!("admin socket: {error}");
+                        continue;
+                    }
+                };
                 let admin = Arc::clone(&admin);
                 tokio::spawn(async move {
-                    if let Err(problem) = connection(stream, admin).await {
+                    if let Err(problem) = connection(stream, peer, admin).await {
                         log::warn!("admin socket: {problem}");
                     }
                     drop(place);
@@ -158,12 +234,11 @@ pub async fn serve(listener: UnixListener, admin: Arc<Admin>) {
     }
 }
 
-async fn connection(mut stream: UnixStream, admin: Arc<Admin>) -> Result<(), String> {
-    let peer = stream.peer_cred().map_err(|error| error.to_string())?;
-    if peer.uid() != 0 && peer.uid() != Uid::effective().as_raw() {
-        return Err(format!("refused uid {}", peer.uid()));
-    }
-    let who = users::name(peer.uid());
+async fn connection(
+    mut stream: UnixStream,
+    (right, who): (Right, String),
+    admin: Arc<Admin>,
+) -> Result<(), String> {
     let mut line = Vec::new();
     let (reading, mut writing) = stream.split();
     let mut reading = BufReader::new(reading).take(REQUEST_LIMIT as u64 + 1);
@@ -182,6 +257,9 @@ async fn connection(mut stream: UnixStream, admin: Arc<Admin>) -> Result<(), Str
             Err(error) => Answer::Failed(format!(
                 "the server does not understand the request: {error}\nuse the 'latchkeyd' of the same version"
             )),
+            Ok(request) if !may(right, &request) => Answer::Refused(format!(
+                "'{who}' may look at requests and the audit, approve and deny, and nothing else\nrun this command as root"
+            )),
             Ok(request) => tokio::task::spawn_blocking(move || admin.perform(request, &who))
                 .await
                 .map_err(|error| error.to_string())?,
@@ -193,6 +271,20 @@ async fn connection(mut stream: UnixStream, admin: Arc<Admin>) -> Result<(), Str
         .await
         .map_err(|_| "the answer was not read in time".to_owned())?
         .map_err(|error| error.to_string())
+}
+
+fn may(right: Right, request: &Request) -> bool {
+    right == Right::Administer
+        || matches!(
+            request,
+            Request::Requests
+                | Request::Approve { .. }
+                | Request::Deny { .. }
+                | Request::Volumes
+                | Request::Audit { .. }
+                | Request::AuditEnd
+                | Request::History { .. }
+        )
 }
 
 fn answer(result: Result<impl Serialize, AdminError>) -> Answer {
@@ -236,8 +328,56 @@ mod tests {
     fn a_socket_in_an_open_directory_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
-        let error = bind(&directory.path().join("s")).unwrap_err();
+        let error = bind(&directory.path().join("s"), &[]).unwrap_err();
         assert!(matches!(error, SocketError::Directory(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_socket_is_open_to_others_only_if_there_are_approvers() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o711)).unwrap();
+        for (approvers, mode) in [(&[][..], 0o600), (&["alice".to_owned()], 0o666)] {
+            let path = directory.path().join(format!("{mode:o}"));
+            drop(bind(&path, approvers).unwrap());
+            let found = std::fs::metadata(&path).unwrap().permissions().mode();
+            assert_eq!(found & 0o777, mode);
+        }
+    }
+
+    #[test]
+    fn approvers_decide_on_boots_and_change_nothing_else() {
+        let client = || -> latchkey_protocol::ClientName { "web-1".parse().unwrap() };
+        let (id, code, reason) = (String::new, String::new, String::new);
+        for (request, approver) in [
+            (Request::Requests, true),
+            (
+                Request::Approve {
+                    id: id(),
+                    code: code(),
+                },
+                true,
+            ),
+            (
+                Request::Deny {
+                    id: id(),
+                    lock: true,
+                },
+                true,
+            ),
+            (
+                Request::Arm {
+                    client: client(),
+                    seconds: 60,
+                },
+                false,
+            ),
+            (Request::Revoke { client: client() }, false),
+            (Request::Readmit { client: client() }, false),
+            (Request::AcceptRollback { reason: reason() }, false),
+        ] {
+            assert!(may(Right::Administer, &request), "{request:?}");
+            assert_eq!(may(Right::Approve, &request), approver, "{request:?}");
+        }
     }
 
     #[tokio::test]
@@ -245,13 +385,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o700)).unwrap();
         let path = directory.path().join("s");
-        drop(bind(&path).unwrap());
-        let live = bind(&path).unwrap();
+        drop(bind(&path, &[]).unwrap());
+        let live = bind(&path, &[]).unwrap();
         assert_eq!(
             std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
             0o600
         );
-        let error = bind(&path).unwrap_err();
+        let error = bind(&path, &[]).unwrap_err();
         assert!(matches!(error, SocketError::InUse(_)), "{error}");
         drop(live);
     }

@@ -30,7 +30,8 @@ const SERVER_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 /// A server certificate with less than this left is renewed at start.
 const SERVER_RENEWAL: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const BOOT_LIFE: Duration = CA_LIFE;
-const HOST_LIFE: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+/// Life of a host certificate.
+pub const HOST_LIFE: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 /// Clocks of two machines differ.
 const BACKDATED: Duration = DAY;
 

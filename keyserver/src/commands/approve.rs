@@ -29,9 +29,15 @@ impl Approve {
             id: self.id,
             code: self.code,
         })?;
-        output::data(&format!(
-            "approved request {} of client '{}'; it is released when the machine asks again",
-            request.id, request.client
-        ))
+        output::data(&match request.approvals_left {
+            0 => format!(
+                "approved request {} of client '{}'; it is released when the machine asks again",
+                request.id, request.client
+            ),
+            left => format!(
+                "approved request {} of client '{}'; {left} more must approve it, with the same code",
+                request.id, request.client
+            ),
+        })
     }
 }

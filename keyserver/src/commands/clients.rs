@@ -25,14 +25,22 @@ impl Clients {
         }
         let rows: Vec<_> = clients.iter().map(row).collect();
         output::listing(
-            ["CLIENT", "STATE", "VOLUMES", "JOINED (UTC)", "FROM"],
+            [
+                "CLIENT",
+                "STATE",
+                "GROUP",
+                "VOLUMES",
+                "JOINED (UTC)",
+                "FROM",
+                "HEARD (UTC)",
+            ],
             &rows,
             "no client yet; invite one: latchkeyd invite NAME",
         )
     }
 }
 
-fn row(client: &ClientListing) -> [String; 5] {
+fn row(client: &ClientListing) -> [String; 7] {
     let state = match client.state {
         ClientState::Invited => "invited",
         ClientState::Expired => "invitation ended",
@@ -41,11 +49,19 @@ fn row(client: &ClientListing) -> [String; 5] {
     };
     [
         client.name.to_string(),
-        state.to_owned(),
+        match client.locked {
+            Some(_) => format!("{state}, locked out"),
+            None => state.to_owned(),
+        },
+        client
+            .group
+            .as_ref()
+            .map_or_else(String::new, ToString::to_string),
         client.volumes.to_string(),
         client.joined.map_or_else(String::new, |time| time.text()),
         client
             .joined_from
             .map_or_else(String::new, |address| address.to_string()),
+        client.heard.map_or_else(String::new, |time| time.text()),
     ]
 }

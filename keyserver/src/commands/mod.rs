@@ -3,20 +3,26 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused by the state of the server (no such client, wrong
 //! code, decided already, and the like).
 
+mod accept_rollback;
 mod approve;
+mod arm;
 mod audit;
 mod check_config;
 mod clients;
 mod deny;
 mod destroy;
+mod group;
 mod init;
 mod invite;
+mod lock;
 mod output;
 mod policy;
+mod policy_test;
 mod requests;
 mod revoke;
 mod serve;
 mod target;
+mod timeline;
 mod volume;
 mod volumes;
 
@@ -64,10 +70,16 @@ enum Command {
     Requests(requests::Requests),
     Approve(approve::Approve),
     Deny(deny::Deny),
+    Lock(lock::Lock),
+    Readmit(lock::Readmit),
     Revoke(revoke::Revoke),
     Destroy(destroy::Destroy),
-    Policy(policy::PolicyCommand),
+    Policy(Box<policy::PolicyCommand>),
+    Arm(arm::Arm),
+    Group(group::GroupCommand),
+    Groups(group::Groups),
     Audit(audit::Audit),
+    AcceptRollback(accept_rollback::AcceptRollback),
 }
 
 /// How a command failed.
@@ -97,10 +109,16 @@ pub fn main() -> ExitCode {
         Command::Requests(command) => command.run(),
         Command::Approve(command) => command.run(),
         Command::Deny(command) => command.run(),
+        Command::Lock(command) => command.run(),
+        Command::Readmit(command) => command.run(),
         Command::Revoke(command) => command.run(),
         Command::Destroy(command) => command.run(),
         Command::Policy(command) => command.run(),
+        Command::Arm(command) => command.run(),
+        Command::Group(command) => command.run(),
+        Command::Groups(command) => command.run(),
         Command::Audit(command) => command.run(),
+        Command::AcceptRollback(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,12 +7,13 @@ use clap::Args;
 
 use super::target::Target;
 use super::{Failure, output};
-use crate::admin::protocol::Request;
+use crate::admin::protocol::{AUDIT_PAGE, Request};
+use crate::audit::{AuditEntry, Kind};
 use crate::records::SessionState;
 use crate::service::listing::RequestListing;
 
 /// Between two looks of `--follow`.
-const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(300);
 
 /// List boots that wait for approval
 #[derive(Debug, Args)]
@@ -25,7 +26,7 @@ pub struct Requests {
     /// Print JSON (with --follow one line for each request)
     #[arg(long)]
     json: bool,
-    /// Go on and print each request when it comes and when it changes
+    /// Go on and print each request when it comes and when it changes, and each alarm
     #[arg(long)]
     follow: bool,
     #[command(flatten)]
@@ -49,7 +50,9 @@ impl Requests {
 
     fn follow(&self) -> Result<(), Failure> {
         let mut seen = BTreeMap::new();
+        let mut last: u64 = self.target.ask(&Request::AuditEnd)?;
         loop {
+            last = self.alarms(last)?;
             let requests: Vec<RequestListing> = self.target.ask(&Request::Requests)?;
             let mut current = BTreeMap::new();
             for request in &requests {
@@ -69,6 +72,28 @@ impl Requests {
     }
 }
 
+impl Requests {
+    /// Prints the alarms that come after the entry `last`; the last entry that was looked at.
+    fn alarms(&self, mut last: u64) -> Result<u64, Failure> {
+        loop {
+            let page: Vec<AuditEntry> = self.target.ask(&Request::Audit {
+                after: last,
+                limit: AUDIT_PAGE,
+            })?;
+            for entry in page.iter().filter(|entry| entry.event.kind == Kind::Alarm) {
+                match self.json {
+                    true => output::json_line(entry)?,
+                    false => output::data(&entry.line())?,
+                }
+            }
+            last = page.iter().map(|entry| entry.sequence).fold(last, u64::max);
+            if page.len() < AUDIT_PAGE {
+                return Ok(last);
+            }
+        }
+    }
+}
+
 /// What is printed of a request.
 pub fn row(request: &RequestListing) -> [String; 6] {
     let labels: Vec<_> = request
@@ -77,7 +102,14 @@ pub fn row(request: &RequestListing) -> [String; 6] {
         .map(|volume| volume.label.as_str())
         .collect();
     let state = match request.state {
-        SessionState::Pending => format!("waits, {} tries left", request.attempts_left),
+        SessionState::Pending if request.approved_by.is_empty() => {
+            format!("waits, {} tries left", request.attempts_left)
+        }
+        SessionState::Pending => format!(
+            "approved by {}, {} more must",
+            request.approved_by.join(", "),
+            request.approvals_left
+        ),
         SessionState::Approved => "approved".to_owned(),
         SessionState::Denied => "denied".to_owned(),
         SessionState::Exhausted => "denied after wrong codes".to_owned(),

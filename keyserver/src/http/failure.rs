@@ -11,6 +11,7 @@ use latchkey_protocol::wire::{ErrorAnswer, Text, Version};
 
 use super::REFUSED;
 use super::body::BodyProblem;
+use super::stream::AnswerBody;
 use crate::logging::chain;
 use crate::sealed::RecordError;
 use crate::service::ServiceError;
@@ -120,7 +121,7 @@ impl Failure {
     }
 
     /// What the peer gets.
-    pub fn into_response(self) -> Response<Full<Bytes>> {
+    pub fn into_response(self) -> Response<AnswerBody> {
         let (status, text, retry_after) = match self {
             Self::Stranger(_) => (StatusCode::FORBIDDEN, REFUSED.to_owned(), None),
             Self::Told(told) => (told.status, told.text, told.retry_after),
@@ -190,8 +191,8 @@ pub fn response(
     status: StatusCode,
     json: Vec<u8>,
     retry_after: Option<u32>,
-) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(json)));
+) -> Response<AnswerBody> {
+    let mut response = Response::new(AnswerBody::Whole(Full::new(Bytes::from(json))));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -245,7 +246,10 @@ mod tests {
                 .get(RETRY_AFTER)
                 .map(|value| value.to_str().unwrap());
             assert_eq!(header, retry_after, "{what}");
-            let body = format!("{:?}", response.into_body());
+            let AnswerBody::Whole(body) = response.into_body() else {
+                panic!("{what}: a stream");
+            };
+            let body = format!("{body:?}");
             assert!(!body.contains("/secret"), "{what}: {body}");
             assert_eq!(body.contains(REFUSED), stranger, "{what}: {body}");
         }

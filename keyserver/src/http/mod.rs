@@ -7,12 +7,13 @@
 mod body;
 mod failure;
 mod route;
+mod running;
+mod stream;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
+use hyper::body::Incoming;
 use hyper::{Request, Response};
 use latchkey_protocol::encoding::Bytes as FixedBytes;
 use latchkey_protocol::ids::ClientName;
@@ -24,6 +25,7 @@ use serde::Serialize;
 
 use self::failure::Failure;
 use self::route::Route;
+pub use self::stream::AnswerBody;
 use crate::ca::{Authority, ClientKey, RequestedKey};
 use crate::service::join::JoinKeys;
 use crate::service::{Identity, Service};
@@ -57,15 +59,17 @@ impl Api {
         self: Arc<Self>,
         peer: Peer,
         request: Request<Incoming>,
-    ) -> Response<Full<Bytes>> {
+    ) -> Response<AnswerBody> {
         let (head, body) = request.into_parts();
         let route = Route::of(&head.method, &head.uri);
+        let whole = |json| failure::response(hyper::StatusCode::OK, json, None);
         let result = match route {
-            Some(Route::Join) => self.join(peer, body).await,
-            route => self.known(peer, route, body).await,
+            Some(Route::Join) => self.join(peer, body).await.map(whole),
+            Some(Route::Life) => self.life(peer, body).await,
+            route => self.known(peer, route, body).await.map(whole),
         };
         match result {
-            Ok(json) => failure::response(hyper::StatusCode::OK, json, None),
+            Ok(response) => response,
             Err(failure) => {
                 let what = format!("{} {}", head.method, head.uri.path().escape_default());
                 failure.log(peer.address, &what);
@@ -201,7 +205,13 @@ impl Api {
                 body::expect_none(body).map_err(invalid)?;
                 json(&service.status(identity)?)
             }
-            Route::Join => Err(Failure::Stranger("join is not for known keys".to_owned())),
+            Route::NextTickets
+            | Route::ConfirmTickets
+            | Route::Heartbeat
+            | Route::AnswerLife
+            | Route::Renew => self.running(peer, route, identity, body),
+            // They have ways of their own.
+            Route::Join | Route::Life => Err(Failure::Stranger("not for this way in".to_owned())),
         }
     }
 }
@@ -217,6 +227,7 @@ fn log_verdicts(client: &ClientName, peer: Peer, answer: &ReleaseAnswer) {
         let what = match &verdict.verdict {
             Verdict::Released { .. } => "released".to_owned(),
             Verdict::Pending { id, .. } => format!("waits for a person: request {}", id.as_str()),
+            Verdict::Wait { reason, .. } => format!("waits: {}", reason.as_str()),
             Verdict::Denied { reason, .. } => format!("denied: {}", reason.as_str()),
             Verdict::Destroyed => "destroyed".to_owned(),
         };

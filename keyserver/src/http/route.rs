@@ -24,6 +24,18 @@ pub enum Route {
     Report,
     /// `GET /v1/status`.
     Status,
+    /// `POST /v1/tickets/next`.
+    NextTickets,
+    /// `POST /v1/tickets/confirm`.
+    ConfirmTickets,
+    /// `POST /v1/heartbeat`.
+    Heartbeat,
+    /// `GET /v1/life`.
+    Life,
+    /// `POST /v1/life/answer`.
+    AnswerLife,
+    /// `POST /v1/renew`.
+    Renew,
 }
 
 impl Route {
@@ -39,6 +51,12 @@ impl Route {
             (&Method::POST, wire::VOLUMES) => Some(Self::Register),
             (&Method::POST, wire::REPORT) => Some(Self::Report),
             (&Method::GET, wire::STATUS) => Some(Self::Status),
+            (&Method::POST, wire::TICKETS_NEXT) => Some(Self::NextTickets),
+            (&Method::POST, wire::TICKETS_CONFIRM) => Some(Self::ConfirmTickets),
+            (&Method::POST, wire::HEARTBEAT) => Some(Self::Heartbeat),
+            (&Method::GET, wire::LIFE) => Some(Self::Life),
+            (&Method::POST, wire::LIFE_ANSWER) => Some(Self::AnswerLife),
+            (&Method::POST, wire::RENEW) => Some(Self::Renew),
             (&Method::DELETE, path) => path
                 .strip_prefix(wire::VOLUMES)?
                 .strip_prefix('/')?
@@ -72,6 +90,18 @@ mod tests {
             (Method::POST, "/v1/join", Some(Route::Join)),
             (Method::POST, "/v1/release", Some(Route::Release)),
             (Method::GET, "/v1/status", Some(Route::Status)),
+            (Method::POST, "/v1/tickets/next", Some(Route::NextTickets)),
+            (
+                Method::POST,
+                "/v1/tickets/confirm",
+                Some(Route::ConfirmTickets),
+            ),
+            (Method::POST, "/v1/heartbeat", Some(Route::Heartbeat)),
+            (Method::GET, "/v1/life", Some(Route::Life)),
+            (Method::POST, "/v1/life/answer", Some(Route::AnswerLife)),
+            (Method::POST, "/v1/renew", Some(Route::Renew)),
+            (Method::POST, "/v1/life", None),
+            (Method::POST, "/v1/tickets", None),
             (
                 Method::DELETE,
                 &volume,

@@ -2,12 +2,23 @@
 //!
 //! Whatever hands out a share takes an [`Authorised`], which only this module can make. The order of the checks is
 //! the order in which a requester learns things: nothing about a volume that is not his, then whether he is
-//! revoked, whether there is anything left to release, whether he asks for the right thing, and only then the
-//! policy. (A destroyed volume says so even where the policy would deny: the prompt is final then.)
+//! revoked, whether there is anything left to release, whether he asks for the right thing, whether he is locked out or
+//! the store was put back, and only then the policy. (A destroyed volume says so even where the policy would deny: the
+//! prompt is final then.)
+//!
+//! [`model`] is a policy's text, [`condition`] what each condition says of a request.
 
+pub mod condition;
+#[cfg(test)]
+mod condition_tests;
+pub mod model;
+pub mod preset;
 mod range;
+pub mod scope;
+mod sentence;
 #[cfg(test)]
 mod tests;
+mod window;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -15,53 +26,18 @@ use std::net::IpAddr;
 use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::ids::{ClientName, Generation, RequestId, VolumeId};
 use latchkey_protocol::release::Purpose;
-use latchkey_protocol::wire::WantedVolume;
-use serde::{Deserialize, Serialize};
+use latchkey_protocol::wire::{BootFacts, WantedVolume};
 
+pub use condition::{Condition, Finding, Outcome, Sum, findings, sum};
+pub use model::{Approval, Change, Otherwise, Policy, PolicyError, Rule, Source, Span};
+pub use preset::{PRESETS, Preset};
 pub use range::{Range, RangeError};
+pub use scope::{InForce, Scope, in_force};
+pub use sentence::SENTENCE_LIMIT;
+pub use window::Window;
 
-use crate::clock::UnixMillis;
-use crate::records::{Session, SessionState, Volume, VolumeState};
-
-/// Most address ranges in one policy.
-pub const RANGES_LIMIT: usize = 32;
-
-/// On which conditions a volume's share is released.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct Policy {
-    /// What holds for requests from the ranges in `from`.
-    pub rule: Rule,
-    /// Source addresses; none means any address.
-    #[serde(default)]
-    pub from: Vec<Range>,
-    /// What holds for requests from anywhere else.
-    #[serde(default)]
-    pub elsewhere: Elsewhere,
-}
-
-/// What a policy says of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Rule {
-    /// Release without a person.
-    Allow,
-    /// Ask a person.
-    Ask,
-    /// Never release.
-    Deny,
-}
-
-/// What a policy says of requests from addresses that it does not list.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Elsewhere {
-    /// Ask a person.
-    Ask,
-    /// Never release.
-    #[default]
-    Deny,
-}
+use crate::clock::{UnixMillis, Uptime};
+use crate::records::{Machine, Session, SessionState, Trace, Volume, VolumeState};
 
 /// A request for one volume, by a key that is known to be the client's.
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +56,10 @@ pub struct PolicyRequest<'a> {
     pub peer: IpAddr,
     /// The volume, and the generation of the share that its envelope needs.
     pub wanted: WantedVolume,
+    /// The ticket that the volume's header shows.
+    pub ticket: Option<&'a Bytes<32>>,
+    /// What the machine says of its boot.
+    pub facts: &'a BootFacts,
 }
 
 /// Whether a key still counts.
@@ -89,15 +69,74 @@ pub enum Standing {
     Good,
     /// The client was revoked, or has other keys by now.
     Revoked,
+    /// The client is locked out until an administrator lets it boot again.
+    Locked,
 }
 
-/// What is stored of the volume and the boot session.
+/// What is known of the volume, its machine and the boot session.
 #[derive(Debug, Clone, Copy)]
 pub struct StoredState<'a> {
     /// The volume, if there is one of this id.
     pub volume: Option<&'a Volume>,
+    /// The policy in force for it.
+    pub policy: &'a Policy,
+    /// When that was set.
+    pub policy_set: UnixMillis,
+    /// The address that the machine had when the volume was bound.
+    pub home: Option<Range>,
     /// The session of this client with this request id, if there is one.
     pub session: Option<&'a Session>,
+    /// What is remembered of the machine.
+    pub machine: Option<&'a Machine>,
+    /// What is remembered of the volume's boots.
+    pub trace: Option<&'a Trace>,
+    /// Whether the running machine answered when it was asked because of this boot session.
+    pub life: Life,
+    /// Whether the store is the newest one.
+    pub store: StoreState,
+    /// How long the key server has run.
+    pub uptime: Uptime,
+}
+
+impl<'a> StoredState<'a> {
+    /// What is known where only the owner can ask: the policy has no say.
+    pub fn of_owner(volume: &'a Volume) -> Self {
+        Self {
+            volume: Some(volume),
+            policy: &volume.policy,
+            policy_set: volume.created,
+            home: volume.home,
+            session: None,
+            machine: None,
+            trace: None,
+            life: Life::Gone,
+            store: StoreState::Newest,
+            uptime: Uptime::default(),
+        }
+    }
+}
+
+/// Whether a running machine is heard.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Life {
+    /// It has no connection open, and whether it comes back is not known yet.
+    Gone,
+    /// It has a connection open, and was not asked or has not answered yet.
+    #[default]
+    Waiting,
+    /// It answered.
+    Alive,
+    /// It did not answer in time.
+    Silent,
+}
+
+/// Whether the key server's store is the newest one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreState {
+    /// As far as any machine has shown.
+    Newest,
+    /// A machine has seen a newer one.
+    PutBack,
 }
 
 /// What is done with a request for one volume.
@@ -109,6 +148,8 @@ pub enum Decision {
     Ask,
     /// A person is being asked.
     Pending,
+    /// The running machine is being asked.
+    Wait,
     /// Nothing is released.
     Deny(Reason),
     /// There is nothing to release any more.
@@ -126,6 +167,8 @@ pub struct Authorised {
     request: RequestId,
     ephemeral_key: Bytes<32>,
     by: Authority,
+    announced: bool,
+    once: Option<UnixMillis>,
 }
 
 /// What a release rests on.
@@ -157,10 +200,12 @@ pub enum Reason {
     },
     /// The request id belongs to a session with another key.
     OtherSession,
-    /// The policy never releases.
-    Rule,
-    /// The policy does not list the address.
-    Address,
+    /// The store was put back to an earlier state.
+    PutBack,
+    /// The client is locked out.
+    Locked,
+    /// A condition of the policy refuses.
+    Condition(Condition),
     /// A person denied the session.
     Denied,
     /// Too many wrong codes were typed for the session.
@@ -189,7 +234,7 @@ pub fn decide(request: &PolicyRequest<'_>, state: StoredState<'_>, now: UnixMill
             current: volume.generation,
         });
     }
-    let authorise = |by| Decision::Release(Authorised::new(request, volume, by));
+    let authorise = |by| Decision::Release(Authorised::new(request, volume, by, state, now));
     if request.purpose != Purpose::Release {
         // The host key signs; the volume is open on the machine that asks.
         return authorise(Authority::Owner);
@@ -201,13 +246,26 @@ pub fn decide(request: &PolicyRequest<'_>, state: StoredState<'_>, now: UnixMill
     if session.is_some_and(|session| session.ephemeral_key != *request.ephemeral_key) {
         return Decision::Deny(Reason::OtherSession);
     }
-    match volume.policy.effective(request.peer) {
-        Effective::Allow => authorise(Authority::Policy),
-        Effective::Deny(reason) => Decision::Deny(reason),
-        Effective::Ask => match session {
+    if state.store == StoreState::PutBack {
+        return Decision::Deny(Reason::PutBack);
+    }
+    if request.standing == Standing::Locked {
+        return Decision::Deny(Reason::Locked);
+    }
+    let policy = state.policy;
+    let findings = findings(policy, request, state, now);
+    match sum(policy, &findings) {
+        Sum::Release => authorise(Authority::Policy),
+        Sum::Wait => Decision::Wait,
+        Sum::Deny(condition) => Decision::Deny(Reason::Condition(condition)),
+        Sum::Ask => match session {
             None => Decision::Ask,
             Some(session) => match (session.state, session.volumes.contains(&request.wanted)) {
-                (SessionState::Approved, true) => authorise(Authority::Approval),
+                (SessionState::Approved, true) if policy.approval.is_given(session, now) => {
+                    authorise(Authority::Approval)
+                }
+                // Since it was approved, the policy has come to want more.
+                (SessionState::Approved, true) => Decision::Pending,
                 (SessionState::Approved, false) => Decision::Deny(Reason::NotApproved),
                 (SessionState::Pending, true) => Decision::Pending,
                 (SessionState::Pending, false) => Decision::Ask,
@@ -218,90 +276,39 @@ pub fn decide(request: &PolicyRequest<'_>, state: StoredState<'_>, now: UnixMill
     }
 }
 
-impl Policy {
-    /// What a volume gets when it is registered from `peer`: released to that machine's address.
-    pub fn default_for(peer: IpAddr, elsewhere: Elsewhere) -> Self {
-        Self {
-            rule: Rule::Allow,
-            from: vec![Range::around(peer)],
-            elsewhere,
-        }
+impl Approval {
+    /// Whether enough of the right people, each counted once, have approved `session` and their word still counts.
+    pub fn is_given(&self, session: &Session, now: UnixMillis) -> bool {
+        self.given(session, now).len() >= self.count
     }
 
-    /// Refuses what cannot be meant.
-    ///
-    /// # Errors
-    /// The problem as text.
-    pub fn check(&self) -> Result<(), String> {
-        let mut seen = std::collections::BTreeSet::new();
-        if self.from.len() > RANGES_LIMIT {
-            return Err(format!("more than {RANGES_LIMIT} address ranges"));
-        }
-        if let Some(twice) = self.from.iter().find(|range| !seen.insert(**range)) {
-            return Err(format!("'{twice}' is listed twice"));
-        }
-        if self.rule == Rule::Deny && !self.from.is_empty() {
-            return Err("'deny' holds for all addresses; leave the ranges out".to_owned());
-        }
-        if self.elsewhere == Elsewhere::Ask && self.from.is_empty() {
-            return Err("'elsewhere' needs address ranges to be elsewhere from".to_owned());
-        }
-        Ok(())
+    /// Whose approval of `session` counts.
+    pub fn given<'a>(
+        &self,
+        session: &'a Session,
+        now: UnixMillis,
+    ) -> std::collections::BTreeSet<&'a str> {
+        let counts = |who: &str| self.by.is_empty() || self.by.iter().any(|name| name == who);
+        let approvals = session.approvals.iter();
+        approvals
+            .filter(|one| now.is_within(one.at, one.at.plus(self.good_for.0)))
+            .map(|one| one.who.as_str())
+            .filter(|who| counts(who))
+            .collect()
     }
-
-    /// The policy in one sentence, of at most 400 bytes.
-    pub fn sentence(&self) -> String {
-        let from =
-            match self.from.as_slice() {
-                [] => return match self.rule {
-                    Rule::Allow => {
-                        "released without a person to whoever holds the boot key, from any address"
-                    }
-                    Rule::Ask => "released after a person's approval, from any address",
-                    Rule::Deny => "never released",
-                }
-                .to_owned(),
-                ranges => {
-                    let mut shown: Vec<String> =
-                        ranges.iter().take(4).map(ToString::to_string).collect();
-                    if ranges.len() > shown.len() {
-                        shown.push(format!("{} more ranges", ranges.len() - shown.len()));
-                    }
-                    shown.join(", ")
-                }
-            };
-        let here = match self.rule {
-            Rule::Allow => format!("released without a person to {from}"),
-            Rule::Ask => format!("released after a person's approval to {from}"),
-            Rule::Deny => return "never released".to_owned(),
-        };
-        match self.elsewhere {
-            Elsewhere::Ask => format!("{here}; to other addresses after a person's approval"),
-            Elsewhere::Deny => format!("{here}; to other addresses never"),
-        }
-    }
-
-    fn effective(&self, peer: IpAddr) -> Effective {
-        let listed = self.from.is_empty() || self.from.iter().any(|range| range.contains(peer));
-        match (self.rule, listed, self.elsewhere) {
-            (Rule::Deny, _, _) => Effective::Deny(Reason::Rule),
-            (Rule::Allow, true, _) => Effective::Allow,
-            (Rule::Ask, true, _) | (_, false, Elsewhere::Ask) => Effective::Ask,
-            (_, false, Elsewhere::Deny) => Effective::Deny(Reason::Address),
-        }
-    }
-}
-
-/// What a policy comes to for one address.
-enum Effective {
-    Allow,
-    Ask,
-    Deny(Reason),
 }
 
 impl Authorised {
-    fn new(request: &PolicyRequest<'_>, volume: &Volume, by: Authority) -> Self {
+    fn new(
+        request: &PolicyRequest<'_>,
+        volume: &Volume,
+        by: Authority,
+        state: StoredState<'_>,
+        now: UnixMillis,
+    ) -> Self {
         Self {
+            announced: by == Authority::Policy && condition::announced(request, state, now),
+            once: state.policy.once.then_some(state.policy_set),
             purpose: request.purpose,
             client: volume.client.clone(),
             volume: volume.id,
@@ -346,9 +353,27 @@ impl Authorised {
     pub fn by(&self) -> Authority {
         self.by
     }
+
+    /// Whether it uses an announced reboot up.
+    pub fn is_announced(&self) -> bool {
+        self.announced
+    }
+
+    /// Where the policy allows one boot only: when it was set.
+    pub fn once(&self) -> Option<UnixMillis> {
+        self.once
+    }
 }
 
 impl Reason {
+    /// Whether the policy, or a person whom it asks for, said so.
+    pub fn is_of_policy(self) -> bool {
+        matches!(
+            self,
+            Self::Condition(_) | Self::Denied | Self::Exhausted | Self::NotApproved
+        )
+    }
+
     /// What the machine that asks is told: no more than the holder of its boot key may know.
     pub fn public(self) -> String {
         match self {
@@ -358,8 +383,9 @@ impl Reason {
                 "the envelope needs the share of generation {wanted}, the current one is {current}"
             ),
             Self::OtherSession => "this request id belongs to another boot".to_owned(),
-            Self::Rule => "the volume's policy denies every release".to_owned(),
-            Self::Address => "this address is not allowed by the volume's policy".to_owned(),
+            Self::PutBack => "the key server's store was put back to an earlier state, and its administrator has not accepted that".to_owned(),
+            Self::Locked => "this client is locked out by the administrator".to_owned(),
+            Self::Condition(condition) => condition.refusal().to_owned(),
             Self::Denied => "the request was denied by the administrator".to_owned(),
             Self::Exhausted => "too many wrong codes were typed for this request".to_owned(),
             Self::NotApproved => "the approval does not cover this volume".to_owned(),

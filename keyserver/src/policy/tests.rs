@@ -1,29 +1,42 @@
 //! Every condition alone, every pair of them, and every state of a session.
 
-use super::*;
+use latchkey_protocol::wire::Text;
 
-const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
-const HERE: &str = "192.0.2.7";
+use super::*;
+use crate::records::Origin;
+
+pub(super) const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
+pub(super) const HERE: &str = "192.0.2.7";
 
 /// All that a decision rests on.
 #[derive(Clone)]
-struct Case {
-    purpose: Purpose,
-    standing: Standing,
-    request: RequestId,
-    key: Bytes<32>,
-    peer: IpAddr,
-    wanted: WantedVolume,
-    volume: Option<Volume>,
-    session: Option<Session>,
+pub(super) struct Case {
+    pub purpose: Purpose,
+    pub standing: Standing,
+    pub request: RequestId,
+    pub key: Bytes<32>,
+    pub peer: IpAddr,
+    pub wanted: WantedVolume,
+    pub volume: Option<Volume>,
+    pub session: Option<Session>,
+    pub ticket: Option<Bytes<32>>,
+    pub facts: BootFacts,
+    pub policy_set: UnixMillis,
+    pub home: Option<Range>,
+    pub machine: Option<Machine>,
+    pub trace: Option<Trace>,
+    pub life: Life,
+    pub store: StoreState,
+    pub uptime: Uptime,
+    pub now: UnixMillis,
 }
 
-fn client(name: &str) -> ClientName {
+pub(super) fn client(name: &str) -> ClientName {
     name.parse().unwrap()
 }
 
 /// A request that is released, with an approved session beside it.
-fn good() -> Case {
+pub(super) fn good() -> Case {
     let id: VolumeId = "00000000-0000-4000-8000-000000000001".parse().unwrap();
     let request: RequestId = "00000000000000000000000000000001".parse().unwrap();
     let wanted = WantedVolume {
@@ -43,15 +56,31 @@ fn good() -> Case {
             client: client("web-1"),
             label: "root".to_owned(),
             generation: Generation(3),
-            policy: Policy::default_for(peer, Elsewhere::Deny),
+            policy: Policy::default_for(peer, Otherwise::Deny),
+            origin: Origin::Set(NOW),
+            home: None,
             created: NOW,
             state: VolumeState::Live,
         }),
         session: Some(session(request, SessionState::Approved, &[wanted])),
+        ticket: None,
+        facts: facts(),
+        policy_set: NOW,
+        home: None,
+        machine: None,
+        trace: None,
+        life: Life::Gone,
+        store: StoreState::Newest,
+        uptime: Uptime(0),
+        now: NOW,
     }
 }
 
-fn session(request: RequestId, state: SessionState, volumes: &[WantedVolume]) -> Session {
+pub(super) fn session(
+    request: RequestId,
+    state: SessionState,
+    volumes: &[WantedVolume],
+) -> Session {
     Session {
         request,
         client: client("web-1"),
@@ -64,10 +93,28 @@ fn session(request: RequestId, state: SessionState, volumes: &[WantedVolume]) ->
         created: NOW,
         expires: NOW.plus(std::time::Duration::from_secs(3600)),
         peer: HERE.parse().unwrap(),
+        approvals: vec![approved("alice")],
     }
 }
 
-fn decided(case: &Case) -> String {
+pub(super) fn approved(who: &str) -> crate::records::Approved {
+    crate::records::Approved {
+        who: who.to_owned(),
+        at: NOW,
+    }
+}
+
+pub(super) fn facts() -> BootFacts {
+    BootFacts {
+        kernel: Text::cut("6.1.0-40-amd64"),
+        command_line: Bytes([1; 32]),
+        image_built: 1,
+        image: Some(Bytes([2; 32])),
+        header: Some(Bytes([3; 32])),
+    }
+}
+
+pub(super) fn decided(case: &Case) -> String {
     let name = client("web-1");
     let request = PolicyRequest {
         purpose: case.purpose,
@@ -77,12 +124,23 @@ fn decided(case: &Case) -> String {
         ephemeral_key: &case.key,
         peer: case.peer,
         wanted: case.wanted,
+        ticket: case.ticket.as_ref(),
+        facts: &case.facts,
     };
+    let none = Policy::plain(Rule::Deny);
     let state = StoredState {
         volume: case.volume.as_ref(),
+        policy: case.volume.as_ref().map_or(&none, |volume| &volume.policy),
+        policy_set: case.policy_set,
+        home: case.home,
         session: case.session.as_ref(),
+        machine: case.machine.as_ref(),
+        trace: case.trace.as_ref(),
+        life: case.life,
+        store: case.store,
+        uptime: case.uptime,
     };
-    match decide(&request, state, NOW) {
+    match decide(&request, state, case.now) {
         Decision::Release(authorised) => {
             // Bound to what was asked, whatever it rests on.
             assert_eq!(authorised.volume(), case.wanted.volume);
@@ -94,21 +152,22 @@ fn decided(case: &Case) -> String {
             format!("{:?}", authorised.by())
         }
         Decision::Deny(Reason::Generation { .. }) => "Generation".to_owned(),
+        Decision::Deny(Reason::Condition(condition)) => format!("{condition:?}"),
         Decision::Deny(reason) => format!("{reason:?}"),
         other => format!("{other:?}"),
     }
 }
 
-type Break = fn(&mut Case);
+pub(super) type Break = fn(&mut Case);
 
-fn volume(case: &mut Case, change: impl FnOnce(&mut Volume)) {
+pub(super) fn volume(case: &mut Case, change: impl FnOnce(&mut Volume)) {
     if let Some(volume) = &mut case.volume {
         change(volume);
     }
 }
 
 /// In the order in which they are told.
-const CONDITIONS: [(&str, Break); 9] = [
+const CONDITIONS: [(&str, Break); 11] = [
     ("Unknown", |case| case.volume = None),
     ("NotOwned", |case| {
         volume(case, |v| v.client = client("web-2"))
@@ -122,6 +181,13 @@ const CONDITIONS: [(&str, Break); 9] = [
     }),
     ("Generation", |case| case.wanted.generation = Generation(2)),
     ("OtherSession", |case| case.key = Bytes([6; 32])),
+    ("PutBack", |case| case.store = StoreState::PutBack),
+    // The same field as above: of the two, revoked is told.
+    ("Locked", |case| {
+        if case.standing == Standing::Good {
+            case.standing = Standing::Locked;
+        }
+    }),
     ("Rule", |case| {
         volume(case, |v| {
             v.policy.rule = Rule::Deny;
@@ -172,7 +238,7 @@ fn whatever_the_session_says_these_conditions_hold() {
 
 #[test]
 fn rules_and_addresses_give_what_the_table_says() {
-    use Elsewhere as E;
+    use Otherwise as E;
     use Rule as R;
     for (rule, listed, elsewhere, here, there) in [
         (R::Allow, false, E::Deny, "Policy", "Policy"),
@@ -202,6 +268,7 @@ fn rules_and_addresses_give_what_the_table_says() {
                         vec![]
                     },
                     elsewhere,
+                    ..Policy::plain(rule)
                 };
             });
             assert_eq!(
@@ -271,7 +338,7 @@ fn the_running_system_gets_its_own_volume_whatever_the_rule() {
             case.purpose = purpose;
             change(&mut case);
             let expected = match expected {
-                "Rule" | "Address" | "OtherSession" => "Owner",
+                "Rule" | "Address" | "OtherSession" | "PutBack" | "Locked" => "Owner",
                 other => other,
             };
             assert_eq!(decided(&case), expected, "{purpose:?}");

@@ -8,12 +8,15 @@ use latchkey_protocol::ids::{ClientName, VolumeId};
 
 use super::join::secret_hash;
 use super::listing::{ClientListing, ClientState, Destruction, VolumeListing};
+use super::policies::{make_group, volume_record};
 use super::{AdminError, Service};
 use crate::audit::{self, AuditEntry, Event, Kind, Verified};
 use crate::clock::UnixMillis;
 use crate::ledger::Work;
-use crate::policy::{Elsewhere, Policy};
-use crate::records::{Client, Invite, Settings, Volume, VolumeState, key};
+use crate::policy::{Otherwise, Policy};
+use crate::records::{
+    Client, Group, GroupName, Invite, Machine, Settings, Volume, VolumeState, key,
+};
 use crate::sealed::RecordError;
 
 /// Shortest and longest life of an invitation.
@@ -49,46 +52,50 @@ impl Service {
         lifetime: Duration,
         who: &str,
     ) -> Result<Invitation, AdminError> {
+        let mut invitations = self.invite_all(std::slice::from_ref(client), None, lifetime, who)?;
+        invitations.pop().ok_or(AdminError::Lifetime)
+    }
+
+    /// Invites several clients and puts them into a group: all or none of them.
+    ///
+    /// # Errors
+    /// `Joined`, `Lifetime`, `Policy`, `Record`.
+    pub fn invite_all(
+        &self,
+        clients: &[ClientName],
+        group: Option<&GroupName>,
+        lifetime: Duration,
+        who: &str,
+    ) -> Result<Vec<Invitation>, AdminError> {
         let (shortest, longest) = LIFETIMES;
         if !(shortest..=longest).contains(&lifetime) {
             return Err(AdminError::Lifetime);
         }
-        let mut secret = Bytes([0; 32]);
-        getrandom::fill(&mut secret.0)
-            .map_err(|error| RecordError::from(latchkey_secret::SecretError::Random(error)))?;
-        let hash = secret_hash(&secret);
         let now = self.clock.now();
         let expires = now.plus(lifetime);
-        self.records.transact(now, |work| {
-            let found: Option<Client> = work.read(&key::client(client))?;
-            let mut record = found.unwrap_or_else(|| Client {
-                name: client.clone(),
-                created: now,
-                invitation: None,
-                joined: None,
-                revoked: None,
-            });
-            if record.joined.is_some() && record.revoked.is_none() {
+        let mut invitations = Vec::with_capacity(clients.len());
+        // First, so that a name that cannot be invited leaves the others as they are.
+        for client in clients {
+            let found: Option<Client> = self.records.read(&key::client(client))?;
+            if found.is_some_and(|found| found.joined.is_some() && found.revoked.is_none()) {
                 return Err(AdminError::Joined(client.clone()));
             }
-            record.invitation = Some(hash);
-            work.write(&record)?;
-            work.write(&Invite {
-                hash,
-                client: client.clone(),
-                created: now,
-                expires,
-                used: None,
+        }
+        for client in clients {
+            let mut secret = Bytes([0; 32]);
+            getrandom::fill(&mut secret.0)
+                .map_err(|error| RecordError::from(latchkey_secret::SecretError::Random(error)))?;
+            let hash = secret_hash(&secret);
+            self.records.transact(now, |work| {
+                invite(work, client, group, hash, expires, now, who)
             })?;
-            let text = format!("invited until {}", expires.text());
-            work.audit(Event::new(Kind::Invited, text).client(client).who(who));
-            Ok(())
-        })?;
-        Ok(Invitation {
-            secret,
-            client: client.clone(),
-            expires,
-        })
+            invitations.push(Invitation {
+                secret,
+                client: client.clone(),
+                expires,
+            });
+        }
+        Ok(invitations)
     }
 
     /// All clients, by name.
@@ -109,7 +116,10 @@ impl Service {
     /// The store's.
     pub fn volumes(&self) -> Result<Vec<VolumeListing>, AdminError> {
         let volumes: Vec<Volume> = self.records.all(key::VOLUMES)?;
-        let mut listings: Vec<_> = volumes.into_iter().map(VolumeListing::from).collect();
+        let mut listings = Vec::with_capacity(volumes.len());
+        for volume in volumes {
+            listings.push(self.volume_listing(volume)?);
+        }
         listings.sort_by(|a, b| (&a.client, &a.label, a.id).cmp(&(&b.client, &b.label, b.id)));
         Ok(listings)
     }
@@ -133,6 +143,7 @@ impl Service {
             work.audit(Event::new(Kind::Revoked, "revoked").client(client).who(who));
             Ok::<_, AdminError>(record)
         })?;
+        self.lives.end(&client.name, self.clock.passed());
         Ok(self.client_listing(client)?)
     }
 
@@ -177,37 +188,6 @@ impl Service {
             .ok_or(AdminError::NoVolume(*volume))
     }
 
-    /// Sets a volume's policy.
-    ///
-    /// # Errors
-    /// `NoVolume`, `Policy`, `Record`.
-    pub fn set_policy(
-        &self,
-        volume: &VolumeId,
-        policy: &Policy,
-        who: &str,
-    ) -> Result<VolumeListing, AdminError> {
-        policy.check().map_err(AdminError::Policy)?;
-        let record = self.records.transact(self.clock.now(), |work| {
-            let mut record = volume_record(work, volume)?;
-            if record.state != VolumeState::Live {
-                return Err(AdminError::Policy("the volume's share is gone".to_owned()));
-            }
-            let before = record.policy.sentence();
-            record.policy = policy.clone();
-            work.write(&record)?;
-            let text = format!("policy: {}; before: {before}", record.policy.sentence());
-            work.audit(
-                Event::new(Kind::Changed, text)
-                    .client(&record.client)
-                    .volume(*volume)
-                    .who(who),
-            );
-            Ok(record)
-        })?;
-        Ok(record.into())
-    }
-
     /// The settings of the server.
     ///
     /// # Errors
@@ -224,8 +204,8 @@ impl Service {
         self.records.transact(self.clock.now(), |work| {
             work.write(settings)?;
             let text = match settings.elsewhere {
-                Elsewhere::Ask => "new volumes ask a person when asked from elsewhere",
-                Elsewhere::Deny => "new volumes are denied to other addresses",
+                Otherwise::Ask => "new volumes ask a person when asked from elsewhere",
+                Otherwise::Deny => "new volumes are denied to other addresses",
             };
             work.audit(Event::new(Kind::Changed, text).who(who));
             Ok(())
@@ -249,7 +229,18 @@ impl Service {
         Ok(audit::verify(&self.records)??)
     }
 
-    fn client_listing(&self, client: Client) -> Result<ClientListing, RecordError> {
+    /// A volume as it is listed, with the policy that is in force for it.
+    pub(super) fn volume_listing(&self, volume: Volume) -> Result<VolumeListing, RecordError> {
+        let at = key::client(&volume.client);
+        let client: Client = self.records.read(&at)?.ok_or(RecordError::Missing(at))?;
+        let group: Option<Group> = match &client.group {
+            Some(name) => self.records.read(&key::group(name))?,
+            None => None,
+        };
+        Ok(VolumeListing::of(volume, &client, group.as_ref()))
+    }
+
+    pub(super) fn client_listing(&self, client: Client) -> Result<ClientListing, RecordError> {
         let now = self.clock.now();
         let volumes: Vec<VolumeId> = self.records.all(&key::owned(&client.name))?;
         let invited = match client.invitation {
@@ -276,12 +267,56 @@ impl Service {
             host_key: joined.map(|joined| joined.host),
             revoked: client.revoked,
             volumes: volumes.len(),
+            locked: client.locked,
+            heard: self
+                .records
+                .read::<Machine>(&key::machine(&client.name))?
+                .and_then(|machine| machine.heard)
+                .map(|heard| heard.at),
+            group: client.group,
             name: client.name,
         })
     }
 }
 
-fn volume_record(work: &mut Work<'_>, volume: &VolumeId) -> Result<Volume, AdminError> {
-    work.read(&key::volume(volume))?
-        .ok_or(AdminError::NoVolume(*volume))
+fn invite(
+    work: &mut Work<'_>,
+    client: &ClientName,
+    group: Option<&GroupName>,
+    hash: Bytes<32>,
+    expires: UnixMillis,
+    now: UnixMillis,
+    who: &str,
+) -> Result<(), AdminError> {
+    let found: Option<Client> = work.read(&key::client(client))?;
+    let mut record = found.unwrap_or_else(|| Client {
+        name: client.clone(),
+        created: now,
+        invitation: None,
+        joined: None,
+        revoked: None,
+        locked: None,
+        group: None,
+        policy: None,
+    });
+    if record.joined.is_some() && record.revoked.is_none() {
+        return Err(AdminError::Joined(client.clone()));
+    }
+    let mut text = format!("invited until {}", expires.text());
+    if let Some(group) = group {
+        make_group(work, group, now)?;
+        record.group = Some(group.clone());
+        text.push_str(&format!(", into the group '{group}'"));
+    }
+    record.invitation = Some(hash);
+    work.write(&record)?;
+    work.write(&Invite {
+        hash,
+        client: client.clone(),
+        created: now,
+        expires,
+        used: None,
+    })?;
+    work.audit(Event::new(Kind::Invited, text).client(client).who(who));
+    Ok(())
 }

@@ -1,14 +1,20 @@
 //! A person's word on an open boot session.
 
+use std::time::Duration;
+
 use super::listing::{RequestListing, RequestedVolume};
-use super::release::APPROVED;
+use super::locking::lock_in;
+use super::policies::owner;
 use super::{AdminError, Service};
 use crate::audit::{Event, Kind, printable};
 use crate::clock::UnixMillis;
 use crate::ledger::Work;
-use crate::records::{OpenNumber, Session, SessionState, ShortId, Volume, key};
+use crate::policy::{self, Approval};
+use crate::records::{Approved, OpenNumber, Session, SessionState, ShortId, Volume, key};
 use crate::sealed::RecordError;
 
+/// How long an approved session may fetch its shares, unless its policies say otherwise.
+pub const APPROVED: Duration = Duration::from_secs(600);
 /// Wrong codes after which a session is denied.
 pub const ATTEMPTS: u32 = 5;
 
@@ -32,10 +38,11 @@ impl Service {
         Ok(listings.collect::<Result<_, RecordError>>()?)
     }
 
-    /// Approves the session that goes by `id`, if `code` is the one on its machine's console.
+    /// Approves the session that goes by `id`, if `code` is the one on its machine's console. Where the policy wants
+    /// several people, the session waits on until enough of them have.
     ///
     /// # Errors
-    /// `NoRequest`, `Decided`, `WrongCode`, `Record`.
+    /// `NoRequest`, `Decided`, `WrongCode`, `NotApprover`, `ApprovedAlready`, `Record`.
     pub fn approve(&self, id: &str, code: &str, who: &str) -> Result<RequestListing, AdminError> {
         let now = self.clock.now();
         let result = self.records.transact(now, |work| {
@@ -47,29 +54,49 @@ impl Service {
                 let left = wrong_code(work, &mut session, who)?;
                 return Ok(Err(AdminError::WrongCode { left }));
             }
-            session.state = SessionState::Approved;
-            session.expires = now.plus(APPROVED);
+            let wanted = wanted_approvals(work, &session)?;
+            may_approve(&wanted, &session, who, now)?;
+            // An approval that counts no more makes room for a new one of the same person.
+            session.approvals.retain(|one| one.who != who);
+            session.approvals.push(Approved {
+                who: who.to_owned(),
+                at: now,
+            });
+            let text = match left(&wanted, &session, now) {
+                0 => {
+                    let counts = wanted.iter().map(|approval| approval.good_for.0).min();
+                    session.state = SessionState::Approved;
+                    session.expires = now.plus(counts.unwrap_or(APPROVED));
+                    "approved".to_owned()
+                }
+                left => format!("approved, and {left} more must"),
+            };
             work.write(&session)?;
-            audit(work, &session, Kind::Approved, "approved", who);
+            audit(work, &session, Kind::Approved, &text, who);
             Ok(Ok(session))
         })?;
         Ok(self.request_listing(&result?, false)?)
     }
 
-    /// Denies the session that goes by `id`, also after it was approved.
+    /// Denies the session that goes by `id`, also after it was approved, and locks its client out if that is wanted.
     ///
     /// # Errors
     /// `NoRequest`, `Decided`, `Record`.
-    pub fn deny(&self, id: &str, who: &str) -> Result<RequestListing, AdminError> {
+    pub fn deny(&self, id: &str, then: AfterDeny, who: &str) -> Result<RequestListing, AdminError> {
         let now = self.clock.now();
         let session = self.records.transact(now, |work| {
             let mut session = open_session(work, id, now)?;
-            if !counts(&session) {
+            if !counts(&session) && then == AfterDeny::Nothing {
                 return Err(decided(&session));
             }
-            session.state = SessionState::Denied;
-            work.write(&session)?;
-            audit(work, &session, Kind::Denied, "denied", who);
+            if counts(&session) {
+                session.state = SessionState::Denied;
+                work.write(&session)?;
+                audit(work, &session, Kind::Denied, "denied", who);
+            }
+            if then == AfterDeny::Lock {
+                lock_in(work, &session.client, now, who)?;
+            }
             Ok(session)
         })?;
         Ok(self.request_listing(&session, false)?)
@@ -80,6 +107,7 @@ impl Service {
         session: &Session,
         conflict: bool,
     ) -> Result<RequestListing, RecordError> {
+        let now = self.clock.now();
         let mut volumes = Vec::with_capacity(session.volumes.len());
         for wanted in &session.volumes {
             let volume: Option<Volume> = self.records.read(&key::volume(&wanted.volume))?;
@@ -88,6 +116,15 @@ impl Service {
                 label: volume.map(|volume| volume.label).unwrap_or_default(),
             });
         }
+        let wanted = self
+            .records
+            .transact(now, |work| wanted_approvals(work, session))?;
+        let mut approved_by: Vec<String> = session
+            .approvals
+            .iter()
+            .map(|one| one.who.clone())
+            .collect();
+        approved_by.sort();
         Ok(RequestListing {
             id: session.number.to_string(),
             request: session.request,
@@ -98,9 +135,20 @@ impl Service {
             created: session.created,
             expires: session.expires,
             attempts_left: ATTEMPTS.saturating_sub(session.attempts),
+            approvals_left: left(&wanted, session, now),
+            approved_by,
             conflict,
         })
     }
+}
+
+/// What happens with the client of a denied session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AfterDeny {
+    /// It may ask anew.
+    Nothing,
+    /// It is locked out.
+    Lock,
 }
 
 impl SessionState {
@@ -121,6 +169,56 @@ fn counts(session: &Session) -> bool {
         session.state,
         SessionState::Pending | SessionState::Approved
     )
+}
+
+/// What the policies of a session's volumes want.
+fn wanted_approvals(work: &mut Work<'_>, session: &Session) -> Result<Vec<Approval>, RecordError> {
+    let mut wanted = Vec::with_capacity(session.volumes.len());
+    for one in &session.volumes {
+        // A volume that is gone is not released whoever approves.
+        if let Some(volume) = work.read::<Volume>(&key::volume(&one.volume))? {
+            let (client, group) = owner(work, &volume)?;
+            let found = policy::in_force(&volume, &client, group.as_ref());
+            wanted.push(found.policy.approval.clone());
+        }
+    }
+    Ok(wanted)
+}
+
+/// Refuses a person whom none of the policies names, or whose approval counts already.
+fn may_approve(
+    wanted: &[Approval],
+    session: &Session,
+    who: &str,
+    now: UnixMillis,
+) -> Result<(), AdminError> {
+    let names =
+        |approval: &Approval| approval.by.is_empty() || approval.by.iter().any(|name| name == who);
+    if !wanted.iter().any(names) && !wanted.is_empty() {
+        let by: std::collections::BTreeSet<&str> = wanted
+            .iter()
+            .flat_map(|approval| approval.by.iter().map(String::as_str))
+            .collect();
+        return Err(AdminError::NotApprover {
+            who: who.to_owned(),
+            by: by.into_iter().collect::<Vec<_>>().join(", "),
+        });
+    }
+    let counts = |approval: &Approval| approval.given(session, now).contains(who);
+    if !wanted.is_empty() && wanted.iter().filter(|one| names(one)).all(counts) {
+        return Err(AdminError::ApprovedAlready(who.to_owned()));
+    }
+    Ok(())
+}
+
+/// How many more people must approve: the most that any of the policies lacks.
+fn left(wanted: &[Approval], session: &Session, now: UnixMillis) -> usize {
+    let lacks = |approval: &Approval| {
+        approval
+            .count
+            .saturating_sub(approval.given(session, now).len())
+    };
+    wanted.iter().map(lacks).max().unwrap_or(0)
 }
 
 fn open_session(work: &mut Work<'_>, id: &str, now: UnixMillis) -> Result<Session, AdminError> {

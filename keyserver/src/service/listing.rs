@@ -7,8 +7,8 @@ use latchkey_protocol::ids::{ClientName, Generation, RequestId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::UnixMillis;
-use crate::policy::Policy;
-use crate::records::{SessionState, Volume, VolumeState};
+use crate::policy::{self, Policy};
+use crate::records::{Client, Group, GroupName, SessionState, Volume, VolumeState};
 
 /// A client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +32,84 @@ pub struct ClientListing {
     pub revoked: Option<UnixMillis>,
     /// How many volumes it has.
     pub volumes: usize,
+    /// When it was locked out.
+    pub locked: Option<UnixMillis>,
+    /// When it was heard of last, to the minute.
+    pub heard: Option<UnixMillis>,
+    /// Its group.
+    pub group: Option<GroupName>,
+}
+
+/// A group of clients.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct GroupListing {
+    /// Its name.
+    pub name: GroupName,
+    /// The clients in it.
+    pub clients: Vec<ClientName>,
+    /// Its policy.
+    pub policy: Option<Policy>,
+    /// Its policy in one sentence.
+    pub policy_text: String,
+}
+
+impl GroupListing {
+    pub(super) fn new(group: Group, clients: Vec<ClientName>) -> Self {
+        let policy = group.policy.map(|found| found.policy);
+        Self {
+            name: group.name,
+            clients,
+            policy_text: policy
+                .as_ref()
+                .map_or_else(|| "none".to_owned(), Policy::sentence),
+            policy,
+        }
+    }
+}
+
+/// What a policy is set for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PolicyTarget {
+    /// One volume.
+    Volume(VolumeId),
+    /// All volumes of a client that have none of their own.
+    Client(ClientName),
+    /// All clients of a group that have none of their own.
+    Group(GroupName),
+}
+
+/// A policy and whose it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PolicyListing {
+    /// What was asked about.
+    pub target: PolicyTarget,
+    /// The policy; none if none is set.
+    pub policy: Option<Policy>,
+    /// Whose it is: `set for the volume`, `given when it was bound`, and so on.
+    pub scope: String,
+    /// In one sentence.
+    pub text: String,
+    /// What it does not stop.
+    pub limits: String,
+}
+
+impl PolicyListing {
+    pub(super) fn new(target: &PolicyTarget, policy: Option<&Policy>, scope: String) -> Self {
+        Self {
+            target: target.clone(),
+            text: policy.map_or_else(|| "none".to_owned(), Policy::sentence),
+            limits: policy.map_or("", Policy::limits).to_owned(),
+            scope: if policy.is_some() {
+                scope
+            } else {
+                String::new()
+            },
+            policy: policy.cloned(),
+        }
+    }
 }
 
 /// How a client stands.
@@ -60,10 +138,13 @@ pub struct VolumeListing {
     pub label: String,
     /// The current share's generation.
     pub generation: Generation,
-    /// Its policy.
+    /// The policy in force.
     pub policy: Policy,
-    /// Its policy in one sentence.
+    /// The same in one sentence.
     pub policy_text: String,
+    /// Whose policy it is.
+    #[serde(default)]
+    pub policy_scope: String,
     /// When it was registered.
     pub created: UnixMillis,
     /// When the client gave it up.
@@ -94,6 +175,12 @@ pub struct RequestListing {
     pub expires: UnixMillis,
     /// Wrong codes that are still allowed.
     pub attempts_left: u32,
+    /// Who has approved it.
+    #[serde(default)]
+    pub approved_by: Vec<String>,
+    /// How many more people must.
+    #[serde(default)]
+    pub approvals_left: usize,
     /// Whether the same client has another open session: one of them may be a copy of the machine.
     pub conflict: bool,
 }
@@ -126,8 +213,10 @@ pub struct Destruction {
     pub not_reached: Vec<String>,
 }
 
-impl From<Volume> for VolumeListing {
-    fn from(volume: Volume) -> Self {
+impl VolumeListing {
+    pub(super) fn of(volume: Volume, client: &Client, group: Option<&Group>) -> Self {
+        let found = policy::in_force(&volume, client, group);
+        let (policy, policy_scope) = (found.policy.clone(), found.scope.to_string());
         let (retired, destroyed) = match volume.state {
             VolumeState::Live => (None, None),
             VolumeState::Retired(at) => (Some(at), None),
@@ -138,8 +227,9 @@ impl From<Volume> for VolumeListing {
             client: volume.client,
             label: volume.label,
             generation: volume.generation,
-            policy_text: volume.policy.sentence(),
-            policy: volume.policy,
+            policy_text: policy.sentence(),
+            policy,
+            policy_scope,
             created: volume.created,
             retired,
             destroyed,

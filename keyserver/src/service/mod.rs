@@ -5,24 +5,32 @@
 
 pub mod administration;
 pub mod approval;
+mod asked;
+pub mod explain;
 pub mod join;
+pub mod life;
 pub mod listing;
+pub mod locking;
+pub mod policies;
 mod refusals;
 pub mod registration;
 pub mod release;
+pub mod running;
 #[cfg(test)]
 mod tests;
+mod waiting;
+pub mod witness;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use latchkey_protocol::ids::{ClientName, ServerId, VolumeId};
 
 use crate::audit::{ChainError, Event, Kind};
-use crate::clock::Clock;
+use crate::clock::{Clock, Uptime};
 use crate::ledger::Work;
 use crate::policy::Standing;
-use crate::records::{Client, Invite, KnownKey, Role, Session, SpkiHash, key};
+use crate::records::{Client, GroupName, Invite, KnownKey, Role, Session, SpkiHash, key};
 use crate::sealed::{RecordError, SealedStore};
 
 pub use administration::Invitation;
@@ -39,6 +47,12 @@ pub struct Service {
     clock: Arc<dyn Clock>,
     refusals: refusals::Refusals,
     entries_per_hour: u32,
+    lives: life::Lives,
+    heads: witness::Heads,
+    /// How long the server had run in its life when this service was made; read when it is needed first.
+    began: OnceLock<Uptime>,
+    /// When this service was made, by [`Clock::passed`].
+    opened: Duration,
 }
 
 /// Who is at the other end of a connection. Only [`Service::identify`] makes one; every method looks again at
@@ -115,6 +129,39 @@ pub enum AdminError {
     /// The policy cannot be set.
     #[error("the policy is refused: {0}")]
     Policy(String),
+    /// A policy wants tickets where there is none.
+    #[error(
+        "volume '{0}' has never shown a ticket, so this policy would never let it boot by itself\nonly LUKS2 headers carry tickets; latchkey.service on the machine writes the first one: see 'latchkey status' there, or leave 'ticket' out"
+    )]
+    NoTickets(String),
+    /// No such group.
+    #[error(
+        "there is no group '{0}'\nsee 'latchkeyd groups'; 'latchkeyd group CLIENT GROUP' makes one"
+    )]
+    NoGroup(GroupName),
+    /// The policy does not name this person.
+    #[error("'{who}' is not among the people who may approve this request: {by}")]
+    NotApprover {
+        /// The person.
+        who: String,
+        /// The people.
+        by: String,
+    },
+    /// The person has approved the session before.
+    #[error("'{0}' has approved this request already; another person must")]
+    ApprovedAlready(String),
+    /// How long a reboot is announced for is out of bounds.
+    #[error("a reboot is announced for 1 minute to 24 hours")]
+    ArmedLifetime,
+    /// The client is not locked out.
+    #[error("client '{0}' is not locked out")]
+    NotLocked(ClientName),
+    /// The store was not put back.
+    #[error("the store is the newest one that any machine has shown; there is nothing to accept")]
+    NotPutBack,
+    /// No reason was given.
+    #[error("a reason is needed, for the audit: --reason TEXT")]
+    Reason,
     /// The audit was changed.
     #[error("the audit is not as it was written")]
     Chain(#[from] ChainError),
@@ -138,6 +185,9 @@ pub enum Refusal {
     /// There is no such volume.
     #[error("no such volume")]
     Unknown,
+    /// A certificate was asked for with another key than it is for.
+    #[error("the certificate is for another key")]
+    OtherKey,
 }
 
 impl Service {
@@ -146,9 +196,13 @@ impl Service {
         Self {
             records,
             server,
+            opened: clock.passed(),
+            lives: life::Lives::new(clock.passed()),
             clock,
             refusals: refusals::Refusals::default(),
             entries_per_hour: ENTRIES_PER_HOUR,
+            heads: witness::Heads::default(),
+            began: OnceLock::new(),
         }
     }
 
@@ -157,6 +211,18 @@ impl Service {
     pub fn with_entries_per_hour(mut self, limit: u32) -> Self {
         self.entries_per_hour = limit;
         self
+    }
+
+    /// Sets the time between two beats of the running machines' streams; two of them without an answer are silence.
+    #[must_use]
+    pub fn with_life_beat(mut self, beat: Duration) -> Self {
+        self.lives.set_beat(beat);
+        self
+    }
+
+    /// Sets how many streams of running machines there may be.
+    pub fn set_streams_limit(&self, limit: usize) {
+        self.lives.set_limit(limit);
     }
 
     /// The sealed store, for the network side's own secrets.
@@ -206,6 +272,9 @@ impl Service {
     pub fn maintain(&self) -> Result<(), RecordError> {
         self.write_held()?;
         let now = self.clock.now();
+        self.lives.maintain(self.clock.passed());
+        let uptime = self.uptime()?;
+        self.records.transact(now, |work| work.write(&uptime))?;
         let sessions: Vec<Session> = self.records.all(key::SESSIONS)?;
         for ended in sessions.iter().filter(|session| !session.is_open(now)) {
             self.records.transact(now, |work| {
@@ -238,7 +307,7 @@ impl Service {
             return Err(ServiceError::Refused(Refusal::Role));
         }
         match client.standing(Role::Host, &identity.spki) {
-            Standing::Good => Ok(client),
+            Standing::Good | Standing::Locked => Ok(client),
             Standing::Revoked => Err(ServiceError::Refused(Refusal::Revoked)),
         }
     }
@@ -258,7 +327,10 @@ impl Client {
             Role::Host => joined.host,
         });
         match (self.revoked, current) {
-            (None, Some(current)) if current == *spki => Standing::Good,
+            (None, Some(current)) if current == *spki => match self.locked {
+                None => Standing::Good,
+                Some(_) => Standing::Locked,
+            },
             _ => Standing::Revoked,
         }
     }

@@ -190,6 +190,7 @@ impl Refusal {
             Self::Revoked => "revoked",
             Self::NotOwned => "another client's volume",
             Self::Unknown => "unknown volume",
+            Self::OtherKey => "certificate for another key",
         }
     }
 }
@@ -203,8 +204,9 @@ impl Reason {
             Self::Revoked => "revoked",
             Self::Generation { .. } => "wrong generation",
             Self::OtherSession => "another boot's request id",
-            Self::Rule => "denied by policy",
-            Self::Address => "address not allowed",
+            Self::PutBack => "the store was put back",
+            Self::Locked => "locked out",
+            Self::Condition(condition) => condition.name(),
             Self::Denied => "denied by a person",
             Self::Exhausted => "too many wrong codes",
             Self::NotApproved => "not covered by the approval",

@@ -2,20 +2,22 @@
 
 use std::net::IpAddr;
 
+use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::ids::{Generation, VolumeId};
 use latchkey_protocol::release::{Purpose, Share};
 use latchkey_protocol::wire::{
-    BootReport, StatusAnswer, Text, Version, VolumeAnswer, VolumeRequest, VolumeStatus,
+    BootFacts, BootReport, StatusAnswer, Text, Version, VolumeAnswer, VolumeRequest, VolumeStatus,
     WantedVolume,
 };
 use latchkey_secret::Secret;
 
+use super::policies::owner;
 use super::{Identity, Refusal, Service, ServiceError};
 use crate::audit::{Event, Kind, printable};
 use crate::clock::UnixMillis;
 use crate::ledger::Work;
-use crate::policy::{self, Decision, Policy, PolicyRequest, Reason, Standing, StoredState};
-use crate::records::{Client, Settings, Volume, VolumeState, key};
+use crate::policy::{self, Decision, Policy, PolicyRequest, Range, Reason, Standing, StoredState};
+use crate::records::{Client, Origin, Settings, Volume, VolumeState, key};
 use crate::sealed::RecordError;
 
 /// Volumes that one client may have registered, ended ones included.
@@ -67,18 +69,17 @@ impl Service {
                 volume: request.volume,
                 generation: volume.generation,
             },
+            ticket: None,
+            facts: &no_facts(),
         };
-        let state = StoredState {
-            volume: Some(&volume),
-            session: None,
-        };
+        let state = StoredState::of_owner(&volume);
         let authorised = match policy::decide(&asked, state, now) {
             Decision::Release(authorised) => authorised,
             Decision::Destroyed => return Err(ServiceError::Destroyed),
             Decision::Deny(Reason::NotOwned) => {
                 return Err(ServiceError::Refused(Refusal::NotOwned));
             }
-            Decision::Deny(_) | Decision::Ask | Decision::Pending => {
+            Decision::Deny(_) | Decision::Ask | Decision::Pending | Decision::Wait => {
                 return Err(ServiceError::Refused(Refusal::Unknown));
             }
         };
@@ -178,10 +179,12 @@ impl Service {
             for id in owned {
                 let at = key::volume(&id);
                 let volume: Volume = work.read(&at)?.ok_or(RecordError::Missing(at))?;
+                let (client, group) = owner(work, &volume)?;
+                let policy = policy::in_force(&volume, &client, group.as_ref()).policy;
                 volumes.push(VolumeStatus {
                     volume: id,
                     generation: volume.generation,
-                    policy: Text::cut(&volume.policy.sentence()),
+                    policy: Text::cut(&format!("{}; {}", policy.sentence(), policy.limits())),
                     destroyed: volume.state != VolumeState::Live,
                 });
             }
@@ -191,6 +194,17 @@ impl Service {
             version: Version::default(),
             volumes,
         })
+    }
+}
+
+/// A registration is no boot.
+fn no_facts() -> BootFacts {
+    BootFacts {
+        kernel: Text::cut(""),
+        command_line: Bytes([0; 32]),
+        image_built: 0,
+        image: None,
+        header: None,
     }
 }
 
@@ -215,6 +229,8 @@ fn new_volume(
         label: printable(request.label.as_str(), LABEL_LIMIT),
         generation: Generation::FIRST,
         policy: Policy::default_for(peer, settings.elsewhere),
+        origin: Origin::Bound,
+        home: Some(Range::around(peer)),
         created: now,
         state: VolumeState::Live,
     };

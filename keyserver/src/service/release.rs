@@ -1,34 +1,26 @@
 //! Releases and proofs: a verdict for each volume, and a share only with an authorised one.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
-use latchkey_protocol::encoding::hex;
 use latchkey_protocol::release::{Purpose, ReleaseContext, ReleaseError, SealedShare};
 use latchkey_protocol::wire::{
     ReleaseAnswer, ReleaseRequest, Text, VOLUMES_LIMIT, Verdict, Version, VolumeVerdict,
     WantedVolume,
 };
 
+use super::asked::{AskLife, Asked, Known, Look};
 use super::refusals::Refused;
 use super::{Identity, Refusal, Service, ServiceError, client_of};
 use crate::audit::{Event, Kind};
-use crate::clock::UnixMillis;
 use crate::ledger::Work;
-use crate::policy::{
-    self, Authorised, Authority, Decision, PolicyRequest, Reason, Standing, StoredState,
-};
-use crate::records::{Code, OpenNumber, Role, Session, SessionState, ShortId, Volume, key};
+use crate::policy::{Authorised, Authority, Decision, Reason, Standing};
+use crate::records::{BootSession, LastBoot, Machine, Role, Trace, key};
 use crate::sealed::RecordError;
 
-/// How long a session waits for a person.
-pub const WAITING: Duration = Duration::from_secs(3600);
-/// How long an approved session may fetch its shares.
-pub const APPROVED: Duration = Duration::from_secs(600);
-/// Sessions of one client that wait or are approved at the same time.
-pub const SESSIONS_LIMIT: usize = 8;
-/// Seconds after which a machine whose request waits asks again.
+/// Seconds after which a machine whose request waits for a person asks again.
 const RETRY_PENDING: u32 = 5;
+/// Seconds after which a machine asks again whose running self is being asked.
+const RETRY_WAIT: u32 = 3;
 /// Seconds after which a machine that was denied asks again.
 const RETRY_DENIED: u32 = 300;
 
@@ -76,49 +68,54 @@ impl Service {
             peer: peer.to_canonical(),
             request,
             now,
+            uptime: self.uptime()?,
+            life: self.life_of(identity.client(), request),
         };
         // The shares of a piece of work that is not committed never leave this call.
         let result = self.records.transact(now, |work| self.decide(work, &asked));
-        let (verdicts, refusals) = self.noted(identity, peer, result)?;
-        self.note(refusals)?;
+        let decided = self.noted(identity, peer, result)?;
+        self.note(decided.refusals)?;
+        match decided.life {
+            AskLife::No => {}
+            AskLife::Ask => self.ask_life(identity.client(), request)?,
+            AskLife::Forget => self.forget_life(identity.client(), request),
+        }
         Ok(ReleaseAnswer {
             version: Version::default(),
-            verdicts,
+            verdicts: decided.verdicts,
         })
     }
 
-    fn decide(
-        &self,
-        work: &mut Work<'_>,
-        asked: &Asked<'_>,
-    ) -> Result<(Vec<VolumeVerdict>, Vec<Refused>), ServiceError> {
+    fn decide(&self, work: &mut Work<'_>, asked: &Asked<'_>) -> Result<Decided, ServiceError> {
         let standing = self.standing(work, asked)?;
-        let session: Option<Session> = match asked.purpose {
-            Purpose::Release => work.read(&key::session(
-                asked.identity.client(),
-                &asked.request.request,
-            ))?,
-            Purpose::Proof | Purpose::Registration => None,
-        };
-        let mut decisions = Vec::with_capacity(asked.request.volumes.len());
+        let known = Known::read(work, asked)?;
+        let mut looks = Vec::with_capacity(asked.request.volumes.len());
         for wanted in &asked.request.volumes {
-            let volume: Option<Volume> = work.read(&key::volume(&wanted.volume))?;
-            let state = StoredState {
-                volume: volume.as_ref(),
-                session: session.as_ref(),
-            };
-            let decision =
-                policy::decide(&asked.policy_request(standing, *wanted), state, asked.now);
-            decisions.push((*wanted, decision));
+            looks.push(known.look(work, asked, standing, *wanted)?);
         }
-        let waiting = self.waiting(work, asked, session, &decisions)?;
+        let decisions: Vec<(WantedVolume, &Decision, String)> = looks
+            .iter()
+            .map(|look| (look.wanted, &look.decision, look.because()))
+            .collect();
+        let waiting = self.waiting(work, asked, known.session.clone(), &decisions)?;
 
-        let mut verdicts = Vec::with_capacity(decisions.len());
-        let mut refusals = Vec::new();
-        for (wanted, decision) in decisions {
-            let verdict = match (decision, &waiting) {
+        let mut decided = Decided {
+            verdicts: Vec::with_capacity(looks.len()),
+            refusals: Vec::new(),
+            life: AskLife::No,
+        };
+        for look in looks {
+            let wanted = look.wanted;
+            if !matches!(look.decision, Decision::Release(_)) {
+                decided.refusals.extend(look.alarms(asked));
+            }
+            decided.life = decided.life.and(look.asks_life());
+            let mut refuse = |volume, name, text: &str| {
+                decided.refusals.push(asked.refused(volume, name, text));
+            };
+            let verdict = match (&look.decision, &waiting) {
                 (Decision::Release(authorised), _) => {
-                    self.release_share(work, asked, &authorised)?
+                    self.release_share(work, asked, authorised, &look)?
                 }
                 (Decision::Ask | Decision::Pending, Some(session)) => Verdict::Pending {
                     id: Text::cut(session.number.as_str()),
@@ -126,37 +123,44 @@ impl Service {
                     retry_after: RETRY_PENDING,
                 },
                 (Decision::Ask | Decision::Pending, None) => {
-                    refusals.push(asked.refused(
+                    refuse(
                         Some(&wanted),
                         "too many open requests",
                         "too many open requests of this client",
-                    ));
+                    );
                     denied("too many requests of this client wait for a person")
                 }
+                (Decision::Wait, _) => Verdict::Wait {
+                    reason: Text::cut(
+                        "waiting for the key server to hear whether the running machine answers",
+                    ),
+                    retry_after: RETRY_WAIT,
+                },
                 (Decision::Deny(reason), _) => {
                     let volume = match reason {
                         Reason::Unknown | Reason::NotOwned => None,
                         _ => Some(&wanted),
                     };
-                    let text = format!("volume {} {}: {reason}", wanted.volume, asked.verb());
-                    refusals.push(asked.refused(volume, reason.name(), &text));
+                    let because = look.because();
+                    let text = format!(
+                        "volume {} {}: {reason}{because}",
+                        wanted.volume,
+                        asked.verb()
+                    );
+                    refuse(volume, reason.name(), &text);
                     denied(&reason.public())
                 }
                 (Decision::Destroyed, _) => {
-                    refusals.push(asked.refused(
-                        Some(&wanted),
-                        "share gone",
-                        "the share is gone for good",
-                    ));
+                    refuse(Some(&wanted), "share gone", "the share is gone for good");
                     Verdict::Destroyed
                 }
             };
-            verdicts.push(VolumeVerdict {
+            decided.verdicts.push(VolumeVerdict {
                 volume: wanted.volume,
                 verdict,
             });
         }
-        Ok((verdicts, refusals))
+        Ok(decided)
     }
 
     fn standing(&self, work: &mut Work<'_>, asked: &Asked<'_>) -> Result<Standing, ServiceError> {
@@ -177,9 +181,13 @@ impl Service {
         work: &mut Work<'_>,
         asked: &Asked<'_>,
         authorised: &Authorised,
+        look: &Look,
     ) -> Result<Verdict, ServiceError> {
         let sealed = self.seal_share(work, authorised)?;
         let by = match authorised.by() {
+            Authority::Policy if authorised.is_announced() => {
+                "as announced and as the policy allows"
+            }
             Authority::Policy => "as the policy allows",
             Authority::Approval => "as a person approved",
             Authority::Owner => "to the running system",
@@ -189,9 +197,13 @@ impl Service {
             Purpose::Proof => Kind::Proved,
             Purpose::Registration => Kind::Registered,
         };
+        if authorised.purpose() == Purpose::Release {
+            remember(work, asked, authorised)?;
+        }
         let text = format!(
-            "generation {} {by}; {}",
+            "generation {} {by}{}; {}",
             authorised.generation(),
+            look.because(),
             asked.facts()
         );
         work.audit(
@@ -231,161 +243,6 @@ impl Service {
                 }
             })
     }
-
-    /// The session in which a person is asked for what was decided so; `None` if there is no need, or if too many
-    /// others of this client wait.
-    fn waiting(
-        &self,
-        work: &mut Work<'_>,
-        asked: &Asked<'_>,
-        session: Option<Session>,
-        decisions: &[(WantedVolume, Decision)],
-    ) -> Result<Option<Session>, ServiceError> {
-        let new = |(wanted, decision): &(WantedVolume, Decision)| {
-            matches!(decision, Decision::Ask).then_some(*wanted)
-        };
-        let new: Vec<WantedVolume> = decisions.iter().filter_map(new).collect();
-        let open = session.filter(|session| session.is_open(asked.now));
-        if new.is_empty() {
-            return Ok(open);
-        }
-        let session = match open {
-            // Still waiting, or the decision would not be to ask: nobody has approved it without these.
-            Some(mut session) => {
-                session.volumes.extend(&new);
-                session
-            }
-            None => match self.begin_session(work, asked, new.clone())? {
-                Some(session) => session,
-                None => return Ok(None),
-            },
-        };
-        if session.volumes.len() > VOLUMES_LIMIT {
-            return Err(ServiceError::Invalid(
-                "too many volumes in one boot session",
-            ));
-        }
-        work.write(&session)?;
-        for wanted in new {
-            work.audit(
-                Event::new(
-                    Kind::Asked,
-                    format!("waits for a person as request {}", session.number),
-                )
-                .client(&session.client)
-                .volume(wanted.volume)
-                .request(session.request)
-                .peer(asked.peer),
-            );
-        }
-        Ok(Some(session))
-    }
-
-    fn begin_session(
-        &self,
-        work: &mut Work<'_>,
-        asked: &Asked<'_>,
-        volumes: Vec<WantedVolume>,
-    ) -> Result<Option<Session>, ServiceError> {
-        let client = asked.identity.client();
-        work.touch(&key::client(client))?;
-        let others: Vec<Session> = self.records.all(&key::sessions(client))?;
-        let (open, ended): (Vec<_>, Vec<_>) = others
-            .into_iter()
-            .partition(|session| session.is_open(asked.now));
-        let busy = open.iter().filter(|session| {
-            matches!(
-                session.state,
-                SessionState::Pending | SessionState::Approved
-            )
-        });
-        if busy.count() >= SESSIONS_LIMIT {
-            return Ok(None);
-        }
-        for session in ended {
-            work.remove(key::session(client, &session.request));
-            work.remove(key::number(&session.number));
-        }
-        let number = free_number(work)?;
-        work.write(&OpenNumber {
-            number: number.clone(),
-            client: client.clone(),
-            request: asked.request.request,
-        })?;
-        Ok(Some(Session {
-            request: asked.request.request,
-            client: client.clone(),
-            ephemeral_key: asked.request.ephemeral_key,
-            volumes,
-            number,
-            code: Code::random().map_err(random_failed)?,
-            state: SessionState::Pending,
-            attempts: 0,
-            created: asked.now,
-            expires: asked.now.plus(WAITING),
-            peer: asked.peer,
-        }))
-    }
-}
-
-/// A request with all that is known of it.
-struct Asked<'a> {
-    purpose: Purpose,
-    identity: &'a Identity,
-    peer: IpAddr,
-    request: &'a ReleaseRequest,
-    now: UnixMillis,
-}
-
-impl Asked<'_> {
-    fn policy_request(&self, standing: Standing, wanted: WantedVolume) -> PolicyRequest<'_> {
-        PolicyRequest {
-            purpose: self.purpose,
-            client: self.identity.client(),
-            standing,
-            request: self.request.request,
-            ephemeral_key: &self.request.ephemeral_key,
-            peer: self.peer,
-            wanted,
-        }
-    }
-
-    fn refused(&self, wanted: Option<&WantedVolume>, name: &'static str, text: &str) -> Refused {
-        Refused {
-            kind: Kind::Refused,
-            client: self.identity.client().clone(),
-            volume: wanted.map(|wanted| wanted.volume),
-            request: Some(self.request.request),
-            peer: self.peer,
-            name,
-            text: text.to_owned(),
-        }
-    }
-
-    fn verb(&self) -> &'static str {
-        match self.purpose {
-            Purpose::Release => "not released",
-            Purpose::Proof | Purpose::Registration => "not proved",
-        }
-    }
-
-    /// What the machine says of itself, shortened.
-    fn facts(&self) -> String {
-        let facts = &self.request.facts;
-        let kernel: String = facts.kernel.as_str().chars().take(64).collect();
-        let mut text = format!(
-            "kernel '{kernel}', command line {}",
-            hex(&facts.command_line.0[..8])
-        );
-        if facts.image_built != 0 {
-            let built = UnixMillis(facts.image_built.saturating_mul(1000));
-            // A date beyond the year 9999 is no date.
-            if built.0 < 253_402_300_800_000 {
-                text.push_str(&format!(", image of {}", built.text()));
-            }
-        }
-        text
-    }
 }
 
 fn denied(reason: &str) -> Verdict {
@@ -406,16 +263,40 @@ fn check_volumes(request: &ReleaseRequest) -> Result<(), ServiceError> {
     }
 }
 
-/// A short id that no session has.
-fn free_number(work: &mut Work<'_>) -> Result<ShortId, RecordError> {
-    loop {
-        let number = ShortId::random().map_err(random_failed)?;
-        if work.read::<OpenNumber>(&key::number(&number))?.is_none() {
-            return Ok(number);
-        }
-    }
+/// What came of a request.
+struct Decided {
+    verdicts: Vec<VolumeVerdict>,
+    refusals: Vec<Refused>,
+    life: AskLife,
 }
 
-fn random_failed(error: getrandom::Error) -> RecordError {
-    latchkey_secret::SecretError::Random(error).into()
+/// Notes the boot: what later decisions rest on. What was released to the same boot before changes nothing.
+fn remember(
+    work: &mut Work<'_>,
+    asked: &Asked<'_>,
+    authorised: &Authorised,
+) -> Result<(), RecordError> {
+    let session = BootSession {
+        request: authorised.request(),
+        ephemeral_key: *authorised.ephemeral_key(),
+        at: asked.now,
+    };
+    let volume = authorised.volume();
+    let before: Option<Trace> = work.read(&key::trace(&volume))?;
+    let mut trace = before.clone().unwrap_or_else(|| Trace::new(volume));
+    let said = LastBoot::new(asked.now, asked.peer, &asked.request.facts);
+    trace.booted(session, authorised.once(), said);
+    if before.as_ref() != Some(&trace) {
+        work.write(&trace)?;
+    }
+    if authorised.is_announced() {
+        let before: Option<Machine> = work.read(&key::machine(authorised.client()))?;
+        if let Some(mut machine) = before.clone() {
+            machine.booted_as_announced(session);
+            if before.as_ref() != Some(&machine) {
+                work.write(&machine)?;
+            }
+        }
+    }
+    Ok(())
 }

@@ -54,6 +54,19 @@ impl MemoryStore {
         }
     }
 
+    /// A copy of all values as they are now, with a life of its own.
+    pub fn copy(&self) -> Self {
+        let state = self.state();
+        let copied = State {
+            values: state.values.clone(),
+            revision: state.revision,
+            ..State::default()
+        };
+        Self {
+            state: Arc::new(Mutex::new(copied)),
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // No code that holds the lock leaves the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -26,6 +26,26 @@ fn usage_has_its_exit_codes() {
         (&["policy", "x", "allow", "--elsewhere", "ask"], 2, "--from"),
         (&["policy", "x", "--from", "10.0.0.1"], 2, "RULE"),
         (&["audit", "--verify", "--follow"], 2, "cannot be used with"),
+        (&["audit", "--kind", "loud"], 2, "expected one of"),
+        (&["audit", "--since", "today"], 2, "YYYY-MM-DD"),
+        (&["policy", "presets"], 0, "home-server: "),
+        (&["policy", "presets", "fleet"], 0, "armed = true"),
+        (&["policy", "set", "x", "/nonexistent"], 2, "no preset"),
+        (
+            &["policy", "set", "--client", "--group", "x", "fleet"],
+            2,
+            "cannot be used with",
+        ),
+        (
+            &["policy", "test", "x", "--ticket", "old"],
+            2,
+            "good, stale",
+        ),
+        (&["policy", "test", "x", "--at", "noon"], 2, "YYYY-MM-DD"),
+        (&["arm", "x", "--ttl", "soon"], 2, "15m or 2d"),
+        (&["group", "x"], 2, "<GROUP>"),
+        (&["accept-rollback"], 2, "--reason"),
+        (&["invite", "x", "--count", "0"], 2, "--count"),
         (
             &["clients", "--socket", "/a", "--config", "/b"],
             2,
@@ -57,10 +77,16 @@ fn every_command_explains_itself() {
         "requests",
         "approve",
         "deny",
+        "lock",
+        "readmit",
         "revoke",
         "destroy",
         "policy",
+        "arm",
+        "group",
+        "groups",
         "audit",
+        "accept-rollback",
     ] {
         let output = latchkeyd(&[command, "--help"]).output().unwrap();
         assert!(output.status.success(), "{command}");
@@ -86,7 +112,15 @@ fn a_server_that_does_not_run_is_named_with_its_socket() {
         &["revoke", "a"],
         &["destroy", "x", "--yes"],
         &["policy", "x"],
+        &["policy", "set", "x", "fleet"],
+        &["policy", "test", "x"],
+        &["lock", "a"],
+        &["readmit", "a"],
+        &["arm", "a"],
+        &["group", "a", "b"],
+        &["groups"],
         &["audit"],
+        &["accept-rollback", "--reason", "x"],
     ] {
         let error = home.fails(1, arguments);
         for words in [

@@ -34,11 +34,18 @@ struct Inside {
     _runtime: Runtime,
 }
 
+/// When the clock of these tests begins.
+const BEGAN: u64 = 1_800_000_000_000;
+
 struct TestClock(AtomicU64);
 
 impl Clock for TestClock {
     fn now(&self) -> UnixMillis {
         UnixMillis(self.0.load(Ordering::SeqCst))
+    }
+
+    fn passed(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::SeqCst) - BEGAN)
     }
 }
 
@@ -55,7 +62,7 @@ impl Inside {
         let master = MasterKey::from_secret(Secret::random().unwrap());
         let records = SealedStore::create(Box::new(store.clone()), master).unwrap();
         let authority = Arc::new(Authority::create().unwrap());
-        let clock = Arc::new(TestClock(AtomicU64::new(1_800_000_000_000)));
+        let clock = Arc::new(TestClock(AtomicU64::new(BEGAN)));
         let service = Arc::new(Service::new(
             records,
             authority.server_id(),

@@ -209,7 +209,10 @@ impl Boot {
                 kernel: Text::cut("6.1.0-test"),
                 command_line: Bytes([7; 32]),
                 image_built: 1,
+                image: None,
+                header: None,
             },
+            tickets: Vec::new(),
         })
         .unwrap()
     }
@@ -224,7 +227,7 @@ pub fn verdict(reply: &Reply) -> Verdict {
     answer.verdicts.remove(0).verdict
 }
 
-fn csr(key: &KeyPair) -> Text {
+pub fn csr(key: &KeyPair) -> Text {
     // The name in it counts for nothing.
     let request = CertificateParams::new(["somebody-else".to_owned()])
         .unwrap()

@@ -10,6 +10,7 @@ mod joining;
 mod lifecycle;
 mod machine;
 mod releases;
+mod running;
 mod server;
 mod strangers;
 mod transport;

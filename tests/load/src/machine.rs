@@ -140,7 +140,10 @@ impl Machine {
                 kernel: Text::cut("6.1.0-40-amd64"),
                 command_line: Bytes([1; 32]),
                 image_built: 1_790_000_000,
+                image: None,
+                header: None,
             },
+            tickets: Vec::new(),
         })?;
         let mut stream = wire::connect_tls(number, server, &self.tls).await?;
         wire::http(&mut stream, &wire::post(RELEASE, &body)).await

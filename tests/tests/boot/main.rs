@@ -1,5 +1,6 @@
 //! The boot scenarios. `make boot` plays them all; `cargo test --test boot -- --ignored NAME` plays some.
 
+mod arming;
 mod clocks;
 mod devices;
 mod dropbear;
@@ -31,6 +32,7 @@ const SCENARIOS: &[&[Scenario]] = &[
     typing::SCENARIOS,
     servers::SCENARIOS,
     verdicts::SCENARIOS,
+    arming::SCENARIOS,
     clocks::SCENARIOS,
     gate::SCENARIOS,
     devices::SCENARIOS,

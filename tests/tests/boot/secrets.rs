@@ -105,7 +105,7 @@ fn share(stage: &Stage, folder: &Path, token: &Token) -> Result<Share, Failure> 
     let master = MasterKey::load(&copy.join("data.master-key"), None)?;
     let records = SealedStore::open(Box::new(store), master)?;
     let envelope = token.envelopes.first().ok_or("the token has no envelope")?;
-    let service = Service::new(records, envelope.server, Arc::new(SystemClock));
+    let service = Service::new(records, envelope.server, Arc::new(SystemClock::default()));
 
     let key = KeyPair::from_pem(&stage.bound()?.boot_key)?;
     let spki = Bytes(Sha256::digest(key.subject_public_key_info()).into());
@@ -125,7 +125,10 @@ fn share(stage: &Stage, folder: &Path, token: &Token) -> Result<Share, Failure> 
             kernel: Text::cut("test"),
             command_line: Bytes([0; 32]),
             image_built: 0,
+            image: None,
+            header: None,
         },
+        tickets: Vec::new(),
     };
     let answer = service.release(&identity, [127, 0, 0, 1].into(), &request)?;
     let verdict = answer

@@ -1,7 +1,7 @@
 //! Listings, revocation, destruction, policies and settings.
 
 use super::*;
-use crate::policy::Elsewhere;
+use crate::policy::Otherwise;
 use crate::records::Settings;
 use crate::service::listing::ClientState;
 
@@ -114,9 +114,9 @@ fn policies_that_cannot_be_set_are_refused() {
 #[test]
 fn new_volumes_ask_from_elsewhere_if_the_settings_say_so() {
     let rig = Rig::new();
-    assert_eq!(rig.service.settings().unwrap().elsewhere, Elsewhere::Deny);
+    assert_eq!(rig.service.settings().unwrap().elsewhere, Otherwise::Deny);
     let settings = Settings {
-        elsewhere: Elsewhere::Ask,
+        elsewhere: Otherwise::Ask,
     };
     rig.service.set_settings(&settings, "root").unwrap();
     let (machine, volume, _) = rig.bound("web-1", 1);

@@ -151,7 +151,7 @@ fn a_denied_session_is_told_so_even_after_it_was_approved() {
         if approve_first {
             rig.service.approve(&id, &code, "root").unwrap();
         }
-        let listing = rig.service.deny(&id, "root").unwrap();
+        let listing = rig.service.deny(&id, AfterDeny::Nothing, "root").unwrap();
         assert_eq!(listing.state, SessionState::Denied);
         match rig.verdict(&machine, HOME, &boot, volume) {
             Verdict::Denied {
@@ -167,7 +167,7 @@ fn a_denied_session_is_told_so_even_after_it_was_approved() {
             other => panic!("{other:?}"),
         }
         assert!(matches!(
-            rig.service.deny(&id, "root"),
+            rig.service.deny(&id, AfterDeny::Nothing, "root"),
             Err(AdminError::Decided { .. })
         ));
         assert!(matches!(
@@ -188,7 +188,9 @@ fn two_sessions_of_one_client_are_a_conflict_and_displace_nothing() {
     let listed = rig.service.requests().unwrap();
     assert!(listed.iter().all(|listing| listing.conflict));
     assert_eq!(listed.len(), 2);
-    rig.service.deny(&other, "root").unwrap();
+    rig.service
+        .deny(&other, AfterDeny::Nothing, "root")
+        .unwrap();
     assert!(
         rig.service
             .requests()
@@ -216,7 +218,7 @@ fn open_sessions_of_one_client_are_bounded() {
     let (machine, volume, _) = asking(&rig);
     let first = Boot::new();
     pending(&rig.verdict(&machine, HOME, &first, volume));
-    for _ in 1..release::SESSIONS_LIMIT {
+    for _ in 1..waiting::SESSIONS_LIMIT {
         pending(&rig.verdict(&machine, HOME, &Boot::new(), volume));
     }
     let verdict = rig.verdict(&machine, HOME, &Boot::new(), volume);

@@ -2,12 +2,15 @@
 
 mod administering;
 mod approving;
+mod booting;
 mod faults;
+mod fleets;
 mod joining;
 mod on_disk;
 mod properties;
 mod registering;
 mod releasing;
+mod witnessing;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,11 +21,13 @@ use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::ids::{ClientName, Generation, RequestId, ServerId, VolumeId};
 use latchkey_protocol::release::{BootKeyPair, Purpose, ReleaseContext, SealedShare};
 use latchkey_protocol::wire::{
-    BootFacts, ReleaseAnswer, ReleaseRequest, Text, Verdict, Version, VolumeAnswer, VolumeRequest,
-    WantedVolume,
+    Arm, BootFacts, ConfirmAnswer, ConfirmRequest, HeartbeatAnswer, HeartbeatRequest,
+    ReleaseAnswer, ReleaseRequest, Shown, SignedHead, Text, TicketsRequest, Verdict, Version,
+    VolumeAnswer, VolumeRequest, VolumeTicket, WantedVolume,
 };
 use latchkey_secret::{Secret, SecretError};
 
+use super::approval::AfterDeny;
 use super::*;
 use crate::audit::AuditEntry;
 use crate::clock::UnixMillis;
@@ -34,13 +39,17 @@ const HOME: &str = "192.0.2.7";
 const AWAY: &str = "198.51.100.1";
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A clock that stands until it is set.
+/// A clock that stands until it is set: the time on the wall, and the time that has passed.
 #[derive(Clone)]
-struct HandClock(Arc<AtomicU64>);
+struct HandClock(Arc<AtomicU64>, Arc<AtomicU64>);
 
 impl Clock for HandClock {
     fn now(&self) -> UnixMillis {
         UnixMillis(self.0.load(Ordering::SeqCst))
+    }
+
+    fn passed(&self) -> Duration {
+        Duration::from_millis(self.1.load(Ordering::SeqCst))
     }
 }
 
@@ -93,7 +102,7 @@ fn service(store: Box<dyn Store>, clock: &HandClock) -> Service {
 impl Rig {
     fn new() -> Self {
         let store = MemoryStore::default();
-        let clock = HandClock(Arc::new(AtomicU64::new(1_800_000_000_000)));
+        let clock = HandClock(Arc::new(AtomicU64::new(1_800_000_000_000)), Arc::default());
         SealedStore::create(Box::new(store.clone()), master_key()).unwrap();
         let service = service(Box::new(store.clone()), &clock);
         Self {
@@ -111,6 +120,7 @@ impl Rig {
     fn pass(&self, time: Duration) {
         let millis = u64::try_from(time.as_millis()).unwrap();
         self.clock.0.fetch_add(millis, Ordering::SeqCst);
+        self.clock.1.fetch_add(millis, Ordering::SeqCst);
     }
 
     /// A client that joined with keys of `number`.
@@ -184,6 +194,86 @@ impl Rig {
         answer.verdicts.remove(0).verdict
     }
 
+    /// Puts the first ticket into a volume's header, or the next one.
+    fn move_ticket(&self, machine: &Machine, volume: VolumeId) -> Bytes<32> {
+        let ticket = self.next_ticket(machine, volume);
+        self.confirm(machine, volume, ticket, None).unwrap();
+        ticket
+    }
+
+    fn next_ticket(&self, machine: &Machine, volume: VolumeId) -> Bytes<32> {
+        let request = TicketsRequest {
+            version: Version::default(),
+            volumes: vec![Shown {
+                volume,
+                shown: None,
+            }],
+        };
+        let host = self.identity(&machine.host);
+        let answer = self.service.next_tickets(&host, address(HOME), &request);
+        answer.unwrap().tickets[0].ticket
+    }
+
+    fn confirm(
+        &self,
+        machine: &Machine,
+        volume: VolumeId,
+        ticket: Bytes<32>,
+        arm: Option<u32>,
+    ) -> Result<ConfirmAnswer, ServiceError> {
+        let request = ConfirmRequest {
+            version: Version::default(),
+            tickets: vec![VolumeTicket { volume, ticket }],
+            arm: arm.map(|seconds| Arm { seconds }),
+        };
+        let host = self.identity(&machine.host);
+        self.service.confirm_tickets(&host, address(HOME), &request)
+    }
+
+    fn heartbeat(
+        &self,
+        machine: &Machine,
+        head: Option<SignedHead>,
+        boot: Option<RequestId>,
+    ) -> HeartbeatAnswer {
+        let request = HeartbeatRequest {
+            version: Version::default(),
+            head,
+            images: Vec::new(),
+            boot,
+        };
+        let host = self.identity(&machine.host);
+        let answer = self.service.heartbeat(&host, address(HOME), &request);
+        answer.unwrap()
+    }
+
+    /// What a boot gets whose header shows `ticket`.
+    fn boots(
+        &self,
+        machine: &Machine,
+        from: &str,
+        boot: &Boot,
+        volume: VolumeId,
+        ticket: Option<Bytes<32>>,
+    ) -> Verdict {
+        let mut request = boot.release(&[volume]);
+        request.tickets = ticket
+            .map(|ticket| VolumeTicket { volume, ticket })
+            .into_iter()
+            .collect();
+        let identity = self.identity(&machine.boot);
+        let answer = self.service.release(&identity, address(from), &request);
+        answer.unwrap().verdicts.remove(0).verdict
+    }
+
+    fn alarms(&self) -> Vec<String> {
+        let entries = self.audit().into_iter();
+        entries
+            .filter(|entry| entry.event.kind == Kind::Alarm)
+            .map(|entry| entry.event.text)
+            .collect()
+    }
+
     fn audit(&self) -> Vec<AuditEntry> {
         self.service.verify_audit().unwrap();
         self.service.audit(0, 10_000).unwrap()
@@ -230,7 +320,10 @@ impl Boot {
                 kernel: Text::cut("6.1.0-40-amd64"),
                 command_line: Bytes([1; 32]),
                 image_built: 1_790_000_000,
+                image: None,
+                header: None,
             },
+            tickets: Vec::new(),
         }
     }
 
@@ -277,4 +370,9 @@ fn denied(verdict: &Verdict) -> &str {
         Verdict::Denied { reason, .. } => reason.as_str(),
         other => panic!("not denied: {other:?}"),
     }
+}
+
+#[track_caller]
+fn waits(verdict: &Verdict) {
+    assert!(matches!(verdict, Verdict::Wait { .. }), "{verdict:?}");
 }

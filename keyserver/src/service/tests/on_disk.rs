@@ -126,7 +126,7 @@ fn boots_that_ask_at_the_same_time_are_bounded() {
     rig.set_policy(volume, r#"{"rule":"ask"}"#);
     let waiting = std::thread::scope(|scope| {
         let ask = || rig.verdict(&machine, HOME, &Boot::new(), volume);
-        let threads: Vec<_> = (0..2 * release::SESSIONS_LIMIT)
+        let threads: Vec<_> = (0..2 * waiting::SESSIONS_LIMIT)
             .map(|_| scope.spawn(ask))
             .collect();
         threads
@@ -135,10 +135,10 @@ fn boots_that_ask_at_the_same_time_are_bounded() {
             .filter(|verdict| matches!(verdict, Verdict::Pending { .. }))
             .count()
     });
-    assert_eq!(waiting, release::SESSIONS_LIMIT);
+    assert_eq!(waiting, waiting::SESSIONS_LIMIT);
     assert_eq!(
         rig.service.requests().unwrap().len(),
-        release::SESSIONS_LIMIT
+        waiting::SESSIONS_LIMIT
     );
 }
 

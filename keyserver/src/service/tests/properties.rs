@@ -214,7 +214,7 @@ impl Model {
                     self.shown.push(shown);
                 }
             }
-            Verdict::Denied { .. } | Verdict::Destroyed => {}
+            Verdict::Wait { .. } | Verdict::Denied { .. } | Verdict::Destroyed => {}
         }
     }
 
@@ -256,7 +256,12 @@ impl Model {
             return;
         };
         // A later session of the same boot can be approved again, but then under a new number.
-        if self.rig.service.deny(&id, "test").is_ok() {
+        if self
+            .rig
+            .service
+            .deny(&id, AfterDeny::Nothing, "test")
+            .is_ok()
+        {
             self.approvals
                 .retain(|approval| approval.request != request);
         }

@@ -1,0 +1,28 @@
+//! Tells the service manager that there is something new for the units of the running machine.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::files::Files;
+
+/// Has `latchkey.service` begin anew, so that it sees a key server or a volume that was added, and `latchkey-arm.service` if it
+/// has not begun. Where nothing but the boot would start them (a chroot, an image being made, another service manager)
+/// nothing happens.
+pub fn restart(files: &Files) {
+    let running = files.root() == Path::new("/") && Path::new("/run/systemd/system").is_dir();
+    if !running {
+        return;
+    }
+    for (verb, unit) in [
+        ("restart", "latchkey.service"),
+        ("start", "latchkey-arm.service"),
+    ] {
+        let ended = Command::new("systemctl")
+            .args(["--no-block", "--quiet", verb, unit])
+            .stdin(Stdio::null())
+            .status();
+        if !ended.is_ok_and(|status| status.success()) {
+            log::warn!("failed to {verb} a service of latchkey\nrun: systemctl {verb} {unit}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Moving the tickets on: the key server draws the next ones, the headers take them, the key server forgets the old ones.
+//!
+//! The key server takes the current and the next ticket from the moment that it gives the next one, so whichever the
+//! header holds when the power goes is good at the next boot. Only one process at a time moves the tickets of a key
+//! server on: two that take turns in the middle could leave a ticket in the header that is stale already.
+
+use std::time::Duration;
+
+use latchkey_protocol::ServerId;
+use latchkey_protocol::wire::{
+    Arm, ConfirmRequest, Shown, TicketsRequest, VOLUMES_LIMIT, Version, VolumeTicket,
+};
+
+use super::volumes::{self, Bound};
+use crate::files::{Files, FilesError, Lock};
+use crate::server::{KeyServer, Unreachable};
+use crate::volume::header::{HeaderCopy, HeaderError};
+use crate::volume::tickets;
+use crate::volume::tokens::{self, TokenError};
+
+/// How often to look whether another command has ended.
+const PAUSE: Duration = Duration::from_millis(50);
+/// How long to wait for one.
+const BUSY_LIMIT: Duration = Duration::from_secs(10);
+
+/// What was reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moved {
+    /// How many volumes have a new ticket.
+    pub volumes: usize,
+    /// Until when a reboot is announced, Unix seconds.
+    pub armed_until: Option<u64>,
+}
+
+/// The tickets were not moved on. What the headers hold is good at the next boot.
+#[derive(Debug, thiserror::Error)]
+pub enum TicketsError {
+    /// crypttab, or another latchkey command that does not end.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// The key server gave no next tickets.
+    #[error("the key server gave no tickets")]
+    Next(#[source] Unreachable),
+    /// A header cannot be read.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// A header did not take its ticket.
+    #[error(transparent)]
+    Write(#[from] TokenError),
+    /// The tickets are in the headers, but the key server was not told.
+    #[error("the key server did not hear of the tickets that the headers have now")]
+    Confirm(#[source] Unreachable),
+}
+
+/// Moves the tickets for `server` on in all volumes that are bound to it; with `arm`, announces a reboot in the same step.
+///
+/// # Errors
+/// A variant of [`TicketsError`].
+pub async fn move_on(
+    files: &Files,
+    server: &KeyServer,
+    arm: Option<Arm>,
+) -> Result<Moved, TicketsError> {
+    let id = server.settings.id;
+    let _turn = free(|| files.lock_tickets(&id)).await?;
+    let mut volumes = volumes::bound(files)?;
+    volumes.retain(|bound| bound.is_of(id));
+    volumes.truncate(VOLUMES_LIMIT);
+    let tickets = if volumes.is_empty() {
+        Vec::new()
+    } else {
+        next(server, &volumes).await?
+    };
+    for (bound, ticket) in volumes.iter().zip(&tickets) {
+        let _lock = free(|| files.lock()).await?;
+        write(bound, id, ticket)?;
+    }
+    let request = ConfirmRequest {
+        version: Version::default(),
+        tickets,
+        arm,
+    };
+    if request.tickets.is_empty() && arm.is_none() {
+        return Ok(Moved {
+            volumes: 0,
+            armed_until: None,
+        });
+    }
+    let answer = server
+        .ask(async |client, address| client.confirm_tickets(address, &request).await)
+        .await
+        .map_err(TicketsError::Confirm)?;
+    Ok(Moved {
+        volumes: request.tickets.len(),
+        armed_until: answer.armed_until,
+    })
+}
+
+/// Whether a volume that is bound to `server` has no ticket for it.
+///
+/// # Errors
+/// crypttab cannot be read.
+pub fn is_missing(files: &Files, server: ServerId) -> Result<bool, FilesError> {
+    let lacks = |bound: &Bound| bound.is_of(server) && bound.tickets.of(server).is_none();
+    Ok(volumes::bound(files)?.iter().any(lacks))
+}
+
+async fn next(server: &KeyServer, volumes: &[Bound]) -> Result<Vec<VolumeTicket>, TicketsError> {
+    let shown = |bound: &Bound| Shown {
+        volume: bound.token.volume,
+        shown: bound.tickets.of(server.settings.id),
+    };
+    let request = TicketsRequest {
+        version: Version::default(),
+        volumes: volumes.iter().map(shown).collect(),
+    };
+    let answer = server
+        .ask(async |client, address| client.next_tickets(address, &request).await)
+        .await
+        .map_err(TicketsError::Next)?;
+    Ok(answer.tickets)
+}
+
+/// Puts `ticket` into the header as it is now, through to the disk: another key server's may have moved on meanwhile.
+fn write(bound: &Bound, server: ServerId, ticket: &VolumeTicket) -> Result<(), TicketsError> {
+    let header = HeaderCopy::read(&bound.device)?;
+    let still_bound = tokens::find_in(header.json())
+        .into_iter()
+        .any(|found| found.token.is_ok_and(|token| token.volume == ticket.volume));
+    if !still_bound {
+        return Ok(()); // unbound a moment ago
+    }
+    let before = tickets::find_in(header.json(), ticket.volume);
+    let mut after = before.clone();
+    after.set(server, ticket.ticket);
+    after.retain(&bound.servers());
+    if after != before {
+        tickets::write(&bound.device, &after)?;
+    }
+    Ok(())
+}
+
+/// Waits until no other command holds the lock that `take` takes.
+async fn free(take: impl Fn() -> Result<Lock, FilesError>) -> Result<Lock, FilesError> {
+    let begin = tokio::time::Instant::now();
+    loop {
+        match take() {
+            Err(FilesError::Busy) if begin.elapsed() < BUSY_LIMIT => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            taken => return taken,
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! A release as it is asked for, with all that is known when it is decided.
+
+use std::net::IpAddr;
+
+use latchkey_protocol::encoding::hex;
+use latchkey_protocol::release::Purpose;
+use latchkey_protocol::wire::{ReleaseRequest, WantedVolume};
+
+use super::refusals::Refused;
+use super::{Identity, client_of};
+use crate::audit::Kind;
+use crate::clock::{UnixMillis, Uptime};
+use crate::ledger::Work;
+use crate::policy::{
+    self, Condition, Decision, Finding, Life, Outcome, Policy, PolicyRequest, Range, Rule,
+    Standing, StoreState, StoredState,
+};
+use crate::records::{Client, Group, Machine, Session, Trace, Volume, key};
+use crate::sealed::RecordError;
+use crate::service::witness::Witness;
+
+/// A request with all that is known of it.
+pub(super) struct Asked<'a> {
+    pub purpose: Purpose,
+    pub identity: &'a Identity,
+    pub peer: IpAddr,
+    pub request: &'a ReleaseRequest,
+    pub now: UnixMillis,
+    pub uptime: Uptime,
+    pub life: Life,
+}
+
+/// What is known of the client when a request of it is decided.
+pub(super) struct Known {
+    client: Client,
+    group: Option<Group>,
+    machine: Option<Machine>,
+    pub session: Option<Session>,
+    store: StoreState,
+}
+
+/// One volume of a request, and what was decided.
+pub(super) struct Look {
+    pub wanted: WantedVolume,
+    pub decision: Decision,
+    /// What the policy's conditions say; none if the policy was not asked.
+    pub findings: Vec<Finding>,
+    scope: String,
+}
+
+/// What is to be done about the running machine after a request was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum AskLife {
+    /// Nothing.
+    No,
+    /// The boot session was released something: whoever comes up by it is no copy.
+    Forget,
+    /// Ask it.
+    Ask,
+}
+
+impl AskLife {
+    /// Of two volumes' wishes the one that asks.
+    pub fn and(self, other: Self) -> Self {
+        self.max(other)
+    }
+}
+
+impl Known {
+    /// Reads what a decision on `asked` rests on.
+    pub fn read(work: &mut Work<'_>, asked: &Asked<'_>) -> Result<Self, RecordError> {
+        let client = client_of(work, asked.identity)?;
+        Self::of(work, client, asked.purpose, asked.request)
+    }
+
+    /// As [`Known::read`], for any client.
+    pub fn of(
+        work: &mut Work<'_>,
+        client: Client,
+        purpose: Purpose,
+        request: &ReleaseRequest,
+    ) -> Result<Self, RecordError> {
+        if purpose != Purpose::Release {
+            return Ok(Self {
+                client,
+                group: None,
+                machine: None,
+                session: None,
+                store: StoreState::Newest,
+            });
+        }
+        let group = match &client.group {
+            Some(name) => work.read(&key::group(name))?,
+            None => None,
+        };
+        let witness: Option<Witness> = work.read(key::WITNESS)?;
+        Ok(Self {
+            group,
+            machine: work.read(&key::machine(&client.name))?,
+            session: work.read(&key::session(&client.name, &request.request))?,
+            store: witness.map_or(StoreState::Newest, |witness| witness.state()),
+            client,
+        })
+    }
+
+    /// Decides on one volume.
+    pub fn look(
+        &self,
+        work: &mut Work<'_>,
+        asked: &Asked<'_>,
+        standing: Standing,
+        wanted: WantedVolume,
+    ) -> Result<Look, RecordError> {
+        let volume: Option<Volume> = work.read(&key::volume(&wanted.volume))?;
+        let owned = volume
+            .as_ref()
+            .filter(|volume| volume.client == self.client.name);
+        let trace: Option<Trace> = match (asked.purpose, owned) {
+            (Purpose::Release, Some(volume)) => work.read(&key::trace(&volume.id))?,
+            _ => None,
+        };
+        // Decided before any policy is looked at.
+        let none = Policy::plain(Rule::Deny);
+        let in_force =
+            owned.map(|volume| policy::in_force(volume, &self.client, self.group.as_ref()));
+        let tickets = asked.request.tickets.iter();
+        let request = PolicyRequest {
+            purpose: asked.purpose,
+            client: &self.client.name,
+            standing,
+            request: asked.request.request,
+            ephemeral_key: &asked.request.ephemeral_key,
+            peer: asked.peer,
+            wanted,
+            ticket: tickets
+                .clone()
+                .find(|ticket| ticket.volume == wanted.volume)
+                .map(|ticket| &ticket.ticket),
+            facts: &asked.request.facts,
+        };
+        let state = StoredState {
+            volume: volume.as_ref(),
+            policy: in_force.map_or(&none, |found| found.policy),
+            policy_set: in_force.map_or(UnixMillis(0), |found| found.set),
+            home: owned.and_then(|volume| home(volume, &self.client)),
+            session: self.session.as_ref(),
+            machine: self.machine.as_ref(),
+            trace: trace.as_ref(),
+            life: asked.life,
+            store: self.store,
+            uptime: asked.uptime,
+        };
+        let decision = policy::decide(&request, state, asked.now);
+        let by_policy = asked.purpose == Purpose::Release
+            && match &decision {
+                Decision::Release(_) | Decision::Ask | Decision::Pending | Decision::Wait => true,
+                Decision::Deny(reason) => reason.is_of_policy(),
+                Decision::Destroyed => false,
+            };
+        let findings = match by_policy {
+            true => policy::findings(state.policy, &request, state, asked.now),
+            false => Vec::new(),
+        };
+        Ok(Look {
+            wanted,
+            decision,
+            findings,
+            scope: in_force.map_or_else(String::new, |found| found.scope.to_string()),
+        })
+    }
+}
+
+impl Look {
+    /// What decided, for the audit: `; POLICY'S SCOPE; CONDITION: WHY; ...`.
+    pub fn because(&self) -> String {
+        if self.findings.is_empty() {
+            return String::new();
+        }
+        let mut text = format!("; policy {}", self.scope);
+        // What holds is the reason of a release, what does not the reason of anything else.
+        let released = matches!(self.decision, Decision::Release(_));
+        let told = self.findings.iter().filter(|found| {
+            found.condition != Condition::Rule && (released || found.outcome != Outcome::Holds)
+                || self.findings.len() == 1
+        });
+        for found in told {
+            let Finding {
+                condition,
+                text: why,
+                ..
+            } = found;
+            text.push_str(&format!("; {}: {why}", condition.name()));
+        }
+        text
+    }
+
+    /// The alarms among the findings.
+    pub fn alarms(&self, asked: &Asked<'_>) -> Vec<Refused> {
+        let alarms = self
+            .findings
+            .iter()
+            .filter(|found| found.outcome == Outcome::Alarms);
+        alarms
+            .map(|found| {
+                let name = match found.condition {
+                    Condition::Ticket => "alarm: ticket",
+                    _ => "alarm: life",
+                };
+                let text = format!("{}: {}", found.condition.name(), found.text);
+                let mut refused = asked.refused(Some(&self.wanted), name, &text);
+                refused.kind = Kind::Alarm;
+                refused
+            })
+            .collect()
+    }
+
+    /// Whether the running machine is to be asked because of this decision.
+    pub fn asks_life(&self) -> AskLife {
+        let life = self
+            .findings
+            .iter()
+            .find(|found| found.condition == Condition::Life);
+        match (&self.decision, life) {
+            (_, None) => AskLife::No,
+            (Decision::Release(_), Some(_)) => AskLife::Forget,
+            (_, Some(found)) if found.outcome == Outcome::Alarms => AskLife::No,
+            // Also where it did not answer so far: it may have been cut off, and be back by now.
+            (_, Some(_)) => AskLife::Ask,
+        }
+    }
+}
+
+/// The address that a volume's machine had when the volume was bound, or when it joined.
+pub(super) fn home(volume: &Volume, client: &Client) -> Option<Range> {
+    let joined = client.joined.as_ref();
+    volume
+        .home
+        .or_else(|| joined.map(|joined| Range::around(joined.from)))
+}
+
+impl Asked<'_> {
+    pub fn refused(
+        &self,
+        wanted: Option<&WantedVolume>,
+        name: &'static str,
+        text: &str,
+    ) -> Refused {
+        Refused {
+            kind: Kind::Refused,
+            client: self.identity.client().clone(),
+            volume: wanted.map(|wanted| wanted.volume),
+            request: Some(self.request.request),
+            peer: self.peer,
+            name,
+            text: text.to_owned(),
+        }
+    }
+
+    pub fn verb(&self) -> &'static str {
+        match self.purpose {
+            Purpose::Release => "not released",
+            Purpose::Proof | Purpose::Registration => "not proved",
+        }
+    }
+
+    /// What the machine says of itself, shortened.
+    pub fn facts(&self) -> String {
+        let facts = &self.request.facts;
+        let kernel: String = facts.kernel.as_str().chars().take(64).collect();
+        let mut text = format!(
+            "kernel '{kernel}', command line {}",
+            hex(&facts.command_line.0[..8])
+        );
+        if facts.image_built != 0 {
+            let built = UnixMillis(facts.image_built.saturating_mul(1000));
+            // A date beyond the year 9999 is no date.
+            if built.0 < 253_402_300_800_000 {
+                text.push_str(&format!(", image of {}", built.text()));
+            }
+        }
+        text
+    }
+}

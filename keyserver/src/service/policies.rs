@@ -1,0 +1,311 @@
+//! Policies as the administrator sets them, for a volume, a client or a group, and groups themselves.
+
+use latchkey_protocol::ids::{ClientName, VolumeId};
+
+use super::listing::{GroupListing, PolicyListing, PolicyTarget, VolumeListing};
+use super::{AdminError, Service};
+use crate::audit::{Event, Kind};
+use crate::clock::UnixMillis;
+use crate::ledger::Work;
+use crate::policy::{self, Policy, Rule, Source};
+use crate::records::{
+    Client, Group, GroupName, Origin, SetPolicy, Settings, Trace, Volume, VolumeState, key,
+};
+use crate::sealed::RecordError;
+
+/// Groups in all.
+const GROUPS_LIMIT: usize = 1000;
+
+impl Service {
+    /// The policy that is set for `target`, or in force for it if it is a volume.
+    ///
+    /// # Errors
+    /// `NoVolume`, `NoClient`, `NoGroup`, `Record`.
+    pub fn policy_of(&self, target: &PolicyTarget) -> Result<PolicyListing, AdminError> {
+        self.records
+            .transact(self.clock.now(), |work| match target {
+                PolicyTarget::Volume(id) => {
+                    let volume = volume_record(work, id)?;
+                    let (client, group) = owner(work, &volume)?;
+                    let found = policy::in_force(&volume, &client, group.as_ref());
+                    Ok(PolicyListing::new(
+                        target,
+                        Some(found.policy),
+                        found.scope.to_string(),
+                    ))
+                }
+                PolicyTarget::Client(name) => {
+                    let client = client_record(work, name)?;
+                    let found = client.policy.map(|found| found.policy);
+                    Ok(PolicyListing::new(
+                        target,
+                        found.as_ref(),
+                        "set for the client".to_owned(),
+                    ))
+                }
+                PolicyTarget::Group(name) => {
+                    let group = group_record(work, name)?;
+                    let found = group.policy.map(|found| found.policy);
+                    let scope = format!("set for the group '{name}'");
+                    Ok(PolicyListing::new(target, found.as_ref(), scope))
+                }
+            })
+    }
+
+    /// Sets the policy of `target`, or takes it away (`None`): then the less specific one holds, for a volume at last what a
+    /// volume gets when it is bound.
+    ///
+    /// # Errors
+    /// `NoVolume`, `NoClient`, `NoGroup`, `Policy`, `NoTickets`, `Record`.
+    pub fn set_policy_of(
+        &self,
+        target: &PolicyTarget,
+        policy: Option<&Policy>,
+        who: &str,
+    ) -> Result<PolicyListing, AdminError> {
+        if let Some(policy) = policy {
+            policy.check().map_err(AdminError::Policy)?;
+        }
+        let now = self.clock.now();
+        self.records.transact(now, |work| {
+            let event = match target {
+                PolicyTarget::Volume(id) => self.set_for_volume(work, id, policy, now)?,
+                PolicyTarget::Client(name) => self.set_for_client(work, name, policy, now)?,
+                PolicyTarget::Group(name) => set_for_group(work, name, policy, now)?,
+            };
+            work.audit(event.who(who));
+            Ok::<_, AdminError>(())
+        })?;
+        self.policy_of(target)
+    }
+
+    /// Sets a volume's policy.
+    ///
+    /// # Errors
+    /// `NoVolume`, `Policy`, `NoTickets`, `Record`.
+    pub fn set_policy(
+        &self,
+        volume: &VolumeId,
+        policy: &Policy,
+        who: &str,
+    ) -> Result<VolumeListing, AdminError> {
+        self.set_policy_of(&PolicyTarget::Volume(*volume), Some(policy), who)?;
+        let found: Option<Volume> = self.records.read(&key::volume(volume))?;
+        let found = found.ok_or(AdminError::NoVolume(*volume))?;
+        Ok(self.volume_listing(found)?)
+    }
+
+    fn set_for_volume(
+        &self,
+        work: &mut Work<'_>,
+        id: &VolumeId,
+        policy: Option<&Policy>,
+        now: UnixMillis,
+    ) -> Result<Event, AdminError> {
+        let mut volume = volume_record(work, id)?;
+        if volume.state != VolumeState::Live {
+            return Err(AdminError::Policy("the volume's share is gone".to_owned()));
+        }
+        let before = volume.policy.sentence();
+        let text = match policy {
+            Some(policy) => {
+                check_tickets(work, policy, std::slice::from_ref(&volume))?;
+                volume.policy = policy.clone();
+                volume.origin = Origin::Set(now);
+                format!("policy: {}; before: {before}", policy.sentence())
+            }
+            None => {
+                let settings: Settings = work.read(key::SETTINGS)?.unwrap_or_default();
+                volume.origin = Origin::Bound;
+                volume.policy = Policy {
+                    from: vec![Source::Home],
+                    elsewhere: settings.elsewhere,
+                    ..Policy::plain(Rule::Allow)
+                };
+                format!("no policy of its own any more; before: {before}")
+            }
+        };
+        work.write(&volume)?;
+        Ok(Event::new(Kind::Changed, text)
+            .client(&volume.client)
+            .volume(*id))
+    }
+
+    fn set_for_client(
+        &self,
+        work: &mut Work<'_>,
+        name: &ClientName,
+        policy: Option<&Policy>,
+        now: UnixMillis,
+    ) -> Result<Event, AdminError> {
+        let mut client = client_record(work, name)?;
+        if let Some(policy) = policy {
+            let ids: Vec<VolumeId> = self.records.all(&key::owned(name))?;
+            let mut volumes = Vec::with_capacity(ids.len());
+            for id in &ids {
+                let volume = volume_record(work, id)?;
+                if volume.state == VolumeState::Live && volume.origin == Origin::Bound {
+                    volumes.push(volume);
+                }
+            }
+            check_tickets(work, policy, &volumes)?;
+        }
+        let before = replaced(&mut client.policy, policy, now);
+        work.write(&client)?;
+        let text = format!(
+            "policy of the client: {}; before: {before}",
+            sentence(policy)
+        );
+        Ok(Event::new(Kind::Changed, text).client(name))
+    }
+
+    /// All groups, by name.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn groups(&self) -> Result<Vec<GroupListing>, AdminError> {
+        let clients: Vec<Client> = self.records.all(key::CLIENTS)?;
+        let groups: Vec<Group> = self.records.all(key::GROUPS)?;
+        let listing = |group: Group| {
+            let members = clients
+                .iter()
+                .filter(|client| client.group.as_ref() == Some(&group.name))
+                .map(|client| client.name.clone())
+                .collect();
+            GroupListing::new(group, members)
+        };
+        Ok(groups.into_iter().map(listing).collect())
+    }
+
+    /// Puts a client into a group, which is made if it is new, or takes it out of its group (`None`).
+    ///
+    /// # Errors
+    /// `NoClient`, `Policy`, `Record`.
+    pub fn set_group(
+        &self,
+        name: &ClientName,
+        group: Option<&GroupName>,
+        who: &str,
+    ) -> Result<(), AdminError> {
+        let now = self.clock.now();
+        self.records.transact(now, |work| {
+            let mut client = client_record(work, name)?;
+            if client.group.as_ref() == group {
+                return Ok(());
+            }
+            let text = match group {
+                Some(group) => format!("put into the group '{group}'"),
+                None => "taken out of its group".to_owned(),
+            };
+            if let Some(group) = group {
+                make_group(work, group, now)?;
+            }
+            client.group = group.cloned();
+            work.write(&client)?;
+            work.audit(Event::new(Kind::Changed, text).client(name).who(who));
+            Ok(())
+        })
+    }
+}
+
+/// The client of a volume, and its group.
+pub(super) fn owner(
+    work: &mut Work<'_>,
+    volume: &Volume,
+) -> Result<(Client, Option<Group>), RecordError> {
+    let at = key::client(&volume.client);
+    let client: Client = work.read(&at)?.ok_or(RecordError::Missing(at))?;
+    let group = match &client.group {
+        Some(name) => work.read(&key::group(name))?,
+        None => None,
+    };
+    Ok((client, group))
+}
+
+pub(super) fn client_record(work: &mut Work<'_>, name: &ClientName) -> Result<Client, AdminError> {
+    work.read(&key::client(name))?
+        .ok_or_else(|| AdminError::NoClient(name.clone()))
+}
+
+pub(super) fn volume_record(work: &mut Work<'_>, id: &VolumeId) -> Result<Volume, AdminError> {
+    work.read(&key::volume(id))?
+        .ok_or(AdminError::NoVolume(*id))
+}
+
+/// A new group, or the one of this name.
+pub(super) fn make_group(
+    work: &mut Work<'_>,
+    name: &GroupName,
+    now: UnixMillis,
+) -> Result<Group, AdminError> {
+    if let Some(group) = work.read(&key::group(name))? {
+        return Ok(group);
+    }
+    if work.keys(key::GROUPS, GROUPS_LIMIT)?.len() >= GROUPS_LIMIT {
+        return Err(AdminError::Policy(format!(
+            "more than {GROUPS_LIMIT} groups"
+        )));
+    }
+    let group = Group {
+        name: name.clone(),
+        created: now,
+        policy: None,
+    };
+    work.write(&group)?;
+    Ok(group)
+}
+
+fn group_record(work: &mut Work<'_>, name: &GroupName) -> Result<Group, AdminError> {
+    work.read(&key::group(name))?
+        .ok_or_else(|| AdminError::NoGroup(name.clone()))
+}
+
+fn set_for_group(
+    work: &mut Work<'_>,
+    name: &GroupName,
+    policy: Option<&Policy>,
+    now: UnixMillis,
+) -> Result<Event, AdminError> {
+    // A group's machines come and go: one without tickets is asked about, not refused here.
+    let mut group = make_group(work, name, now)?;
+    let before = replaced(&mut group.policy, policy, now);
+    work.write(&group)?;
+    let text = format!(
+        "policy of the group '{name}': {}; before: {before}",
+        sentence(policy)
+    );
+    Ok(Event::new(Kind::Changed, text))
+}
+
+/// Refuses a policy that wants tickets for a volume that has never had one: its header cannot carry any, or its machine
+/// does not run `latchkey.service`.
+fn check_tickets(
+    work: &mut Work<'_>,
+    policy: &Policy,
+    volumes: &[Volume],
+) -> Result<(), AdminError> {
+    if !policy.ticket {
+        return Ok(());
+    }
+    for volume in volumes {
+        let trace: Option<Trace> = work.read(&key::trace(&volume.id))?;
+        if trace.is_none_or(|trace| trace.current.is_none()) {
+            return Err(AdminError::NoTickets(volume.label.clone()));
+        }
+    }
+    Ok(())
+}
+
+/// What was set before, in a sentence.
+fn replaced(place: &mut Option<SetPolicy>, policy: Option<&Policy>, now: UnixMillis) -> String {
+    let new = policy.map(|policy| SetPolicy {
+        policy: policy.clone(),
+        set: now,
+    });
+    let before = std::mem::replace(place, new);
+    sentence(before.as_ref().map(|found| &found.policy))
+}
+
+fn sentence(policy: Option<&Policy>) -> String {
+    policy.map_or_else(|| "none".to_owned(), Policy::sentence)
+}

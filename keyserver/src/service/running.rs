@@ -1,0 +1,378 @@
+//! What a running machine does with its host key to show that it lives, and what its next boot rests on.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use latchkey_protocol::encoding::Bytes;
+use latchkey_protocol::ids::{ClientName, VolumeId};
+use latchkey_protocol::wire::{
+    ConfirmAnswer, ConfirmRequest, HeartbeatAnswer, HeartbeatRequest, LifeAnswer, ReleaseRequest,
+    TicketsAnswer, TicketsRequest, Version, VolumeTicket,
+};
+
+use super::life::LifeStream;
+use super::refusals::Refused;
+use super::witness::{Judgement, PutBack, Witness};
+use super::{Identity, Refusal, Service, ServiceError};
+use crate::audit::{Event, Kind};
+use crate::ca::HOST_LIFE;
+use crate::clock::{UnixMillis, Uptime};
+use crate::ledger::Work;
+use crate::policy::Life;
+use crate::records::{Client, Heard, Machine, Trace, Volume, key};
+use crate::sealed::RecordError;
+
+/// Seconds between two heartbeats.
+pub const HEARTBEAT: u32 = 300;
+/// Shortest and longest time for which a reboot is announced.
+pub const ARMED: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(86_400));
+
+impl Service {
+    /// Draws the next ticket of each volume, or gives the one that was drawn and not confirmed.
+    ///
+    /// # Errors
+    /// `Refused` for a volume that is not this client's, `Destroyed`, `TooMany`, `Record`.
+    pub fn next_tickets(
+        &self,
+        identity: &Identity,
+        peer: IpAddr,
+        request: &TicketsRequest,
+    ) -> Result<TicketsAnswer, ServiceError> {
+        let tickets = self.as_running(identity, peer, |work, client, _| {
+            let mut tickets = Vec::with_capacity(request.volumes.len());
+            for shown in &request.volumes {
+                let mut trace = owned_trace(work, client, shown.volume)?;
+                let ticket = match trace.next {
+                    Some(ticket) => ticket,
+                    None => {
+                        let ticket = random_ticket()?;
+                        trace.next = Some(ticket);
+                        work.write(&trace)?;
+                        ticket
+                    }
+                };
+                tickets.push(VolumeTicket {
+                    volume: shown.volume,
+                    ticket,
+                });
+            }
+            Ok(tickets)
+        })?;
+        Ok(TicketsAnswer {
+            version: Version::default(),
+            tickets,
+        })
+    }
+
+    /// Takes the tickets as those that the headers hold, and announces a reboot in the same step if that is asked for.
+    ///
+    /// # Errors
+    /// `Invalid` for a ticket that was not given, `Refused`, `Destroyed`, `TooMany`, `Record`.
+    pub fn confirm_tickets(
+        &self,
+        identity: &Identity,
+        peer: IpAddr,
+        request: &ConfirmRequest,
+    ) -> Result<ConfirmAnswer, ServiceError> {
+        let lifetime = match request.arm {
+            Some(arm) => Some(armed_lifetime(Duration::from_secs(arm.seconds.into()))?),
+            None => None,
+        };
+        let now = self.clock.now();
+        let until = self.as_running(identity, peer, |work, client, machine| {
+            for shown in &request.tickets {
+                let mut trace = owned_trace(work, client, shown.volume)?;
+                let before = trace.clone();
+                if !trace.confirm(&shown.ticket) {
+                    return Err(ServiceError::Invalid(
+                        "not a ticket that this key server gave: ask for the next one",
+                    ));
+                }
+                if before != trace {
+                    work.write(&trace)?;
+                }
+            }
+            let Some(lifetime) = lifetime else {
+                return Ok(None);
+            };
+            let until = machine.arm(now, lifetime, None);
+            let text = format!("the machine announced a reboot until {}", until.text());
+            work.audit(
+                Event::new(Kind::Armed, text)
+                    .client(&client.name)
+                    .peer(peer),
+            );
+            Ok(Some(until))
+        })?;
+        Ok(ConfirmAnswer {
+            version: Version::default(),
+            armed_until: until.map(|until| until.0 / 1000),
+        })
+    }
+
+    /// Hears a running machine, and looks at the end of the audit that it has seen.
+    ///
+    /// # Errors
+    /// `Refused`, `TooMany`, `Record`.
+    pub fn heartbeat(
+        &self,
+        identity: &Identity,
+        peer: IpAddr,
+        request: &HeartbeatRequest,
+    ) -> Result<HeartbeatAnswer, ServiceError> {
+        let witness = self.witness()?;
+        let (judged, ours) = match &request.head {
+            None => (None, 0),
+            Some(shown) => match self.judge_head(&witness, shown)? {
+                Some((judged, ours)) => (Some(judged), ours),
+                None => {
+                    self.note(vec![Refused {
+                        kind: Kind::Alarm,
+                        client: identity.client().clone(),
+                        volume: None,
+                        request: None,
+                        peer,
+                        name: "alarm: foreign head",
+                        text: "the machine showed an end of the audit that this key server never signed".to_owned(),
+                    }])?;
+                    (None, 0)
+                }
+            },
+        };
+        let now = self.clock.now();
+        let mut renew = false;
+        let witness = self.as_running(identity, peer, |work, client, machine| {
+            machine.beat(request.boot, &request.images);
+            renew = wants_renewal(machine, client, now);
+            let found: Option<Witness> = work.read(key::WITNESS)?;
+            let mut witness = found.unwrap_or_else(|| witness.clone());
+            if let (Some(Judgement::PutBack), Some(shown), None) =
+                (judged, &request.head, &witness.put_back)
+                // An acceptance that came in between was an answer to this too.
+                && !witness.given_up.contains(&shown.epoch)
+            {
+                witness.put_back = Some(PutBack {
+                    at: now,
+                    client: client.name.clone(),
+                    shown: shown.sequence,
+                    ours,
+                    epoch: shown.epoch,
+                });
+                work.write(&witness)?;
+                let text = format!(
+                    "the store was put back: the machine has seen entry {} of the audit, the store ends at {ours} or has another one there; nothing is released until 'latchkeyd accept-rollback'",
+                    shown.sequence
+                );
+                work.audit(
+                    Event::new(Kind::Alarm, text)
+                        .client(&client.name)
+                        .peer(peer),
+                );
+            }
+            Ok(witness)
+        })?;
+        let (head, head_key) = self.signed_head(&witness.epoch)?;
+        Ok(HeartbeatAnswer {
+            version: Version::default(),
+            head: witness.put_back.is_none().then_some(head),
+            head_key,
+            heartbeat_every: HEARTBEAT,
+            life_every: u32::try_from(self.lives.beat().as_secs())
+                .unwrap_or(u32::MAX)
+                .max(1),
+            renew,
+        })
+    }
+
+    /// Notes that the host certificate was made anew. `same` says whether it is for the key that asks.
+    ///
+    /// # Errors
+    /// `Refused` if it is for another key (with an alarm), `TooMany`, `Record`.
+    pub fn renew(
+        &self,
+        identity: &Identity,
+        peer: IpAddr,
+        wanted: &Bytes<32>,
+    ) -> Result<(), ServiceError> {
+        if wanted != identity.spki() {
+            self.note(vec![Refused {
+                kind: Kind::Alarm,
+                client: identity.client().clone(),
+                volume: None,
+                request: None,
+                peer,
+                name: "alarm: renewal for another key",
+                text: "a certificate for another key was asked for with the host key".to_owned(),
+            }])?;
+            return Err(ServiceError::Refused(Refusal::OtherKey));
+        }
+        let now = self.clock.now();
+        self.as_running(identity, peer, |work, client, machine| {
+            machine.certified = Some(now);
+            work.audit(
+                Event::new(Kind::Renewed, "host certificate renewed")
+                    .client(&client.name)
+                    .peer(peer),
+            );
+            Ok(())
+        })
+    }
+
+    /// Opens the stream over which a running machine is asked whether it lives.
+    ///
+    /// # Errors
+    /// `Refused`, `TooMany`, `Record`.
+    pub fn open_life(&self, identity: &Identity, peer: IpAddr) -> Result<LifeStream, ServiceError> {
+        self.as_running(identity, peer, |_, _, _| Ok(()))?;
+        self.lives
+            .open(identity.client())
+            .ok_or(ServiceError::TooMany { retry_after: 60 })
+    }
+
+    /// Notes that a stream ended.
+    pub fn close_life(&self, stream: &LifeStream) {
+        self.lives.close(stream, self.clock.passed());
+    }
+
+    /// Takes a running machine's answer to a challenge: somebody else boots as it.
+    ///
+    /// # Errors
+    /// `Refused`, `TooMany`, `Record`; `Invalid` if nobody asked.
+    pub fn answer_life(
+        &self,
+        identity: &Identity,
+        peer: IpAddr,
+        answer: &LifeAnswer,
+    ) -> Result<(), ServiceError> {
+        self.as_running(identity, peer, |_, _, _| Ok(()))?;
+        let client = identity.client();
+        let Some(request) = self.lives.answer(client, &answer.challenge) else {
+            return Err(ServiceError::Invalid("nobody asked for this answer"));
+        };
+        log::warn!("client '{client}' runs, and somebody boots as it: request {request}");
+        self.note(vec![Refused {
+            kind: Kind::Alarm,
+            client: client.clone(),
+            volume: None,
+            request: Some(request),
+            peer,
+            name: "alarm: life",
+            text: "the running machine answered while another one boots as it: that one is a copy"
+                .to_owned(),
+        }])?;
+        Ok(())
+    }
+
+    /// How long the key server has run in its life.
+    pub(super) fn uptime(&self) -> Result<Uptime, RecordError> {
+        let began = match self.began.get() {
+            Some(began) => *began,
+            None => {
+                let stored: Option<Uptime> = self.records.read(key::UPTIME)?;
+                *self.began.get_or_init(|| stored.unwrap_or_default())
+            }
+        };
+        Ok(began.plus(self.clock.passed().saturating_sub(self.opened)))
+    }
+
+    /// What is known of the running machine because of `request`.
+    pub(super) fn life_of(&self, client: &ClientName, request: &ReleaseRequest) -> Life {
+        let (id, ephemeral_key) = (request.request, &request.ephemeral_key);
+        self.lives
+            .view(client, id, ephemeral_key, self.clock.passed())
+    }
+
+    /// Asks the running machine because of `request`.
+    pub(super) fn ask_life(
+        &self,
+        client: &ClientName,
+        request: &ReleaseRequest,
+    ) -> Result<(), RecordError> {
+        let (id, ephemeral_key) = (request.request, &request.ephemeral_key);
+        self.lives
+            .ask(client, id, ephemeral_key, self.clock.passed())
+            .map_err(super::waiting::random_failed)
+    }
+
+    /// Something was released to `request`: the machine that comes up is no copy.
+    pub(super) fn forget_life(&self, client: &ClientName, request: &ReleaseRequest) {
+        self.lives
+            .forget(client, request.request, &request.ephemeral_key);
+    }
+
+    /// Does `work` for a host key that still counts, and notes that its machine was heard of.
+    fn as_running<T>(
+        &self,
+        identity: &Identity,
+        peer: IpAddr,
+        mut work: impl FnMut(&mut Work<'_>, &Client, &mut Machine) -> Result<T, ServiceError>,
+    ) -> Result<T, ServiceError> {
+        let now = self.clock.now();
+        self.admit(identity.client(), now)?;
+        let heard = Heard {
+            at: now,
+            uptime: self.uptime()?,
+        };
+        let result = self.records.transact(now, |open| {
+            let client = self.host(open, identity)?;
+            let before: Option<Machine> = open.read(&key::machine(&client.name))?;
+            let mut machine = before
+                .clone()
+                .unwrap_or_else(|| Machine::new(client.name.clone()));
+            machine.hear(heard);
+            let result = work(open, &client, &mut machine)?;
+            if before.as_ref() != Some(&machine) {
+                open.write(&machine)?;
+            }
+            Ok(result)
+        });
+        self.noted(identity, peer, result)
+    }
+}
+
+/// The lifetime of an announcement, if it is one.
+///
+/// # Errors
+/// `Invalid`.
+pub(super) fn armed_lifetime(lifetime: Duration) -> Result<Duration, ServiceError> {
+    let (shortest, longest) = ARMED;
+    match (shortest..=longest).contains(&lifetime) {
+        true => Ok(lifetime),
+        false => Err(ServiceError::Invalid(
+            "a reboot is announced for 1 minute to 24 hours",
+        )),
+    }
+}
+
+/// Whether half of the host certificate's life is over.
+fn wants_renewal(machine: &Machine, client: &Client, now: UnixMillis) -> bool {
+    let joined = client.joined.as_ref().map(|joined| joined.at);
+    machine
+        .certified
+        .max(joined)
+        .is_none_or(|made| now.since(made) >= HOST_LIFE / 2)
+}
+
+/// What is remembered of a live volume of this client.
+fn owned_trace(
+    work: &mut Work<'_>,
+    client: &Client,
+    volume: VolumeId,
+) -> Result<Trace, ServiceError> {
+    let found: Option<Volume> = work.read(&key::volume(&volume))?;
+    let found = found.ok_or(ServiceError::Refused(Refusal::Unknown))?;
+    if found.client != client.name {
+        return Err(ServiceError::Refused(Refusal::NotOwned));
+    }
+    if found.state != crate::records::VolumeState::Live {
+        return Err(ServiceError::Destroyed);
+    }
+    let trace: Option<Trace> = work.read(&key::trace(&volume))?;
+    Ok(trace.unwrap_or_else(|| Trace::new(volume)))
+}
+
+fn random_ticket() -> Result<Bytes<32>, RecordError> {
+    let mut ticket = Bytes([0; 32]);
+    getrandom::fill(&mut ticket.0).map_err(super::waiting::random_failed)?;
+    Ok(ticket)
+}

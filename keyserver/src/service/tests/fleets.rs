@@ -1,0 +1,208 @@
+//! Groups, locks, several approvers, and what a policy says of a request that nobody made.
+
+use super::explain::{Supposed, SupposedLife, SupposedTicket};
+use super::listing::PolicyTarget;
+use super::*;
+use crate::policy::{Change, Condition, Outcome};
+use crate::records::SessionState;
+
+fn policy(json: &str) -> Policy {
+    serde_json::from_str(json).unwrap()
+}
+
+#[test]
+fn the_most_specific_policy_holds_whole() {
+    let rig = Rig::new();
+    let (machine, volume, _) = rig.bound("web-1", 1);
+    let group: crate::records::GroupName = "web".parse().unwrap();
+    let of_volume = PolicyTarget::Volume(volume);
+    let of_client = PolicyTarget::Client(machine.name.clone());
+    let of_group = PolicyTarget::Group(group.clone());
+    let set = |target: &PolicyTarget, json: Option<&str>| {
+        let policy = json.map(policy);
+        rig.service
+            .set_policy_of(target, policy.as_ref(), "root")
+            .unwrap();
+    };
+    let boot = || rig.verdict(&machine, AWAY, &Boot::new(), volume);
+    denied(&boot());
+    set(&of_group, Some(r#"{"rule":"allow"}"#));
+    denied(&boot());
+    rig.service
+        .set_group(&machine.name, Some(&group), "root")
+        .unwrap();
+    released(&boot());
+    set(&of_client, Some(r#"{"rule":"ask"}"#));
+    pending(&boot());
+    set(&of_volume, Some(r#"{"rule":"deny"}"#));
+    assert!(denied(&boot()).contains("denies every release"));
+    set(&of_volume, None);
+    pending(&boot());
+    set(&of_client, None);
+    released(&boot());
+    let found = rig.service.policy_of(&of_volume).unwrap();
+    assert_eq!(found.scope, "set for the group 'web'");
+    rig.service.set_group(&machine.name, None, "root").unwrap();
+    // What it was bound with: from home.
+    denied(&boot());
+    released(&rig.verdict(&machine, HOME, &Boot::new(), volume));
+    let listed = rig.service.groups().unwrap();
+    assert_eq!((listed.len(), listed[0].clients.len()), (1, 0));
+}
+
+#[test]
+fn a_client_that_is_locked_out_boots_no_more_until_it_is_readmitted() {
+    let mut rig = Rig::new();
+    let (machine, volume, _) = rig.bound("web-1", 1);
+    rig.set_policy(volume, r#"{"rule":"ask"}"#);
+    let boot = Boot::new();
+    let (id, code) = pending(&rig.verdict(&machine, HOME, &boot, volume));
+    rig.service.approve(&id, &code, "root").unwrap();
+    rig.service.deny(&id, AfterDeny::Lock, "root").unwrap();
+    rig.restart();
+    rig.set_policy(volume, r#"{"rule":"allow"}"#);
+    for boot in [&boot, &Boot::new()] {
+        let verdict = rig.verdict(&machine, HOME, boot, volume);
+        assert!(denied(&verdict).contains("locked out"));
+    }
+    // It runs on, and its host key does what it did.
+    rig.heartbeat(&machine, None, None);
+    assert!(rig.service.clients().unwrap()[0].locked.is_some());
+    rig.service.readmit(&machine.name, "root").unwrap();
+    released(&rig.verdict(&machine, HOME, &Boot::new(), volume));
+    let again = rig.service.readmit(&machine.name, "root");
+    assert!(matches!(again, Err(AdminError::NotLocked(_))));
+    for kind in [Kind::Locked, Kind::Readmitted] {
+        assert_eq!(rig.count(kind), 1, "{kind:?}");
+    }
+}
+
+#[test]
+fn two_of_three_named_people_approve_each_once() {
+    let rig = Rig::new();
+    let (machine, volume, _) = rig.bound("web-1", 1);
+    rig.set_policy(
+        volume,
+        r#"{"rule":"ask","approval":{"count":2,"by":["alice","bob","carol"],"good-for":"5m"}}"#,
+    );
+    let boot = Boot::new();
+    let (id, code) = pending(&rig.verdict(&machine, HOME, &boot, volume));
+    let approve = |who: &str| rig.service.approve(&id, &code, who);
+    assert!(matches!(
+        approve("root"),
+        Err(AdminError::NotApprover { .. })
+    ));
+    let listing = approve("alice").unwrap();
+    assert_eq!(
+        (listing.state, listing.approvals_left),
+        (SessionState::Pending, 1)
+    );
+    assert!(matches!(
+        approve("alice"),
+        Err(AdminError::ApprovedAlready(_))
+    ));
+    pending(&rig.verdict(&machine, HOME, &boot, volume));
+    // The first one counts no more, and may be given again.
+    rig.pass(Duration::from_secs(300));
+    assert_eq!(approve("bob").unwrap().approvals_left, 1);
+    pending(&rig.verdict(&machine, HOME, &boot, volume));
+    let listing = approve("alice").unwrap();
+    assert_eq!(listing.state, SessionState::Approved);
+    assert_eq!(listing.approved_by, ["alice", "bob"]);
+    released(&rig.verdict(&machine, HOME, &boot, volume));
+    pending(&rig.verdict(&machine, HOME, &Boot::new(), volume));
+}
+
+#[test]
+fn invitations_in_bulk_go_into_a_group_or_are_refused_as_a_whole() {
+    let rig = Rig::new();
+    let names: Vec<ClientName> = (1..=3)
+        .map(|n| format!("web-{n}").parse().unwrap())
+        .collect();
+    let group: crate::records::GroupName = "web".parse().unwrap();
+    let invited = rig.service.invite_all(&names, Some(&group), HOUR, "root");
+    assert_eq!(invited.unwrap().len(), 3);
+    assert_eq!(rig.service.groups().unwrap()[0].clients, names);
+    rig.machine("db-2", 1);
+    let names: Vec<ClientName> = (1..=3)
+        .map(|n| format!("db-{n}").parse().unwrap())
+        .collect();
+    let refused = rig.service.invite_all(&names, None, HOUR, "root");
+    assert!(matches!(refused, Err(AdminError::Joined(name)) if name == names[1]));
+    assert_eq!(rig.service.clients().unwrap().len(), 4);
+}
+
+#[test]
+fn a_policy_says_what_it_would_do_and_nothing_happens() {
+    let rig = Rig::new();
+    let (machine, volume, _) = rig.bound("web-1", 1);
+    rig.move_ticket(&machine, volume);
+    let boot = Boot::new();
+    released(&rig.verdict(&machine, HOME, &boot, volume));
+    let before = rig.audit().len();
+    let suppose = || Supposed {
+        volume,
+        policy: Some(
+            crate::policy::Preset::named("home-server")
+                .unwrap()
+                .policy(),
+        ),
+        request: None,
+        peer: None,
+        at: None,
+        ticket: SupposedTicket::Good,
+        life: SupposedLife::Silent,
+        announced: false,
+        changed: Vec::new(),
+    };
+    let outcome = |supposed: &Supposed, condition: Condition| {
+        let explained = rig.service.explain(supposed).unwrap();
+        let found = explained
+            .findings
+            .iter()
+            .find(|found| found.condition == condition);
+        (explained.outcome.clone(), found.unwrap().outcome)
+    };
+    let released = "released without a person".to_owned();
+    let asked = "a person is asked".to_owned();
+    assert_eq!(
+        outcome(&suppose(), Condition::Address),
+        (released, Outcome::Holds)
+    );
+    let mut away = suppose();
+    away.peer = Some(address(AWAY));
+    assert_eq!(
+        outcome(&away, Condition::Address),
+        (asked.clone(), Outcome::Fails)
+    );
+    let mut stale = suppose();
+    stale.ticket = SupposedTicket::Stale;
+    assert_eq!(
+        outcome(&stale, Condition::Ticket),
+        (asked.clone(), Outcome::Alarms)
+    );
+    let mut alive = suppose();
+    alive.life = SupposedLife::Alive;
+    assert_eq!(
+        outcome(&alive, Condition::Life),
+        ("refused because of 'life'".to_owned(), Outcome::Alarms)
+    );
+    let mut changed = suppose();
+    changed.policy = Some(policy(r#"{"rule":"allow","changes":["kernel"]}"#));
+    changed.changed = vec![Change::Kernel];
+    assert_eq!(
+        outcome(&changed, Condition::Changes),
+        (asked, Outcome::Fails)
+    );
+    let mut past = suppose();
+    past.request = Some(boot.request);
+    let explained = rig.service.explain(&past).unwrap();
+    assert_eq!(explained.history.len(), 1);
+    assert_eq!(explained.peer, address(HOME));
+    past.request = Some(RequestId::random().unwrap());
+    assert!(matches!(
+        rig.service.explain(&past),
+        Err(AdminError::NoRequest(_))
+    ));
+    assert_eq!(rig.audit().len(), before);
+}

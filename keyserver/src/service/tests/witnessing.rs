@@ -1,0 +1,119 @@
+//! A store that was put back is found out by what the machines have seen.
+
+use super::*;
+
+fn seen(rig: &Rig, machine: &Machine, head: Option<SignedHead>) -> Option<SignedHead> {
+    rig.heartbeat(machine, head, None).head
+}
+
+/// Puts a copy of the store in its place.
+fn put_back(rig: &mut Rig, copy: &MemoryStore) {
+    rig.store = copy.copy();
+    rig.restart();
+}
+
+#[test]
+fn a_store_that_was_put_back_releases_nothing_until_that_is_accepted() {
+    let mut rig = Rig::new();
+    let (machine, volume, _) = rig.bound("web-1", 1);
+    let head = seen(&rig, &machine, None).unwrap();
+    let yesterday = rig.store.copy();
+    released(&rig.verdict(&machine, HOME, &Boot::new(), volume));
+    let newer = seen(&rig, &machine, Some(head)).unwrap();
+    assert!(newer.sequence > head.sequence && newer.epoch == head.epoch);
+    assert_eq!(rig.service.put_back().unwrap(), None);
+
+    put_back(&mut rig, &yesterday);
+    // Nobody has told yet: that is what the threat model says.
+    released(&rig.verdict(&machine, HOME, &Boot::new(), volume));
+    assert_eq!(seen(&rig, &machine, Some(newer)), None);
+    for _ in 0..2 {
+        let verdict = rig.verdict(&machine, HOME, &Boot::new(), volume);
+        assert!(denied(&verdict).contains("was put back"));
+        assert_eq!(seen(&rig, &machine, Some(newer)), None);
+        rig.restart();
+    }
+    assert_eq!(rig.alarms().len(), 1, "{:?}", rig.alarms());
+
+    for bad in ["", "  \n"] {
+        let refused = rig.service.accept_rollback(bad, "root");
+        assert!(matches!(refused, Err(AdminError::Reason)));
+    }
+    let lost = rig.service.accept_rollback("disk failed", "root").unwrap();
+    assert_eq!(
+        (lost.shown, lost.client),
+        (newer.sequence, machine.name.clone())
+    );
+    assert_eq!(rig.count(Kind::Accepted), 1);
+    released(&rig.verdict(&machine, HOME, &Boot::new(), volume));
+    // What was lost is known to be lost now, whoever shows it.
+    let after = seen(&rig, &machine, Some(newer)).unwrap();
+    assert_ne!(after.epoch, newer.epoch);
+    assert!(seen(&rig, &machine, Some(head)).is_some());
+    let again = rig.service.accept_rollback("x", "root");
+    assert!(matches!(again, Err(AdminError::NotPutBack)));
+
+    // And put back once more, beyond the acceptance.
+    put_back(&mut rig, &yesterday);
+    assert_eq!(seen(&rig, &machine, Some(after)), None);
+    denied(&rig.verdict(&machine, HOME, &Boot::new(), volume));
+}
+
+#[test]
+fn another_entry_at_the_same_place_gives_it_away() {
+    let mut rig = Rig::new();
+    let (machine, volume, _) = rig.bound("web-1", 1);
+    seen(&rig, &machine, None);
+    let yesterday = rig.store.copy();
+    released(&rig.verdict(&machine, HOME, &Boot::new(), volume));
+    let newer = seen(&rig, &machine, None).unwrap();
+    put_back(&mut rig, &yesterday);
+    // As many entries as before, and more, but others.
+    for _ in 0..5 {
+        released(&rig.verdict(&machine, HOME, &Boot::new(), volume));
+    }
+    assert_eq!(seen(&rig, &machine, Some(newer)), None);
+}
+
+#[test]
+fn what_the_server_never_signed_says_nothing() {
+    let rig = Rig::new();
+    let (machine, volume, _) = rig.bound("web-1", 1);
+    let head = seen(&rig, &machine, None).unwrap();
+    type Forge = fn(&mut SignedHead);
+    let forgeries: [Forge; 4] = [
+        |head| head.sequence += 100,
+        |head| head.hash = Bytes([0; 32]),
+        |head| head.epoch = Bytes([0; 16]),
+        |head| head.signature = Bytes([0; 64]),
+    ];
+    for forge in forgeries {
+        let mut forged = head;
+        forge(&mut forged);
+        assert!(seen(&rig, &machine, Some(forged)).is_some());
+    }
+    released(&rig.verdict(&machine, HOME, &Boot::new(), volume));
+    assert!(rig.alarms()[0].contains("never signed"));
+}
+
+#[test]
+fn heads_are_signed_with_a_key_that_stays() {
+    let mut rig = Rig::new();
+    let (machine, _, _) = rig.bound("web-1", 1);
+    let first = rig.heartbeat(&machine, None, None);
+    rig.restart();
+    let second = rig.heartbeat(&machine, first.head, None);
+    assert_eq!(first.head_key, second.head_key);
+    let head = second.head.unwrap();
+    let message = SignedHead::signed_bytes(&server_id(), &head.epoch, head.sequence, &head.hash);
+    let ed25519 = crate::tls::provider()
+        .signature_verification_algorithms
+        .mapping
+        .iter()
+        .find(|(scheme, _)| *scheme == rustls::SignatureScheme::ED25519)
+        .map(|(_, algorithms)| algorithms[0])
+        .unwrap();
+    ed25519
+        .verify_signature(&second.head_key.0, &message, &head.signature.0)
+        .unwrap();
+}

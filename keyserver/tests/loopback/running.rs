@@ -1,0 +1,469 @@
+//! Running machines: tickets, announced reboots, proof of life, heartbeats, renewal; and a copy that boots beside them.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+
+use latchkey_protocol::encoding::Bytes;
+use latchkey_protocol::wire::{
+    self, Arm, ConfirmRequest, HeartbeatAnswer, HeartbeatRequest, LifeAnswer, LifeLine,
+    ReleaseRequest, RenewAnswer, RenewRequest, Shown, SignedHead, Text, TicketsAnswer,
+    TicketsRequest, Verdict, Version, VolumeTicket,
+};
+use latchkey_protocol::{RequestId, VolumeId};
+use nix::sys::signal::Signal;
+use serde::Serialize;
+
+use crate::machine::{Boot, Machine, csr, verdict};
+use crate::server::{Home, Server, latchkeyd};
+use crate::wire::{Identity, Reply, Stream, connect, request};
+
+/// A server whose streams beat each second.
+fn start() -> Server {
+    let home = Home::made();
+    beat_each_second(&home);
+    home.serve()
+}
+
+fn beat_each_second(home: &Home) {
+    let text = std::fs::read_to_string(home.config()).unwrap();
+    std::fs::write(home.config(), format!("life-interval-s = 1\n{text}")).unwrap();
+}
+
+/// A stream of proof of life, as a machine keeps it.
+struct Life(BufReader<Stream>);
+
+impl Life {
+    #[track_caller]
+    fn open(machine: &Machine) -> Self {
+        let mut stream = connect(machine.address, Some(&machine.host)).unwrap();
+        let head = format!("GET {} HTTP/1.1\r\nHost: a\r\n\r\n", wire::LIFE);
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.flush().unwrap();
+        let mut life = Self(BufReader::new(stream));
+        assert_eq!(life.next(), Some(LifeLine::Beat(0)));
+        life
+    }
+
+    /// The next line; none at the stream's end.
+    fn next(&mut self) -> Option<LifeLine> {
+        loop {
+            let mut line = String::new();
+            match self.0.read_line(&mut line) {
+                Ok(0) | Err(_) => return None,
+                // The head of the answer and the lengths of the chunks are no lines of it.
+                Ok(_) => {
+                    if let Ok(line) = serde_json::from_str(&line) {
+                        return Some(line);
+                    }
+                }
+            }
+        }
+    }
+
+    #[track_caller]
+    fn challenge(&mut self) -> Bytes<32> {
+        loop {
+            match self.next() {
+                Some(LifeLine::Challenge(challenge)) => return challenge,
+                Some(LifeLine::Beat(_)) => {}
+                None => panic!("the stream ended"),
+            }
+        }
+    }
+}
+
+impl Machine {
+    fn post(&self, path: &str, body: &impl Serialize) -> Reply {
+        let body = serde_json::to_vec(body).unwrap();
+        request(self.address, Some(&self.host), "POST", path, &body)
+    }
+
+    #[track_caller]
+    fn move_ticket(&self, volume: VolumeId, arm: Option<u32>) -> Bytes<32> {
+        let reply = self.post(
+            wire::TICKETS_NEXT,
+            &TicketsRequest {
+                version: Version::default(),
+                volumes: vec![Shown {
+                    volume,
+                    shown: None,
+                }],
+            },
+        );
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        let answer: TicketsAnswer = serde_json::from_str(&reply.body).unwrap();
+        let ticket = answer.tickets[0];
+        let reply = self.confirm(ticket, arm);
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        ticket.ticket
+    }
+
+    fn confirm(&self, ticket: VolumeTicket, arm: Option<u32>) -> Reply {
+        self.post(
+            wire::TICKETS_CONFIRM,
+            &ConfirmRequest {
+                version: Version::default(),
+                tickets: vec![ticket],
+                arm: arm.map(|seconds| Arm { seconds }),
+            },
+        )
+    }
+
+    #[track_caller]
+    fn heartbeat(&self, head: Option<SignedHead>, boot: Option<RequestId>) -> HeartbeatAnswer {
+        let reply = self.post(
+            wire::HEARTBEAT,
+            &HeartbeatRequest {
+                version: Version::default(),
+                head,
+                images: Vec::new(),
+                boot,
+            },
+        );
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        serde_json::from_str(&reply.body).unwrap()
+    }
+
+    fn answers(&self, challenge: Bytes<32>) -> Reply {
+        self.post(
+            wire::LIFE_ANSWER,
+            &LifeAnswer {
+                version: Version::default(),
+                challenge,
+            },
+        )
+    }
+
+    #[track_caller]
+    fn shows(&self, boot: &Boot, volume: VolumeId, ticket: Bytes<32>) -> Verdict {
+        let mut wants: ReleaseRequest = serde_json::from_slice(&boot.wants(&[volume])).unwrap();
+        wants.tickets = vec![VolumeTicket { volume, ticket }];
+        let body = serde_json::to_vec(&wants).unwrap();
+        verdict(&request(
+            self.address,
+            Some(&self.boot),
+            "POST",
+            wire::RELEASE,
+            &body,
+        ))
+    }
+
+    /// As the agent does: asks on for as long as it is told to wait.
+    #[track_caller]
+    fn waits_for(&self, boot: &Boot, volume: VolumeId, ticket: Bytes<32>) -> Verdict {
+        loop {
+            match self.shows(boot, volume, ticket) {
+                Verdict::Wait { .. } => std::thread::sleep(std::time::Duration::from_millis(100)),
+                other => return other,
+            }
+        }
+    }
+}
+
+/// The lines of a command that goes on.
+struct Follow {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Follow {
+    fn start(home: &Home, arguments: &[&str]) -> Self {
+        let mut child = latchkeyd(arguments)
+            .arg("--data-dir")
+            .arg(home.data_dir())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (sender, lines) = channel();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            for line in out.lines().map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
+        Self { child, lines }
+    }
+
+    #[track_caller]
+    fn wait_for(&self, words: &str) -> String {
+        loop {
+            let line = self
+                .lines
+                .recv_timeout(std::time::Duration::from_secs(60))
+                .unwrap_or_else(|_| panic!("no line with {words:?}"));
+            if line.contains(words) {
+                return line;
+            }
+        }
+    }
+}
+
+impl Drop for Follow {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_copy_is_refused_with_an_alarm_and_the_original_goes_on() {
+    let server = start();
+    let machine = Machine::join(&server, "web-1");
+    let (volume, _) = machine.register("root");
+    let error = server
+        .home
+        .fails(3, &["policy", "set", "root", "home-server"]);
+    assert!(error.contains("never shown a ticket"), "{error}");
+    let ticket = machine.move_ticket(volume, None);
+    server
+        .home
+        .succeeds(&["policy", "set", "root", "home-server"]);
+
+    let mut life = Life::open(&machine);
+    let follow = Follow::start(&server.home, &["requests", "--follow"]);
+    // What is there before the first look is not shown: an alarm of now is.
+    server.log().wait_for("is ready");
+    let copy = Boot::begin();
+    // Until the follower has looked once, which it shows by a request that waits.
+    server.home.succeeds(&["policy", "root", "ask"]);
+    assert!(matches!(
+        machine.ask(&Boot::begin(), volume),
+        Verdict::Pending { .. }
+    ));
+    follow.wait_for("waits, 5 tries left");
+    server
+        .home
+        .succeeds(&["policy", "set", "root", "home-server"]);
+    assert!(matches!(
+        machine.shows(&copy, volume, ticket),
+        Verdict::Wait { .. }
+    ));
+    let challenge = life.challenge();
+    assert_eq!(machine.answers(challenge).status, 200);
+    follow.wait_for("the running machine answered");
+    let Verdict::Denied { reason, .. } = machine.shows(&copy, volume, ticket) else {
+        panic!("not denied");
+    };
+    assert!(reason.as_str().contains("this is a copy"), "{reason:?}");
+    assert_eq!(server.home.audited("released"), 0);
+    assert!(matches!(life.next(), Some(LifeLine::Beat(_))));
+    // Answered already; and nobody asked.
+    assert_eq!(machine.answers(challenge).status, 400);
+    assert_eq!(machine.answers(Bytes([0; 32])).status, 400);
+    let alarms = server.home.succeeds(&["audit", "--kind", "alarm"]);
+    assert_eq!(alarms.lines().count(), 1, "{alarms}");
+}
+
+#[test]
+fn an_announced_reboot_is_released_and_an_unannounced_one_asks() {
+    let server = start();
+    let machine = Machine::join(&server, "web-1");
+    let (volume, _) = machine.register("root");
+    machine.move_ticket(volume, None);
+    server.home.succeeds(&["group", "web-1", "web"]);
+    server
+        .home
+        .succeeds(&["policy", "set", "--group", "web", "fleet"]);
+    let ticket = machine.move_ticket(volume, Some(900));
+    let boot = Boot::begin();
+    let Verdict::Released { .. } = machine.shows(&boot, volume, ticket) else {
+        panic!("not released");
+    };
+    machine.heartbeat(None, Some(boot.id));
+    let ticket = machine.move_ticket(volume, None);
+    let boot = Boot::begin();
+    let Verdict::Pending { id, code, .. } = machine.waits_for(&boot, volume, ticket) else {
+        panic!("nobody is asked");
+    };
+    server
+        .home
+        .succeeds(&["approve", id.as_str(), code.as_str()]);
+    assert!(matches!(
+        machine.shows(&boot, volume, ticket),
+        Verdict::Released { .. }
+    ));
+    let boots = server.home.succeeds(&["audit", "--boots"]);
+    for words in [
+        "client 'web-1', boot ",
+        "as announced and as the policy allows; policy set for the group 'web'",
+        "armed: no reboot was announced",
+        "as a person approved",
+    ] {
+        assert!(boots.contains(words), "{words} in {boots}");
+    }
+    // The administrator can announce as well.
+    server.home.succeeds(&["arm", "web-1", "--ttl", "5m"]);
+    assert!(matches!(
+        machine.shows(&Boot::begin(), volume, ticket),
+        Verdict::Released { .. }
+    ));
+}
+
+#[test]
+fn streams_survive_a_reload_give_way_to_newer_ones_and_end_with_the_server() {
+    let mut server = start();
+    let machine = Machine::join(&server, "web-1");
+    let mut old = Life::open(&machine);
+    server.signal(Signal::SIGHUP);
+    server.log().wait_for("reloaded");
+    assert!(matches!(old.next(), Some(LifeLine::Beat(1..))));
+    let mut new = Life::open(&machine);
+    while old.next().is_some() {}
+    assert!(matches!(new.next(), Some(LifeLine::Beat(1))));
+    // A revoked machine has none.
+    server.home.succeeds(&["revoke", "web-1"]);
+    while new.next().is_some() {}
+    let other = Machine::join(&server, "web-2");
+    let mut life = Life::open(&other);
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.ended().code(), Some(0), "{}", server.log().all());
+    while life.next().is_some() {}
+}
+
+#[test]
+fn a_host_certificate_is_renewed_for_its_own_key_alone() {
+    let server = Server::start();
+    let machine = Machine::join(&server, "web-1");
+    let renew = |key: &rcgen::KeyPair| {
+        machine.post(
+            wire::RENEW,
+            &RenewRequest {
+                version: Version::default(),
+                host_csr: csr(key),
+            },
+        )
+    };
+    assert!(!machine.heartbeat(None, None).renew);
+    let reply = renew(&machine.host.key);
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let answer: RenewAnswer = serde_json::from_str(&reply.body).unwrap();
+    assert!(answer.host_certificate.as_str().contains("CERTIFICATE"));
+    let other = renew(&Identity::self_signed("web-1").key);
+    assert_eq!(other.status, 403);
+    let bad = machine.post(
+        wire::RENEW,
+        &RenewRequest {
+            version: Version::default(),
+            host_csr: Text::cut("x"),
+        },
+    );
+    assert_eq!(bad.status, 400, "{}", bad.body);
+    assert_eq!(server.home.audited("alarm"), 1);
+    assert_eq!(server.home.audited("renewed"), 1);
+}
+
+#[test]
+fn a_store_that_was_put_back_is_found_out_at_the_first_heartbeat() {
+    let server = Server::start();
+    let machine = Machine::join(&server, "web-1");
+    let (volume, _) = machine.register("root");
+    let head = machine.heartbeat(None, None).head;
+    let home = server.stop();
+    let copy = home.data_dir().with_extension("copy");
+    copy_store(&home.data_dir(), &copy);
+
+    let server = home.serve();
+    let moved = |address| Machine {
+        address,
+        server: machine.server,
+        name: machine.name.clone(),
+        boot: machine.boot.clone(),
+        host: machine.host.clone(),
+    };
+    let now = moved(server.address);
+    now.released(&Boot::begin(), volume);
+    let newer = now.heartbeat(head, None).head;
+    assert!(newer.is_some());
+    let error = server.home.fails(3, &["accept-rollback", "--reason", "x"]);
+    assert!(error.contains("nothing to accept"), "{error}");
+    let home = server.stop();
+    copy_store(&copy, &home.data_dir());
+
+    let server = home.serve();
+    let now = moved(server.address);
+    assert_eq!(now.heartbeat(newer, None).head, None);
+    let Verdict::Denied { reason, .. } = now.ask(&Boot::begin(), volume) else {
+        panic!("not denied");
+    };
+    assert!(reason.as_str().contains("was put back"), "{reason:?}");
+    server
+        .home
+        .succeeds(&["accept-rollback", "--reason", "disk failed"]);
+    now.released(&Boot::begin(), volume);
+    assert!(now.heartbeat(newer, None).head.is_some());
+    let accepted = server.home.succeeds(&["audit", "--kind", "accepted"]);
+    assert!(accepted.contains("disk failed"), "{accepted}");
+}
+
+#[test]
+fn commands_lock_try_and_invite_in_bulk() {
+    let server = start();
+    let machine = Machine::join(&server, "web-1");
+    let (volume, _) = machine.register("root");
+    server.home.succeeds(&["policy", "root", "ask"]);
+    let Verdict::Pending { id, .. } = machine.ask(&Boot::begin(), volume) else {
+        panic!("nobody is asked");
+    };
+    server.home.succeeds(&["deny", id.as_str(), "--lock"]);
+    server.home.succeeds(&["policy", "root", "allow"]);
+    assert!(matches!(
+        machine.ask(&Boot::begin(), volume),
+        Verdict::Denied { .. }
+    ));
+    assert!(server.home.succeeds(&["clients"]).contains("locked out"));
+    server.home.succeeds(&["readmit", "web-1"]);
+    machine.released(&Boot::begin(), volume);
+
+    let tried = server.home.succeeds(&[
+        "policy",
+        "test",
+        "root",
+        "--try",
+        "fleet",
+        "--from",
+        "192.0.2.1",
+    ]);
+    for words in [
+        "policy not set yet",
+        "asked from 192.0.2.1",
+        "armed    does not hold",
+        "outcome: a person is asked",
+    ] {
+        assert!(tried.contains(words), "{words} in {tried}");
+    }
+    server.home.succeeds(&["policy", "clear", "root"]);
+    let shown = server.home.succeeds(&["policy", "show", "root", "--toml"]);
+    assert!(shown.contains("from = [\"home\"]"), "{shown}");
+    let none = server
+        .home
+        .succeeds(&["policy", "show", "--client", "web-1"]);
+    assert_eq!(none, "client 'web-1': no policy\n");
+
+    let invited = server
+        .home
+        .succeeds(&["invite", "db-", "--count", "3", "--group", "db", "--json"]);
+    let lines: Vec<serde_json::Value> = invited
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 3);
+    assert_eq!(lines[2]["client"], "db-3");
+    Machine::with_token(server.address, lines[2]["token"].as_str().unwrap());
+    let groups = server.home.json(&["groups"]);
+    assert_eq!(groups[0]["clients"].as_array().unwrap().len(), 3);
+}
+
+fn copy_store(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(to).unwrap().map_while(Result::ok) {
+        if entry.file_name().to_string_lossy().starts_with("store.") {
+            std::fs::remove_file(entry.path()).unwrap();
+        }
+    }
+    for entry in std::fs::read_dir(from).unwrap().map_while(Result::ok) {
+        if entry.file_name().to_string_lossy().starts_with("store.") {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
