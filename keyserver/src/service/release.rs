@@ -20,6 +20,7 @@ use crate::policy::{
 };
 use crate::records::{Code, OpenNumber, Role, Session, SessionState, ShortId, Volume, key};
 use crate::sealed::RecordError;
+use crate::wait::wait;
 
 /// How long a session waits for a person.
 pub const WAITING: Duration = Duration::from_secs(3600);
@@ -38,29 +39,55 @@ impl Service {
     ///
     /// # Errors
     /// `Refused` for any other key, `Invalid`, `TooMany`, `Record`.
-    pub fn release(
+    pub async fn release_awaited(
         &self,
         identity: &Identity,
         peer: IpAddr,
         request: &ReleaseRequest,
     ) -> Result<ReleaseAnswer, ServiceError> {
-        self.answer(Purpose::Release, identity, peer, request)
+        self.answer(Purpose::Release, identity, peer, request).await
     }
 
     /// Lets a running system fetch its shares back, to prove that the next boot can. `identity` is a host key.
     ///
     /// # Errors
     /// `Refused`, `Invalid`, `TooMany`, `Record`.
+    pub async fn proof_awaited(
+        &self,
+        identity: &Identity,
+        peer: IpAddr,
+        request: &ReleaseRequest,
+    ) -> Result<ReleaseAnswer, ServiceError> {
+        self.answer(Purpose::Proof, identity, peer, request).await
+    }
+
+    /// As [`Service::release_awaited`], on a thread that may wait.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn release(
+        &self,
+        identity: &Identity,
+        peer: IpAddr,
+        request: &ReleaseRequest,
+    ) -> Result<ReleaseAnswer, ServiceError> {
+        wait(self.release_awaited(identity, peer, request))
+    }
+
+    /// As [`Service::proof_awaited`], on a thread that may wait.
+    ///
+    /// # Errors
+    /// The same.
     pub fn proof(
         &self,
         identity: &Identity,
         peer: IpAddr,
         request: &ReleaseRequest,
     ) -> Result<ReleaseAnswer, ServiceError> {
-        self.answer(Purpose::Proof, identity, peer, request)
+        wait(self.proof_awaited(identity, peer, request))
     }
 
-    fn answer(
+    async fn answer(
         &self,
         purpose: Purpose,
         identity: &Identity,
@@ -78,9 +105,12 @@ impl Service {
             now,
         };
         // The shares of a piece of work that is not committed never leave this call.
-        let result = self.records.transact(now, |work| self.decide(work, &asked));
-        let (verdicts, refusals) = self.noted(identity, peer, result)?;
-        self.note(refusals)?;
+        let result = self
+            .records
+            .transact_awaited(now, |work| self.decide(work, &asked))
+            .await;
+        let (verdicts, refusals) = self.noted_awaited(identity, peer, result).await?;
+        self.note_awaited(refusals).await?;
         Ok(ReleaseAnswer {
             version: Version::default(),
             verdicts,
@@ -92,6 +122,7 @@ impl Service {
         work: &mut Work<'_>,
         asked: &Asked<'_>,
     ) -> Result<(Vec<VolumeVerdict>, Vec<Refused>), ServiceError> {
+        work.fetch(&asked.keys())?;
         let standing = self.standing(work, asked)?;
         let session: Option<Session> = match asked.purpose {
             Purpose::Release => work.read(&key::session(
@@ -338,6 +369,20 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
+    /// Where all lies that a decision and a release take.
+    fn keys(&self) -> Vec<String> {
+        let client = self.identity.client();
+        let mut keys = vec![key::client(client)];
+        if let Purpose::Release = self.purpose {
+            keys.push(key::session(client, &self.request.request));
+        }
+        for wanted in &self.request.volumes {
+            keys.push(key::volume(&wanted.volume));
+            keys.push(key::share(&wanted.volume, wanted.generation));
+        }
+        keys
+    }
+
     fn policy_request(&self, standing: Standing, wanted: WantedVolume) -> PolicyRequest<'_> {
         PolicyRequest {
             purpose: self.purpose,

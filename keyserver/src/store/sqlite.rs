@@ -189,20 +189,16 @@ impl SqliteStore {
 
 impl Store for SqliteStore {
     fn get(&self, key: &str) -> Result<Option<Versioned>, StoreError> {
-        let connection = self.reader();
-        let found = connection
-            .prepare_cached("SELECT value, revision FROM kv WHERE key = ?1")
-            .and_then(|mut statement| {
-                statement
-                    .query_row([key], |row| {
-                        Ok(Versioned {
-                            value: row.get(0)?,
-                            revision: Revision(row.get::<_, i64>(1)?.unsigned_abs()),
-                        })
-                    })
-                    .optional()
-            });
-        found.map_err(|source| database_error(&self.directory, source))
+        value(&self.reader(), key).map_err(|source| database_error(&self.directory, source))
+    }
+
+    fn get_all(&self, keys: &[String]) -> Result<Vec<Option<Versioned>>, StoreError> {
+        let mut connection = self.reader();
+        // In one transaction the pages that lead to the keys are read once. Dropping it ends it.
+        connection
+            .transaction()
+            .and_then(|sql| keys.iter().map(|key| value(&sql, key)).collect())
+            .map_err(|source| database_error(&self.directory, source))
     }
 
     fn range(
@@ -254,6 +250,18 @@ impl Store for SqliteStore {
             _ => Err(other_reader(&self.directory)),
         }
     }
+}
+
+fn value(connection: &Connection, key: &str) -> rusqlite::Result<Option<Versioned>> {
+    connection
+        .prepare_cached("SELECT value, revision FROM kv WHERE key = ?1")?
+        .query_row([key], |row| {
+            Ok(Versioned {
+                value: row.get(0)?,
+                revision: Revision(row.get::<_, i64>(1)?.unsigned_abs()),
+            })
+        })
+        .optional()
 }
 
 fn commit(connection: &mut Connection, transaction: &Transaction) -> rusqlite::Result<Outcome> {
