@@ -21,6 +21,10 @@ use super::{
 
 /// The database's name in its folder.
 pub const FILE: &str = "store.sqlite3";
+/// SQLite's way to files that are one process's alone: the first connection locks the database against all other
+/// programs until the last one is closed, the index of the log lies on the heap and in no file that another program could
+/// cut, and the connections agree on their locks without asking the kernel each time.
+const VFS: &str = "unix-excl";
 /// Of the tables below.
 const SCHEMA: i64 = 1;
 /// `LKey` in SQLite's file header.
@@ -193,12 +197,16 @@ impl Store for SqliteStore {
     }
 
     fn get_all(&self, keys: &[String]) -> Result<Vec<Option<Versioned>>, StoreError> {
-        let mut connection = self.reader();
-        // In one transaction the pages that lead to the keys are read once. Dropping it ends it.
-        connection
-            .transaction()
-            .and_then(|sql| keys.iter().map(|key| value(&sql, key)).collect())
-            .map_err(|source| database_error(&self.directory, source))
+        let connection = self.reader();
+        let run = |sql| connection.prepare_cached(sql)?.execute([]);
+        let read = || -> rusqlite::Result<_> {
+            // In one transaction the pages that lead to the keys are read once.
+            run("BEGIN")?;
+            let found = keys.iter().map(|key| value(&connection, key)).collect();
+            // After an error too: a transaction that stays open would keep the log from being emptied.
+            run("ROLLBACK").and(found)
+        };
+        read().map_err(|source| database_error(&self.directory, source))
     }
 
     fn range(
@@ -238,13 +246,13 @@ impl Store for SqliteStore {
     }
 
     fn erase_traces(&self) -> Result<(), StoreError> {
-        // Nobody reads meanwhile, so nobody can hold the log.
-        let _reader = self.reader();
         let connection = self.writer();
         self.check_writing()?;
         let busy: i64 = connection
             .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))
             .map_err(|source| self.write_error(source))?;
+        // Whoever reads from the log is waited for, and that is one who reads a few records. What is read from then on
+        // comes from the database.
         match busy {
             0 => Ok(()),
             _ => Err(other_reader(&self.directory)),
@@ -308,7 +316,7 @@ fn holds(sql: &rusqlite::Transaction<'_>, compare: &Compare) -> rusqlite::Result
 fn connect(directory: &Path) -> Result<Connection, StoreError> {
     let open = || {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(directory.join(FILE), flags)?;
+        let connection = Connection::open_with_flags_and_vfs(directory.join(FILE), flags, VFS)?;
         connection.pragma_update(None, "trusted_schema", false)?;
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.pragma_update(None, "cell_size_check", true)?;
