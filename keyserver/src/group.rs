@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -26,6 +27,9 @@ use crate::store::{
 
 /// How often a group is tried again when another server moved the end of the audit.
 const ATTEMPTS: usize = 32;
+/// From the beginning of one commit to the next, at least, while work comes from several sides: a commit costs the
+/// processor more than what is written by it, so it had better serve many. Work that comes alone waits for nobody.
+const PACE: Duration = Duration::from_millis(2);
 /// Of the thread that writes. It is locked memory, so no more than is needed.
 const STACK: usize = 512 * 1024;
 
@@ -125,7 +129,12 @@ impl Drop for Writer {
 impl Scribe {
     /// Writes group after group until the writer is dropped.
     fn run(&self) {
-        while let Some(group) = self.queue.take() {
+        let mut next = Instant::now();
+        while let Some(group) = self.queue.take(next) {
+            next = Instant::now();
+            if group.len() > 1 {
+                next += PACE;
+            }
             // A panic is this group's alone, whose senders it drops. The store rolls a transaction back that it left.
             let _ = catch_unwind(AssertUnwindSafe(|| self.serve(group)));
         }
@@ -292,8 +301,12 @@ impl Ready {
 
 impl Queue {
     fn enter(&self, ready: Ready, sender: oneshot::Sender<Written>) {
-        self.lock().work.push_back((ready, sender));
-        self.changed.notify_one();
+        let mut waiting = self.lock();
+        waiting.work.push_back((ready, sender));
+        // Where there was some, the thread knows.
+        if waiting.work.len() == 1 {
+            self.changed.notify_one();
+        }
     }
 
     fn end(&self) {
@@ -301,13 +314,15 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// The next group, waited for: as much as one transaction may hold, and at least one piece. `None` at the end.
-    fn take(&self) -> Option<Vec<(Ready, oneshot::Sender<Written>)>> {
+    /// The next group, waited for, and no sooner than at `next`: as much as one transaction may hold, and at least one
+    /// piece. `None` at the end.
+    fn take(&self, next: Instant) -> Option<Vec<(Ready, oneshot::Sender<Written>)>> {
         let idle = |waiting: &mut Waiting| waiting.work.is_empty() && !waiting.ended;
-        let mut waiting = self
-            .changed
-            .wait_while(self.lock(), idle)
-            .unwrap_or_else(PoisonError::into_inner);
+        let waiting = self.changed.wait_while(self.lock(), idle);
+        drop(waiting.unwrap_or_else(PoisonError::into_inner));
+        // Asleep and not at the queue, so that whoever brings more need not wake anybody.
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+        let mut waiting = self.lock();
         if waiting.work.is_empty() {
             return None;
         }
