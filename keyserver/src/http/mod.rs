@@ -117,8 +117,8 @@ impl Api {
         route: Option<Route>,
         body: Incoming,
     ) -> Result<Vec<u8>, Failure> {
-        // All of it comes first: a stranger hears the answer before the connection closes, and only one thread has to
-        // be waited for.
+        // All of it comes first: a stranger hears the answer before the connection closes, and at most one thread has
+        // to be waited for.
         let body = body::read(body).await;
         if let Some(Route::Release | Route::Proof) = route {
             // A task of its own: what has begun is finished, also when the peer goes away.
@@ -137,8 +137,8 @@ impl Api {
         .await
     }
 
-    /// Releases and proofs: all machines ask at once after a power cut. They take so little of the processor that they
-    /// run where the connection does, and the commit is awaited.
+    /// Releases and proofs, which all machines ask for at once after a power cut: they run where the connection does,
+    /// and await the commit.
     async fn released(
         &self,
         peer: Peer,
@@ -224,9 +224,9 @@ impl Api {
                 body::expect_none(body).map_err(invalid)?;
                 json(&service.status(identity)?)
             }
-            // They have paths of their own.
+            // Each is answered before it comes here.
             Route::Join | Route::Release | Route::Proof => {
-                Err(Failure::Stranger("not for this way in".to_owned()))
+                Err(Failure::Stranger("not for known keys, or awaited".to_owned()))
             }
         }
     }
