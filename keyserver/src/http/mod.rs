@@ -225,9 +225,9 @@ impl Api {
                 json(&service.status(identity)?)
             }
             // Each is answered before it comes here.
-            Route::Join | Route::Release | Route::Proof => {
-                Err(Failure::Stranger("not for known keys, or awaited".to_owned()))
-            }
+            Route::Join | Route::Release | Route::Proof => Err(Failure::Stranger(
+                "not for known keys, or awaited".to_owned(),
+            )),
         }
     }
 }
