@@ -37,7 +37,7 @@ fn rewrite(records: &SealedStore, store: &MemoryStore, at: u64, change: impl Fn(
     let key = entry_key(at);
     let mut entry: AuditEntry = records.read(&key).unwrap().unwrap();
     change(&mut entry);
-    let sealed = records.seal(&key, entry.json().as_bytes()).unwrap();
+    let sealed = records.sealer.seal(&key, entry.json().as_bytes()).unwrap();
     store.tamper(&key, |value| *value = sealed);
 }
 

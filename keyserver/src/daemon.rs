@@ -27,7 +27,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 const STOP_DISK_LIMIT: Duration = Duration::from_secs(5);
 /// Between two rounds of housekeeping.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(60);
-/// Threads that wait for the disk; further requests wait for a thread.
+/// Threads that wait for the disk; further requests wait for a thread. Releases and proofs need none.
 const DISK_THREADS: usize = 32;
 /// Locked memory that the server must be able to have before it locks what it will ever map.
 const LOCK_ROOM: u64 = 512 * 1024 * 1024;

@@ -1,26 +1,37 @@
 //! Group commit: work that is ready at the same time is written by one commit of the store.
 //!
 //! Every commit waits for the disk, and every entry of the audit follows the one before it. Written one by one,
-//! releases would wait for each other's disk. So whoever finds nobody writing takes all work that is ready, puts its
-//! entries on the end of the audit, moves the end once, and commits the whole as one transaction; the others wait for
-//! the answer. Whoever comes meanwhile is in the next group. A single writer waits for nobody.
+//! releases would wait for each other's disk. So one thread writes, and nobody else waits for a disk: it takes all work
+//! that is ready, puts its entries on the end of the audit, moves the end once, and commits the whole as one
+//! transaction. Whoever handed the work in awaits the answer, and needs no thread for that. Whoever comes meanwhile is
+//! in the next group.
 //!
 //! What one piece of work relied on is compared for that piece alone: if it no longer holds, only this piece is done
 //! anew. An error of the store is everybody's, because nobody's changes are known to be durable then.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::mpsc::{self, SyncSender};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
 
 use crate::audit::{self, Event, Head};
 use crate::clock::UnixMillis;
-use crate::sealed::{RecordError, SealedStore};
+use crate::sealed::RecordError;
+use crate::sealer::Sealer;
 use crate::store::{
-    Compare, Expected, OPERATIONS_LIMIT, Operation, Outcome, StoreError, Transaction,
+    Compare, Expected, OPERATIONS_LIMIT, Operation, Outcome, Store, StoreError, Transaction,
 };
 
 /// How often a group is tried again when another server moved the end of the audit.
 const ATTEMPTS: usize = 32;
+/// From the beginning of one commit to the next, at least, while work comes from several sides: a commit costs the
+/// processor more than what is written by it, so it had better serve many. Work that comes alone waits for nobody.
+const PACE: Duration = Duration::from_millis(2);
+/// Of the thread that writes. It is locked memory, so no more than is needed.
+const STACK: usize = 512 * 1024;
 
 /// A piece of work that is ready to be written.
 #[derive(Debug, Default)]
@@ -33,69 +44,121 @@ pub(crate) struct Ready {
     pub events: Vec<Event>,
     /// When it was done.
     pub now: UnixMillis,
+    /// Whether what it deletes is also overwritten before the answer.
+    pub erases: bool,
 }
 
 /// Whether the work is durable; if not, what it relied on has changed, and nothing of it was written.
-type Written = Result<bool, RecordError>;
+pub(crate) type Written = Result<bool, RecordError>;
+
+/// The thread that writes. When this is dropped the thread ends, after all that was handed in has its answer.
+pub(crate) struct Writer {
+    queue: Arc<Queue>,
+    thread: Option<JoinHandle<()>>,
+}
 
 /// Work that waits to be written.
 #[derive(Default)]
-pub(crate) struct Queue(Mutex<Waiting>);
+struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
 
 #[derive(Default)]
 struct Waiting {
-    work: VecDeque<(Ready, SyncSender<Answer>)>,
-    /// Whether a thread is writing, or was told to.
-    writing: bool,
+    work: VecDeque<(Ready, oneshot::Sender<Written>)>,
+    /// Nothing more will come.
+    ended: bool,
 }
 
-enum Answer {
-    /// Somebody else wrote the work.
-    Written(Written),
-    /// The work is the first in the queue, and its thread writes the next group.
-    YourTurn,
+/// What the thread works with.
+struct Scribe {
+    store: Arc<dyn Store>,
+    sealer: Arc<Sealer>,
+    queue: Arc<Queue>,
 }
 
-/// The right to write. The next thread in the queue gets it when it is dropped, also by a panic.
-struct Turn<'a>(&'a Queue);
+impl Writer {
+    /// Starts the thread that writes to `store`.
+    ///
+    /// # Errors
+    /// The system's, if it has no thread to give.
+    pub fn start(store: Arc<dyn Store>, sealer: Arc<Sealer>) -> std::io::Result<Self> {
+        let queue = Arc::new(Queue::default());
+        let scribe = Scribe {
+            store,
+            sealer,
+            queue: Arc::clone(&queue),
+        };
+        let thread = std::thread::Builder::new()
+            .name("writer".to_owned())
+            .stack_size(STACK)
+            .spawn(move || scribe.run())?;
+        Ok(Self {
+            queue,
+            thread: Some(thread),
+        })
+    }
 
-impl SealedStore {
-    /// Writes `ready` together with what others have ready, and returns when it is durable.
-    pub(crate) fn write(&self, ready: Ready) -> Written {
-        // Two places: a thread may be told to write, and then leaves its own answer here.
-        let (sender, answers) = mpsc::sync_channel(2);
-        let lost = |_| RecordError::Store(StoreError::Stopped);
-        let first = self.queue.enter(ready, sender);
-        if !first && let Answer::Written(written) = answers.recv().map_err(lost)? {
-            return written;
+    /// Writes `ready` together with what others have ready; the answer comes when it is durable. Whether somebody still
+    /// awaits the answer or not, what was handed in (by the first poll) is written.
+    pub async fn write(&self, ready: Ready) -> Written {
+        let (sender, answer) = oneshot::channel();
+        self.queue.enter(ready, sender);
+        // No answer: a panic over the group, so nobody knows what was written.
+        let lost = |_| Err(RecordError::Store(StoreError::Stopped));
+        answer.await.unwrap_or_else(lost)
+    }
+
+    #[cfg(test)]
+    fn waiting(&self) -> usize {
+        self.queue.lock().work.len()
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.queue.end();
+        if let Some(thread) = self.thread.take() {
+            // It catches its panics.
+            let _ = thread.join();
         }
-        let turn = Turn(&self.queue);
-        let (group, waiting): (Vec<Ready>, Vec<SyncSender<Answer>>) =
-            self.queue.take().into_iter().unzip();
-        let written = self.write_group(&group);
-        // Before the answers: the disk need not wait for them.
-        drop(turn);
-        for (sender, written) in waiting.iter().zip(written) {
-            // There is room, and each of them waits.
-            let _ = sender.try_send(Answer::Written(written));
-        }
-        match answers.recv().map_err(lost)? {
-            Answer::Written(written) => written,
-            Answer::YourTurn => Err(RecordError::Contention),
+    }
+}
+
+impl Scribe {
+    /// Writes group after group until the writer is dropped.
+    fn run(&self) {
+        let mut next = Instant::now();
+        while let Some(group) = self.queue.take(next) {
+            next = Instant::now();
+            if group.len() > 1 {
+                next += PACE;
+            }
+            // A panic is this group's alone, whose senders it drops. The store rolls a transaction back that it left.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.serve(group)));
         }
     }
 
-    /// Whether everything in `seen` is still so.
-    pub(crate) fn still_holds(
-        &self,
-        seen: &BTreeMap<String, Expected>,
-    ) -> Result<bool, RecordError> {
-        for (key, expected) in seen {
-            if self.store.get(key)?.map(|stored| stored.revision) != expected.revision() {
-                return Ok(false);
+    fn serve(&self, group: Vec<(Ready, oneshot::Sender<Written>)>) {
+        let (group, senders): (Vec<Ready>, Vec<_>) = group.into_iter().unzip();
+        let written = self.write_group(&group);
+        let mut erasing = Vec::new();
+        for ((ready, sender), written) in group.iter().zip(senders).zip(written) {
+            match written {
+                Ok(true) if ready.erases => erasing.push(sender),
+                // Who no longer waits needs no answer.
+                written => drop(sender.send(written)),
             }
         }
-        Ok(true)
+        if erasing.is_empty() {
+            return;
+        }
+        let erased = self.store.erase_traces();
+        for sender in erasing {
+            let erased = erased.clone().map(|()| true);
+            drop(sender.send(erased.map_err(RecordError::from)));
+        }
     }
 
     /// The answer for each piece of work of the group, in order.
@@ -111,7 +174,7 @@ impl SealedStore {
                 // Nothing to find out: it is done anew.
                 Ok(Outcome::Conflict) if members.len() == 1 => break,
                 Ok(Outcome::Conflict) => {
-                    members.retain(|at| match self.still_holds(&group[*at].seen) {
+                    members.retain(|at| match still_holds(&*self.store, &group[*at].seen) {
                         Ok(holds) => holds,
                         Err(error) => {
                             answers[*at] = Err(error);
@@ -167,7 +230,7 @@ impl SealedStore {
         let stored = self.store.get(audit::HEAD)?;
         seen.insert(audit::HEAD.to_owned(), Expected::of(stored.as_ref()));
         let mut head: Head = match stored {
-            Some(stored) => self.decode(audit::HEAD, &stored.value)?,
+            Some(stored) => self.sealer.decode(audit::HEAD, &stored.value)?,
             None => Head::default(),
         };
         for (now, event) in events {
@@ -179,13 +242,29 @@ impl SealedStore {
             let key = audit::entry_key(entry.sequence);
             // An entry is written once: a head that was put back may not overwrite what stands there.
             seen.insert(key.clone(), Expected::Absent);
-            let sealed = self.encode(&key, &entry)?;
+            let sealed = self.sealer.encode(&key, &entry)?;
             changes.insert(key, Some(sealed));
         }
-        let sealed = self.encode(audit::HEAD, &head)?;
+        let sealed = self.sealer.encode(audit::HEAD, &head)?;
         changes.insert(audit::HEAD.to_owned(), Some(sealed));
         Ok(())
     }
+}
+
+/// Whether everything in `seen` is still so.
+///
+/// # Errors
+/// The store's.
+pub(crate) fn still_holds(
+    store: &dyn Store,
+    seen: &BTreeMap<String, Expected>,
+) -> Result<bool, RecordError> {
+    for (key, expected) in seen {
+        if store.get(key)?.map(|stored| stored.revision) != expected.revision() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The members of a group that no earlier member disturbs: one transaction compares everything before it changes
@@ -221,16 +300,32 @@ impl Ready {
 }
 
 impl Queue {
-    /// Whether the thread that brings `ready` has to write, because nobody does.
-    fn enter(&self, ready: Ready, sender: SyncSender<Answer>) -> bool {
+    fn enter(&self, ready: Ready, sender: oneshot::Sender<Written>) {
         let mut waiting = self.lock();
         waiting.work.push_back((ready, sender));
-        !std::mem::replace(&mut waiting.writing, true)
+        // Where there was some, the thread knows.
+        if waiting.work.len() == 1 {
+            self.changed.notify_one();
+        }
     }
 
-    /// The next group: as much as one transaction may hold, and at least one piece.
-    fn take(&self) -> Vec<(Ready, SyncSender<Answer>)> {
+    fn end(&self) {
+        self.lock().ended = true;
+        self.changed.notify_one();
+    }
+
+    /// The next group, waited for, and no sooner than at `next`: as much as one transaction may hold, and at least one
+    /// piece. `None` at the end.
+    fn take(&self, next: Instant) -> Option<Vec<(Ready, oneshot::Sender<Written>)>> {
+        let idle = |waiting: &mut Waiting| waiting.work.is_empty() && !waiting.ended;
+        let waiting = self.changed.wait_while(self.lock(), idle);
+        drop(waiting.unwrap_or_else(PoisonError::into_inner));
+        // Asleep and not at the queue, so that whoever brings more need not wake anybody.
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
         let mut waiting = self.lock();
+        if waiting.work.is_empty() {
+            return None;
+        }
         // The end of the audit is compared and moved.
         let mut weight = 2;
         let fits = |(ready, _): &&(Ready, _)| {
@@ -238,21 +333,12 @@ impl Queue {
             weight <= OPERATIONS_LIMIT
         };
         let count = waiting.work.iter().take_while(fits).count().max(1);
-        waiting.work.drain(..count).collect()
+        Some(waiting.work.drain(..count).collect())
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         // No code that holds the lock leaves the queue half changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let mut waiting = self.0.lock();
-        let next = waiting.work.front();
-        let told = next.map(|(_, sender)| sender.try_send(Answer::YourTurn));
-        waiting.writing = told.is_some();
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,13 +1,15 @@
 //! Groups are made on purpose: the store holds one commit until everybody else waits.
 
-use std::sync::{Arc, Condvar};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Waker};
 
 use super::*;
 use crate::audit::Kind;
 use crate::master_key::MasterKey;
 use crate::sealed::SealedStore;
 use crate::store::memory::Fault;
-use crate::store::{Entry, MemoryStore, SqliteStore, Store, Versioned};
+use crate::store::{Entry, MemoryStore, SqliteStore, Versioned};
+use crate::wait::wait;
 
 /// A store whose commits wait while it is shut.
 #[derive(Clone, Default)]
@@ -15,6 +17,11 @@ struct Gate {
     store: MemoryStore,
     /// (shut, commits that wait)
     state: Arc<(Mutex<(bool, usize)>, Condvar)>,
+    /// Commits that panic before the others.
+    panics: Arc<AtomicUsize>,
+    /// How often traces were erased, and whether that fails.
+    erased: Arc<AtomicUsize>,
+    stains: bool,
 }
 
 impl Gate {
@@ -33,6 +40,10 @@ impl Store for Gate {
         self.store.get(key)
     }
 
+    fn get_all(&self, keys: &[String]) -> Result<Vec<Option<Versioned>>, StoreError> {
+        self.store.get_all(keys)
+    }
+
     fn range(
         &self,
         prefix: &str,
@@ -49,11 +60,21 @@ impl Store for Gate {
         state = changed.wait_while(state, |(shut, _)| *shut).unwrap();
         state.1 -= 1;
         drop(state);
+        let less = |count: usize| count.checked_sub(1);
+        let (set, fetch) = (Ordering::SeqCst, Ordering::SeqCst);
+        assert!(
+            self.panics.fetch_update(set, fetch, less).is_err(),
+            "asked for"
+        );
         self.store.commit(transaction)
     }
 
     fn erase_traces(&self) -> Result<(), StoreError> {
-        Ok(())
+        self.erased.fetch_add(1, Ordering::SeqCst);
+        match self.stains {
+            true => Err(StoreError::Injected("traces stay")),
+            false => Ok(()),
+        }
     }
 }
 
@@ -74,7 +95,12 @@ fn work(seen: &[(&str, Expected)], changes: &[&str]) -> Ready {
             .collect(),
         events: vec![Event::new(Kind::Changed, changes.join(" "))],
         now: UnixMillis(1),
+        erases: false,
     }
+}
+
+fn write(records: &SealedStore, ready: Ready) -> Written {
+    wait(records.writer.write(ready))
 }
 
 /// What becomes of `group` when it waits for one commit, in which `fault` strikes; and how many commits it took.
@@ -92,12 +118,12 @@ fn written(
     gate.shut(true);
     let before = gate.store.commits();
     std::thread::scope(|scope| {
-        let first = scope.spawn(|| records.write(work(&[], &["first"])));
+        let first = scope.spawn(|| write(records, work(&[], &["first"])));
         until(&|| gate.waiting() == 1);
         let mut others = Vec::new();
         for ready in group {
-            others.push(scope.spawn(|| records.write(ready)));
-            until(&|| records.queue.lock().work.len() == others.len());
+            others.push(scope.spawn(|| write(records, ready)));
+            until(&|| records.writer.waiting() == others.len());
         }
         if let Some(fault) = fault {
             gate.store.inject(2, fault);
@@ -143,7 +169,7 @@ fn work_that_waits_together_is_one_commit() {
 #[test]
 fn what_was_overtaken_harms_nobody_else() {
     let (gate, records) = rig();
-    records.write(work(&[], &["old"])).unwrap();
+    write(&records, work(&[], &["old"])).unwrap();
     let old = Expected::of(gate.get("old").unwrap().as_ref());
     let stale = Expected::Revision(crate::store::Revision(0));
     for (case, group, expected, commits) in [
@@ -234,7 +260,69 @@ fn a_fault_of_the_store_is_everybodys() {
         }
         audited(&records);
         // And the next one goes on.
-        assert!(records.write(work(&[], &["c"])).unwrap());
+        assert!(write(&records, work(&[], &["c"])).unwrap());
+    }
+}
+
+#[test]
+fn a_panic_is_its_groups_alone() {
+    let (gate, records) = rig();
+    gate.panics.store(1, Ordering::SeqCst);
+    // Nobody knows what was written, so it is an error and not done anew.
+    assert!(matches!(
+        write(&records, work(&[], &["a"])),
+        Err(RecordError::Store(StoreError::Stopped))
+    ));
+    assert!(write(&records, work(&[], &["b"])).unwrap());
+    let panicked = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        records.transact(UnixMillis(1), |_| -> Result<(), RecordError> {
+            panic!("asked for")
+        })
+    }));
+    assert!(panicked.is_err());
+    assert!(write(&records, work(&[], &["c"])).unwrap());
+    assert_eq!(audited(&records), ["b", "c"]);
+}
+
+#[test]
+fn what_was_handed_in_is_written_though_nobody_awaits_it() {
+    let (gate, records) = rig();
+    for key in ["a", "b", "c"] {
+        let mut answer = Box::pin(records.writer.write(work(&[], &[key])));
+        // To be polled once is to be handed in.
+        let _ = answer
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()));
+    }
+    drop(records);
+    for key in ["a", "b", "c"] {
+        assert!(gate.get(key).unwrap().is_some(), "{key}");
+    }
+}
+
+#[test]
+fn traces_are_gone_before_the_answer_and_are_no_others_matter() {
+    for stains in [false, true] {
+        let gate = Gate {
+            stains,
+            ..Gate::default()
+        };
+        let records = sealed(Box::new(gate.clone()));
+        let erasing = || Ready {
+            erases: true,
+            ..work(&[], &["a"])
+        };
+        let stale = Expected::Revision(crate::store::Revision(0));
+        let overtaken = Ready {
+            erases: true,
+            ..work(&[("none", stale)], &["c"])
+        };
+        let group = vec![erasing(), work(&[], &["b"]), overtaken];
+        let (answers, _) = written(&gate, &records, group, None);
+        let [erased, other, overtaken] = <[Written; 3]>::try_from(answers).unwrap();
+        assert_eq!(erased.is_err(), stains);
+        assert!(other.unwrap() && !overtaken.unwrap());
+        assert_eq!(gate.erased.load(Ordering::SeqCst), 1, "once for the group");
     }
 }
 

@@ -1,10 +1,10 @@
 //! The one place where changes are made, each together with its audit entries.
 //!
 //! A piece of work reads records, changes some and names what happened. All that it read is compared when it is
-//! committed ([`crate::group`]); if others were faster it is done anew.
+//! committed ([`crate::group`]); if others were faster it is done anew. Nothing waits for the disk but one thread, so a
+//! commit is awaited; whoever has a thread that may sleep need not know.
 
 use std::collections::BTreeMap;
-use std::sync::PoisonError;
 
 use latchkey_protocol::ids::{Generation, VolumeId};
 use latchkey_protocol::release::Share;
@@ -13,11 +13,12 @@ use serde::de::DeserializeOwned;
 
 use crate::audit::Event;
 use crate::clock::UnixMillis;
-use crate::group::Ready;
+use crate::group::{self, Ready};
 use crate::policy::Authorised;
 use crate::records::{Record, key};
 use crate::sealed::{RecordError, SealedStore};
-use crate::store::Expected;
+use crate::store::{Expected, Versioned};
+use crate::wait::wait;
 
 /// How often a piece of work is done anew when others were faster.
 const ATTEMPTS: usize = 32;
@@ -25,6 +26,8 @@ const ATTEMPTS: usize = 32;
 /// A piece of work that has read and changed records, and is not committed.
 pub(crate) struct Work<'a> {
     records: &'a SealedStore,
+    /// What was read, in part in advance; it counts as seen once it is used.
+    fetched: BTreeMap<String, Option<Versioned>>,
     seen: BTreeMap<String, Expected>,
     /// Sealed already; `None` deletes.
     changes: BTreeMap<String, Option<Vec<u8>>>,
@@ -33,49 +36,52 @@ pub(crate) struct Work<'a> {
 }
 
 impl SealedStore {
-    /// Does a piece of work and commits it at `now`; its result is returned only when it is durable, audit entries
-    /// included. `work` may run several times. If it returns an error nothing is written.
+    /// Does a piece of work and commits it at `now`; its result comes only when it is durable, audit entries included.
+    /// `work` may run several times, on the thread that polls. If it returns an error nothing is written.
     ///
     /// # Errors
     /// What `work` returns; the store's; `Contention`.
-    pub(crate) fn transact<T, E: From<RecordError>>(
+    pub(crate) async fn transact_awaited<T, E: From<RecordError>>(
         &self,
         now: UnixMillis,
         mut work: impl FnMut(&mut Work<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         let mut overtaken = None;
         for _ in 0..ATTEMPTS {
-            let mut open = Work {
-                records: self,
-                seen: BTreeMap::new(),
-                changes: BTreeMap::new(),
-                events: Vec::new(),
-                erases: false,
-            };
+            let mut open = Work::new(self);
             match work(&mut open) {
                 Ok(result) => {
-                    if open.commit(now)? {
+                    if open.commit(now).await? {
                         return Ok(result);
                     }
                 }
                 // Else it was read half before another's commit and half after it.
-                Err(error) if self.still_holds(&open.seen)? => return Err(error),
+                Err(error) if group::still_holds(&*self.store, &open.seen)? => return Err(error),
                 Err(_) => {}
             }
-            // The lock guards no data: a panic of its holder left nothing half done.
-            overtaken.get_or_insert_with(|| {
-                self.overtaken
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-            });
+            if overtaken.is_none() {
+                overtaken = Some(self.overtaken.lock().await);
+            }
         }
         Err(RecordError::Contention.into())
+    }
+
+    /// As [`SealedStore::transact_awaited`], on a thread that may wait.
+    ///
+    /// # Errors
+    /// The same.
+    pub(crate) fn transact<T, E: From<RecordError>>(
+        &self,
+        now: UnixMillis,
+        work: impl FnMut(&mut Work<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        wait(self.transact_awaited(now, work))
     }
 
     /// One record, outside of any transaction.
     pub(crate) fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, RecordError> {
         match self.store.get(key)? {
-            Some(stored) => self.decode(key, &stored.value).map(Some),
+            Some(stored) => self.sealer.decode(key, &stored.value).map(Some),
             None => Ok(None),
         }
     }
@@ -90,7 +96,7 @@ impl SealedStore {
         self.store
             .range(prefix, after, limit)?
             .iter()
-            .map(|entry| self.decode(&entry.key, &entry.stored.value))
+            .map(|entry| self.sealer.decode(&entry.key, &entry.stored.value))
             .collect()
     }
 
@@ -105,37 +111,35 @@ impl SealedStore {
             };
             after = Some(last.key.clone());
             for entry in &page {
-                records.push(self.decode(&entry.key, &entry.stored.value)?);
+                records.push(self.sealer.decode(&entry.key, &entry.stored.value)?);
             }
         }
     }
-
-    /// The record `record`, sealed for its place `key`.
-    pub(crate) fn encode(
-        &self,
-        key: &str,
-        record: &impl Serialize,
-    ) -> Result<Vec<u8>, RecordError> {
-        let plain = serde_json::to_vec(record).expect("records have only strings and numbers");
-        self.seal(key, &plain)
-    }
-
-    /// What was sealed as the record `key`.
-    pub(crate) fn decode<T: DeserializeOwned>(
-        &self,
-        key: &str,
-        sealed: &[u8],
-    ) -> Result<T, RecordError> {
-        let plain = self.unseal(key, sealed)?;
-        serde_json::from_slice(&plain).map_err(|_| RecordError::Damaged(key.to_owned()))
-    }
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
+    fn new(records: &'a SealedStore) -> Self {
+        Self {
+            records,
+            fetched: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            changes: BTreeMap::new(),
+            events: Vec::new(),
+            erases: false,
+        }
+    }
+
+    /// Reads what is stored at `keys` all at once, because it will be needed.
+    pub fn fetch(&mut self, keys: &[String]) -> Result<(), RecordError> {
+        let found = self.records.store.get_all(keys)?;
+        self.fetched.extend(keys.iter().cloned().zip(found));
+        Ok(())
+    }
+
     /// The record at `key`.
     pub fn read<R: Record>(&mut self, key: &str) -> Result<Option<R>, RecordError> {
         match self.sealed(key)? {
-            Some(sealed) => self.records.decode(key, &sealed).map(Some),
+            Some(sealed) => self.records.sealer.decode(key, &sealed).map(Some),
             None => Ok(None),
         }
     }
@@ -178,7 +182,7 @@ impl Work<'_> {
         share: &Share,
     ) -> Result<(), RecordError> {
         let key = key::share(volume, generation);
-        let sealed = self.records.seal(&key, share.0.expose_secret())?;
+        let sealed = self.records.sealer.seal(&key, share.0.expose_secret())?;
         self.seen.insert(key.clone(), Expected::Absent);
         self.changes.insert(key, Some(sealed));
         Ok(())
@@ -190,7 +194,7 @@ impl Work<'_> {
         let sealed = self
             .sealed(&key)?
             .ok_or_else(|| RecordError::Missing(key.clone()))?;
-        self.records.unseal_secret(&key, &sealed).map(Share)
+        self.records.sealer.unseal_secret(&key, &sealed).map(Share)
     }
 
     /// Deletes all shares of a volume, traces included once it is committed.
@@ -208,7 +212,7 @@ impl Work<'_> {
     }
 
     fn put(&mut self, key: String, record: &impl Serialize) -> Result<(), RecordError> {
-        let sealed = self.records.encode(&key, record)?;
+        let sealed = self.records.sealer.encode(&key, record)?;
         self.changes.insert(key, Some(sealed));
         Ok(())
     }
@@ -218,27 +222,28 @@ impl Work<'_> {
         if let Some(change) = self.changes.get(key) {
             return Ok(change.clone());
         }
-        let stored = self.records.store.get(key)?;
-        self.seen
-            .insert(key.to_owned(), Expected::of(stored.as_ref()));
-        Ok(stored.map(|stored| stored.value))
+        if !self.fetched.contains_key(key) {
+            let stored = self.records.store.get(key)?;
+            self.fetched.insert(key.to_owned(), stored);
+        }
+        // What is read twice is the same twice: else it would be compared with another state than was decided on.
+        let stored = self.fetched.get(key).and_then(Option::as_ref);
+        self.seen.insert(key.to_owned(), Expected::of(stored));
+        Ok(stored.map(|stored| stored.value.clone()))
     }
 
     /// Whether it was committed; if not, others were faster.
-    fn commit(mut self, now: UnixMillis) -> Result<bool, RecordError> {
+    async fn commit(self, now: UnixMillis) -> Result<bool, RecordError> {
         let ready = Ready {
-            seen: std::mem::take(&mut self.seen),
-            changes: std::mem::take(&mut self.changes),
-            events: std::mem::take(&mut self.events),
+            seen: self.seen,
+            changes: self.changes,
+            events: self.events,
             now,
+            erases: self.erases,
         };
-        let committed = match ready.changes.is_empty() && ready.events.is_empty() {
-            true => self.records.still_holds(&ready.seen)?,
-            false => self.records.write(ready)?,
-        };
-        if committed && self.erases {
-            self.records.store.erase_traces()?;
+        match ready.changes.is_empty() && ready.events.is_empty() {
+            true => group::still_holds(&*self.records.store, &ready.seen),
+            false => self.records.writer.write(ready).await,
         }
-        Ok(committed)
     }
 }

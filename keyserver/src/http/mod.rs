@@ -23,6 +23,7 @@ use latchkey_protocol::wire::{
 };
 use serde::Serialize;
 
+use self::body::BodyProblem;
 use self::failure::Failure;
 use self::route::Route;
 pub use self::stream::AnswerBody;
@@ -120,9 +121,16 @@ impl Api {
         route: Option<Route>,
         body: Incoming,
     ) -> Result<Vec<u8>, Failure> {
-        // All of it comes first: a stranger hears the answer before the connection closes, and only one thread has to
-        // be waited for.
+        // All of it comes first: a stranger hears the answer before the connection closes, and at most one thread has
+        // to be waited for.
         let body = body::read(body).await;
+        if let Some(Route::Release | Route::Proof) = route {
+            // A task of its own: what has begun is finished, also when the peer goes away.
+            let task = tokio::spawn(async move { self.released(peer, route, body).await });
+            return task
+                .await
+                .unwrap_or_else(|error| Err(Failure::server(&error)));
+        }
         blocking(move || {
             let (route, identity) = self.admit(peer, route)?;
             let client = || identity.client().clone();
@@ -131,6 +139,31 @@ impl Api {
                 .map_err(|failure| failure.of_client(client()))
         })
         .await
+    }
+
+    /// Releases and proofs, which all machines ask for at once after a power cut: they run where the connection does,
+    /// and await the commit.
+    async fn released(
+        &self,
+        peer: Peer,
+        route: Option<Route>,
+        body: Result<Bytes, BodyProblem>,
+    ) -> Result<Vec<u8>, Failure> {
+        let (route, identity) = self.admit(peer, route)?;
+        let invalid = |problem| Failure::client_body(identity.client().clone(), problem);
+        let body = body.map_err(invalid)?;
+        let request: ReleaseRequest = body::parse(&body).map_err(invalid)?;
+        let ip = peer.address.ip();
+        let answer = match route {
+            Route::Proof => self.service.proof_awaited(&identity, ip, &request).await,
+            _ => self.service.release_awaited(&identity, ip, &request).await,
+        };
+        let answer =
+            answer.map_err(|error| Failure::from(error).of_client(identity.client().clone()))?;
+        if let Route::Release = route {
+            log_verdicts(identity.client(), peer, &answer);
+        }
+        json(&answer)
     }
 
     /// Who asks, if it may ask for this at all.
@@ -167,16 +200,6 @@ impl Api {
         let (service, ip) = (&self.service, peer.address.ip());
         let invalid = |problem| Failure::client_body(identity.client().clone(), problem);
         match route {
-            Route::Release => {
-                let request: ReleaseRequest = body::parse(body).map_err(invalid)?;
-                let answer = service.release(identity, ip, &request)?;
-                log_verdicts(identity.client(), peer, &answer);
-                json(&answer)
-            }
-            Route::Proof => {
-                let request: ReleaseRequest = body::parse(body).map_err(invalid)?;
-                json(&service.proof(identity, ip, &request)?)
-            }
             Route::Register => {
                 let request: VolumeRequest = body::parse(body).map_err(invalid)?;
                 let answer = service.register(identity, ip, &request)?;
@@ -210,8 +233,10 @@ impl Api {
             | Route::Heartbeat
             | Route::AnswerLife
             | Route::Renew => self.running(peer, route, identity, body),
-            // They have ways of their own.
-            Route::Join | Route::Life => Err(Failure::Stranger("not for this way in".to_owned())),
+            // Each is answered before it comes here.
+            Route::Join | Route::Life | Route::Release | Route::Proof => Err(Failure::Stranger(
+                "not for known keys, or awaited".to_owned(),
+            )),
         }
     }
 }

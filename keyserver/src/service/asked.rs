@@ -239,6 +239,26 @@ pub(super) fn home(volume: &Volume, client: &Client) -> Option<Range> {
 }
 
 impl Asked<'_> {
+    /// Where all lies that a decision and a release take, but for the client's group.
+    pub fn keys(&self) -> Vec<String> {
+        let client = self.identity.client();
+        let mut keys = vec![key::client(client)];
+        let is_boot = self.purpose == Purpose::Release;
+        if is_boot {
+            keys.push(key::machine(client));
+            keys.push(key::session(client, &self.request.request));
+            keys.push(key::WITNESS.to_owned());
+        }
+        for wanted in &self.request.volumes {
+            keys.push(key::volume(&wanted.volume));
+            keys.push(key::share(&wanted.volume, wanted.generation));
+            if is_boot {
+                keys.push(key::trace(&wanted.volume));
+            }
+        }
+        keys
+    }
+
     pub fn refused(
         &self,
         wanted: Option<&WantedVolume>,

@@ -1,7 +1,8 @@
 //! Everything that agents and the administrator can ask of the key server, without network.
 //!
-//! All methods block, on the store's disk at most, and may be called from several threads. Each change is one
-//! transaction together with its audit entry.
+//! All methods may be called from several threads. Those whose names end in `awaited` never wait for a sync of the
+//! disk, so that a great many can run at once; all others do. Each change is one transaction together with its audit
+//! entry.
 
 pub mod administration;
 pub mod approval;

@@ -11,8 +11,10 @@ use latchkey_protocol::ids::{ClientName, RequestId, VolumeId};
 use super::{Identity, Refusal, Service, ServiceError};
 use crate::audit::{Event, Kind};
 use crate::clock::UnixMillis;
+use crate::ledger::Work;
 use crate::policy::Reason;
 use crate::sealed::RecordError;
+use crate::wait::wait;
 
 const WINDOW: Duration = Duration::from_secs(3600);
 /// Kinds of refusals that are remembered at once; what is beyond is neither written nor counted.
@@ -50,24 +52,24 @@ struct Window {
 
 impl Service {
     /// Records refusals, or counts them.
-    pub(super) fn note(&self, refusals: Vec<Refused>) -> Result<(), RecordError> {
+    pub(super) async fn note_awaited(&self, refusals: Vec<Refused>) -> Result<(), RecordError> {
         let now = self.clock.now();
         let events: Vec<Event> = refusals
             .into_iter()
             .filter_map(|refused| self.refusals.admit(refused, now))
             .collect();
-        self.append(&events)
+        self.append(&events).await
     }
 
-    /// Records that `identity` may not do what it asked for, if that is what `error` says.
-    pub(super) fn noted<T>(
+    /// Records that `identity` may not do what it asked for, if that is what `result` says.
+    pub(super) async fn noted_awaited<T>(
         &self,
         identity: &Identity,
         peer: IpAddr,
         result: Result<T, ServiceError>,
     ) -> Result<T, ServiceError> {
         if let Err(ServiceError::Refused(refusal)) = &result {
-            self.note(vec![Refused {
+            self.note_awaited(vec![Refused {
                 kind: Kind::Refused,
                 client: identity.client().clone(),
                 volume: None,
@@ -75,9 +77,25 @@ impl Service {
                 peer,
                 name: refusal.name(),
                 text: refusal.to_string(),
-            }])?;
+            }])
+            .await?;
         }
         result
+    }
+
+    /// As [`Service::note_awaited`], on a thread that may wait.
+    pub(super) fn note(&self, refusals: Vec<Refused>) -> Result<(), RecordError> {
+        wait(self.note_awaited(refusals))
+    }
+
+    /// As [`Service::noted_awaited`], on a thread that may wait.
+    pub(super) fn noted<T>(
+        &self,
+        identity: &Identity,
+        peer: IpAddr,
+        result: Result<T, ServiceError>,
+    ) -> Result<T, ServiceError> {
+        wait(self.noted_awaited(identity, peer, result))
     }
 
     /// Counts one request of `client` against its limit.
@@ -102,17 +120,18 @@ impl Service {
     /// Writes the counts of hours that have passed.
     pub(super) fn write_held(&self) -> Result<(), RecordError> {
         let events = self.refusals.passed(self.clock.now());
-        self.append(&events)
+        wait(self.append(&events))
     }
 
-    fn append(&self, events: &[Event]) -> Result<(), RecordError> {
+    async fn append(&self, events: &[Event]) -> Result<(), RecordError> {
         if events.is_empty() {
             return Ok(());
         }
-        self.records.transact(self.clock.now(), |work| {
+        let write = |work: &mut Work<'_>| {
             events.iter().cloned().for_each(|event| work.audit(event));
             Ok(())
-        })
+        };
+        self.records.transact_awaited(self.clock.now(), write).await
     }
 }
 

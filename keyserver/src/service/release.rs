@@ -16,6 +16,7 @@ use crate::ledger::Work;
 use crate::policy::{Authorised, Authority, Decision, Reason, Standing};
 use crate::records::{BootSession, LastBoot, Machine, Role, Trace, key};
 use crate::sealed::RecordError;
+use crate::wait::wait;
 
 /// Seconds after which a machine whose request waits for a person asks again.
 const RETRY_PENDING: u32 = 5;
@@ -30,29 +31,55 @@ impl Service {
     ///
     /// # Errors
     /// `Refused` for any other key, `Invalid`, `TooMany`, `Record`.
-    pub fn release(
+    pub async fn release_awaited(
         &self,
         identity: &Identity,
         peer: IpAddr,
         request: &ReleaseRequest,
     ) -> Result<ReleaseAnswer, ServiceError> {
-        self.answer(Purpose::Release, identity, peer, request)
+        self.answer(Purpose::Release, identity, peer, request).await
     }
 
     /// Lets a running system fetch its shares back, to prove that the next boot can. `identity` is a host key.
     ///
     /// # Errors
     /// `Refused`, `Invalid`, `TooMany`, `Record`.
+    pub async fn proof_awaited(
+        &self,
+        identity: &Identity,
+        peer: IpAddr,
+        request: &ReleaseRequest,
+    ) -> Result<ReleaseAnswer, ServiceError> {
+        self.answer(Purpose::Proof, identity, peer, request).await
+    }
+
+    /// As [`Service::release_awaited`], on a thread that may wait.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn release(
+        &self,
+        identity: &Identity,
+        peer: IpAddr,
+        request: &ReleaseRequest,
+    ) -> Result<ReleaseAnswer, ServiceError> {
+        wait(self.release_awaited(identity, peer, request))
+    }
+
+    /// As [`Service::proof_awaited`], on a thread that may wait.
+    ///
+    /// # Errors
+    /// The same.
     pub fn proof(
         &self,
         identity: &Identity,
         peer: IpAddr,
         request: &ReleaseRequest,
     ) -> Result<ReleaseAnswer, ServiceError> {
-        self.answer(Purpose::Proof, identity, peer, request)
+        wait(self.proof_awaited(identity, peer, request))
     }
 
-    fn answer(
+    async fn answer(
         &self,
         purpose: Purpose,
         identity: &Identity,
@@ -72,9 +99,12 @@ impl Service {
             life: self.life_of(identity.client(), request),
         };
         // The shares of a piece of work that is not committed never leave this call.
-        let result = self.records.transact(now, |work| self.decide(work, &asked));
-        let decided = self.noted(identity, peer, result)?;
-        self.note(decided.refusals)?;
+        let result = self
+            .records
+            .transact_awaited(now, |work| self.decide(work, &asked))
+            .await;
+        let decided = self.noted_awaited(identity, peer, result).await?;
+        self.note_awaited(decided.refusals).await?;
         match decided.life {
             AskLife::No => {}
             AskLife::Ask => self.ask_life(identity.client(), request)?,
@@ -87,6 +117,7 @@ impl Service {
     }
 
     fn decide(&self, work: &mut Work<'_>, asked: &Asked<'_>) -> Result<Decided, ServiceError> {
+        work.fetch(&asked.keys())?;
         let standing = self.standing(work, asked)?;
         let known = Known::read(work, asked)?;
         let mut looks = Vec::with_capacity(asked.request.volumes.len());

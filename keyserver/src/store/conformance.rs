@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{
     Compare, Expected, KEY_LIMIT, OPERATIONS_LIMIT, Operation, Outcome, Revision, Store,
-    StoreError, Transaction, VALUE_LIMIT,
+    StoreError, Transaction, VALUE_LIMIT, Versioned,
 };
 
 /// Runs all checks.
@@ -16,6 +16,7 @@ pub fn run(fresh: impl Fn() -> Box<dyn Store>) {
         ),
         ("comparisons guard a transaction", comparisons),
         ("a transaction is all or nothing", all_or_nothing),
+        ("many values are read at once", many),
         ("ranges are ordered and paged", ranges),
         ("limits are enforced", limits),
         ("revisions survive deletion", revisions),
@@ -85,6 +86,22 @@ fn values(store: &dyn Store) {
     assert_eq!(store.get("a").unwrap(), None);
     store.erase_traces().unwrap();
     assert!(store.get("b").unwrap().is_some());
+}
+
+fn many(store: &dyn Store) {
+    let first = commit(store, &put("b", b"1"));
+    let second = commit(store, &put("a", b"2"));
+    let keys = ["a", "none", "b", "a"].map(str::to_owned);
+    let found = store.get_all(&keys).unwrap();
+    let expected = |value: &[u8], revision| {
+        let value = value.to_vec();
+        Some(Versioned { value, revision })
+    };
+    let (a, b) = (expected(b"2", second), expected(b"1", first));
+    assert_eq!(found, [a.clone(), None, b, a]);
+    assert!(store.get_all(&[]).unwrap().is_empty());
+    commit(store, &put("none", b"3"));
+    assert!(store.get_all(&keys).unwrap()[1].is_some());
 }
 
 fn comparisons(store: &dyn Store) {

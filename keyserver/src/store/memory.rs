@@ -78,6 +78,14 @@ impl Store for MemoryStore {
         Ok(self.state().values.get(key).cloned())
     }
 
+    fn get_all(&self, keys: &[String]) -> Result<Vec<Option<Versioned>>, StoreError> {
+        let state = self.state();
+        Ok(keys
+            .iter()
+            .map(|key| state.values.get(key).cloned())
+            .collect())
+    }
+
     fn range(
         &self,
         prefix: &str,

@@ -107,6 +107,12 @@ pub trait Store: Send + Sync {
     /// As the backend has them; absence is none.
     fn get(&self, key: &str) -> Result<Option<Versioned>, StoreError>;
 
+    /// The values of `keys`, in their order: of one moment, and with one question instead of many.
+    ///
+    /// # Errors
+    /// As the backend has them; absence is none.
+    fn get_all(&self, keys: &[String]) -> Result<Vec<Option<Versioned>>, StoreError>;
+
     /// Up to `limit` keys that begin with `prefix` and come after `after`, in byte order.
     ///
     /// # Errors

@@ -21,6 +21,10 @@ use super::{
 
 /// The database's name in its folder.
 pub const FILE: &str = "store.sqlite3";
+/// SQLite's way to files that are one process's alone: the first connection locks the database against all other
+/// programs until the last one is closed, the index of the log lies on the heap and in no file that another program could
+/// cut, and the connections agree on their locks without asking the kernel each time.
+const VFS: &str = "unix-excl";
 /// Of the tables below.
 const SCHEMA: i64 = 1;
 /// `LKey` in SQLite's file header.
@@ -189,20 +193,20 @@ impl SqliteStore {
 
 impl Store for SqliteStore {
     fn get(&self, key: &str) -> Result<Option<Versioned>, StoreError> {
+        value(&self.reader(), key).map_err(|source| database_error(&self.directory, source))
+    }
+
+    fn get_all(&self, keys: &[String]) -> Result<Vec<Option<Versioned>>, StoreError> {
         let connection = self.reader();
-        let found = connection
-            .prepare_cached("SELECT value, revision FROM kv WHERE key = ?1")
-            .and_then(|mut statement| {
-                statement
-                    .query_row([key], |row| {
-                        Ok(Versioned {
-                            value: row.get(0)?,
-                            revision: Revision(row.get::<_, i64>(1)?.unsigned_abs()),
-                        })
-                    })
-                    .optional()
-            });
-        found.map_err(|source| database_error(&self.directory, source))
+        let run = |sql| connection.prepare_cached(sql)?.execute([]);
+        let read = || -> rusqlite::Result<_> {
+            // In one transaction the pages that lead to the keys are read once.
+            run("BEGIN")?;
+            let found = keys.iter().map(|key| value(&connection, key)).collect();
+            // After an error too: a transaction that stays open would keep the log from being emptied.
+            run("ROLLBACK").and(found)
+        };
+        read().map_err(|source| database_error(&self.directory, source))
     }
 
     fn range(
@@ -242,18 +246,30 @@ impl Store for SqliteStore {
     }
 
     fn erase_traces(&self) -> Result<(), StoreError> {
-        // Nobody reads meanwhile, so nobody can hold the log.
-        let _reader = self.reader();
         let connection = self.writer();
         self.check_writing()?;
         let busy: i64 = connection
             .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))
             .map_err(|source| self.write_error(source))?;
+        // Whoever reads from the log is waited for, and that is one who reads a few records. What is read from then on
+        // comes from the database.
         match busy {
             0 => Ok(()),
             _ => Err(other_reader(&self.directory)),
         }
     }
+}
+
+fn value(connection: &Connection, key: &str) -> rusqlite::Result<Option<Versioned>> {
+    connection
+        .prepare_cached("SELECT value, revision FROM kv WHERE key = ?1")?
+        .query_row([key], |row| {
+            Ok(Versioned {
+                value: row.get(0)?,
+                revision: Revision(row.get::<_, i64>(1)?.unsigned_abs()),
+            })
+        })
+        .optional()
 }
 
 fn commit(connection: &mut Connection, transaction: &Transaction) -> rusqlite::Result<Outcome> {
@@ -300,7 +316,7 @@ fn holds(sql: &rusqlite::Transaction<'_>, compare: &Compare) -> rusqlite::Result
 fn connect(directory: &Path) -> Result<Connection, StoreError> {
     let open = || {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(directory.join(FILE), flags)?;
+        let connection = Connection::open_with_flags_and_vfs(directory.join(FILE), flags, VFS)?;
         connection.pragma_update(None, "trusted_schema", false)?;
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.pragma_update(None, "cell_size_check", true)?;

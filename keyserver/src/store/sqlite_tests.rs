@@ -84,6 +84,27 @@ fn a_second_server_on_one_store_is_refused_and_told_who_has_it() {
 }
 
 #[test]
+fn no_other_program_reads_or_writes_an_open_store() {
+    let folder = folder();
+    let store = SqliteStore::create(folder.path()).unwrap();
+    store.commit(&put("a", b"1")).unwrap();
+    assert!(store.get("a").unwrap().is_some());
+    let file = File::open(folder.path().join(FILE)).unwrap();
+    // What another program's SQLite asks for before it reads anything: bytes of PENDING_BYTE and after (os.h).
+    let mut lock = nix::libc::flock {
+        l_type: nix::libc::F_RDLCK as i16,
+        l_whence: nix::libc::SEEK_SET as i16,
+        l_start: 0x4000_0002,
+        l_len: 510,
+        l_pid: 0,
+    };
+    // The lock of an open file description is refused by our own process as by others.
+    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_GETLK(&mut lock)).unwrap();
+    assert_eq!(i32::from(lock.l_type), nix::libc::F_WRLCK);
+    assert!(!folder.path().join("store.sqlite3-shm").exists());
+}
+
+#[test]
 fn making_a_store_overwrites_none() {
     let folder = folder();
     drop(SqliteStore::create(folder.path()).unwrap());
