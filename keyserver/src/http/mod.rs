@@ -13,7 +13,7 @@ mod stream;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use hyper::body::Incoming;
+use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response};
 use latchkey_protocol::encoding::Bytes as FixedBytes;
 use latchkey_protocol::ids::ClientName;
