@@ -194,20 +194,15 @@ impl Look {
         text
     }
 
-    /// The alarms among the findings.
+    /// The alarms among the findings. That the running machine answered was one already, when it did.
     pub fn alarms(&self, asked: &Asked<'_>) -> Vec<Refused> {
-        let alarms = self
-            .findings
-            .iter()
-            .filter(|found| found.outcome == Outcome::Alarms);
+        let alarms = self.findings.iter().filter(|found| {
+            found.outcome == Outcome::Alarms && found.condition == Condition::Ticket
+        });
         alarms
             .map(|found| {
-                let name = match found.condition {
-                    Condition::Ticket => "alarm: ticket",
-                    _ => "alarm: life",
-                };
                 let text = format!("{}: {}", found.condition.name(), found.text);
-                let mut refused = asked.refused(Some(&self.wanted), name, &text);
+                let mut refused = asked.refused(Some(&self.wanted), "alarm: ticket", &text);
                 refused.kind = Kind::Alarm;
                 refused
             })
