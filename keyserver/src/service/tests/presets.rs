@@ -85,7 +85,7 @@ impl Running {
                     .answer_life(&host, address(HOME), &answer)
                     .unwrap();
             }
-            self.rig.pass(Duration::from_secs(3));
+            self.rig.pass(life::BEAT);
         }
     }
 
