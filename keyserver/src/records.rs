@@ -18,8 +18,8 @@ use crate::policy::{Otherwise, Policy, Range};
 
 pub use code::{Code, ShortId};
 pub use machine::{
-    Armed, BootSession, FETCH, Group, GroupName, Heard, LastBoot, Machine, SetPolicy, TicketState,
-    Trace, kernel,
+    Armed, BootSession, FETCH, Group, GroupName, Heard, LastBoot, Machine, Note, SetPolicy,
+    TicketState, Trace, kernel,
 };
 
 /// SHA-256 of a public key's SubjectPublicKeyInfo in DER: how the server knows a client's key.

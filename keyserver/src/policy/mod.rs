@@ -37,7 +37,7 @@ pub use sentence::SENTENCE_LIMIT;
 pub use window::Window;
 
 use crate::clock::{UnixMillis, Uptime};
-use crate::records::{Machine, Session, SessionState, Trace, Volume, VolumeState};
+use crate::records::{Machine, Note, Session, SessionState, Trace, Volume, VolumeState};
 
 /// A request for one volume, by a key that is known to be the client's.
 #[derive(Debug, Clone, Copy)]
@@ -168,7 +168,7 @@ pub struct Authorised {
     ephemeral_key: Bytes<32>,
     by: Authority,
     announced: bool,
-    once: Option<UnixMillis>,
+    note: Note,
 }
 
 /// What a release rests on.
@@ -308,7 +308,10 @@ impl Authorised {
     ) -> Self {
         Self {
             announced: by == Authority::Policy && condition::announced(request, state, now),
-            once: state.policy.once.then_some(state.policy_set),
+            note: Note {
+                once: state.policy.once.then_some(state.policy_set),
+                counted: state.policy.per_hour.is_some() || state.policy.per_day.is_some(),
+            },
             purpose: request.purpose,
             client: volume.client.clone(),
             volume: volume.id,
@@ -359,9 +362,9 @@ impl Authorised {
         self.announced
     }
 
-    /// Where the policy allows one boot only: when it was set.
-    pub fn once(&self) -> Option<UnixMillis> {
-        self.once
+    /// What the policy wants to have noted of the release.
+    pub fn note(&self) -> Note {
+        self.note
     }
 }
 

@@ -440,7 +440,7 @@ impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.0.as_secs();
         let units = [(86_400, 'd'), (3600, 'h'), (60, 'm')];
-        match units.iter().find(|(unit, _)| seconds % unit == 0) {
+        match units.iter().find(|(unit, _)| seconds.is_multiple_of(*unit)) {
             Some((unit, letter)) if seconds > 0 => write!(f, "{}{letter}", seconds / unit),
             _ => write!(f, "{seconds}s"),
         }

@@ -96,8 +96,8 @@ pub struct Heard {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LastBoot {
-    /// When.
-    pub at: UnixMillis,
+    /// Which, and when.
+    pub session: BootSession,
     /// From where.
     pub peer: IpAddr,
     /// The kernel's release.
@@ -138,7 +138,7 @@ pub struct Trace {
     pub next: Option<Bytes<32>>,
     /// What the machine said of the last boot that its share was released to.
     pub last: Option<LastBoot>,
-    /// The last boot sessions that its share was released to, the oldest first.
+    /// The last boot sessions that its share was released to under a policy that counts them, the oldest first.
     pub boots: Vec<BootSession>,
     /// The boot session that used a one-time policy up, and when that policy was set.
     pub used: Option<(BootSession, UnixMillis)>,
@@ -155,6 +155,15 @@ pub enum TicketState {
     Missing,
     /// Another one: of a copy that was left behind.
     Stale,
+}
+
+/// What a policy wants to have noted of a release.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Note {
+    /// It is a one-time policy: when it was set.
+    pub once: Option<UnixMillis>,
+    /// It counts boots.
+    pub counted: bool,
 }
 
 impl BootSession {
@@ -226,9 +235,9 @@ impl Machine {
 
 impl LastBoot {
     /// What `facts` say of a boot from `peer`.
-    pub fn new(at: UnixMillis, peer: IpAddr, facts: &BootFacts) -> Self {
+    pub fn new(session: BootSession, peer: IpAddr, facts: &BootFacts) -> Self {
         Self {
-            at,
+            session,
             peer,
             kernel: kernel(facts),
             command_line: facts.command_line,
@@ -291,22 +300,26 @@ impl Trace {
         self.current.as_ref() == Some(ticket)
     }
 
-    /// Notes that its share was released to `session`; `once` is when the policy was set, if it is a one-time one.
-    pub fn booted(&mut self, session: BootSession, once: Option<UnixMillis>, said: LastBoot) {
-        if let Some(set) = once {
+    /// Notes that its share was released to a boot session, as the policy wants it noted. What was released to the same
+    /// boot before changes nothing.
+    pub fn booted(&mut self, said: LastBoot, note: Note) {
+        let session = said.session;
+        if let Some(set) = note.once {
             match &self.used {
                 Some((_, earlier)) if *earlier == set => {}
                 _ => self.used = Some((session, set)),
             }
         }
-        if self.knows(session.request, &session.ephemeral_key) {
-            return;
+        if note.counted && !self.knows(session.request, &session.ephemeral_key) {
+            if self.boots.len() >= BOOTS_KEPT {
+                self.boots.remove(0);
+            }
+            self.boots.push(session);
         }
-        self.last = Some(said);
-        if self.boots.len() >= BOOTS_KEPT {
-            self.boots.remove(0);
+        let again = |last: &LastBoot| last.session.is(session.request, &session.ephemeral_key);
+        if !self.last.as_ref().is_some_and(again) {
+            self.last = Some(said);
         }
-        self.boots.push(session);
     }
 
     /// Whether something was released to this session before.
@@ -383,7 +396,7 @@ mod tests {
         }
     }
 
-    fn said() -> LastBoot {
+    fn said(session: BootSession) -> LastBoot {
         let facts = BootFacts {
             kernel: latchkey_protocol::wire::Text::cut("6.1"),
             command_line: Bytes([0; 32]),
@@ -391,7 +404,7 @@ mod tests {
             image: None,
             header: None,
         };
-        LastBoot::new(NOW, "192.0.2.7".parse().unwrap(), &facts)
+        LastBoot::new(session, "192.0.2.7".parse().unwrap(), &facts)
     }
 
     fn trace() -> Trace {
@@ -483,9 +496,14 @@ mod tests {
         let within = |trace: &Trace, now, time| {
             trace.boots_within(other.request, &other.ephemeral_key, now, time)
         };
+        let counted = Note {
+            counted: true,
+            ..Note::default()
+        };
         for number in 0..3 {
-            trace.booted(session(number, NOW), None, said());
-            trace.booted(session(number, NOW.plus(MINUTE)), None, said());
+            trace.booted(said(session(number, NOW)), counted);
+            trace.booted(said(session(number, NOW.plus(MINUTE))), counted);
+            trace.booted(said(session(number + 100, NOW)), Note::default());
         }
         assert_eq!(within(&trace, NOW.plus(59 * MINUTE), 60 * MINUTE), 3);
         assert_eq!(within(&trace, NOW.plus(60 * MINUTE), 60 * MINUTE), 0);
@@ -495,7 +513,7 @@ mod tests {
             "a clock put back"
         );
         for number in 0..=254 {
-            trace.booted(session(number, NOW), None, said());
+            trace.booted(said(session(number, NOW)), counted);
         }
         assert_eq!(trace.boots.len(), BOOTS_KEPT);
     }
@@ -503,11 +521,15 @@ mod tests {
     #[test]
     fn a_one_time_policy_is_used_by_the_first_session_until_it_is_set_again() {
         let mut trace = trace();
-        trace.booted(session(1, NOW), Some(NOW), said());
-        trace.booted(session(2, NOW), Some(NOW), said());
+        let once = |set| Note {
+            once: Some(set),
+            ..Note::default()
+        };
+        trace.booted(said(session(1, NOW)), once(NOW));
+        trace.booted(said(session(2, NOW)), once(NOW));
         assert_eq!(trace.used, Some((session(1, NOW), NOW)));
         let later = NOW.plus(MINUTE);
-        trace.booted(session(2, later), Some(later), said());
+        trace.booted(said(session(2, later)), once(later));
         assert_eq!(trace.used, Some((session(2, later), later)));
     }
 }

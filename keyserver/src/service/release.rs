@@ -315,8 +315,8 @@ fn remember(
     let volume = authorised.volume();
     let before: Option<Trace> = work.read(&key::trace(&volume))?;
     let mut trace = before.clone().unwrap_or_else(|| Trace::new(volume));
-    let said = LastBoot::new(asked.now, asked.peer, &asked.request.facts);
-    trace.booted(session, authorised.once(), said);
+    let said = LastBoot::new(session, asked.peer, &asked.request.facts);
+    trace.booted(said, authorised.note());
     if before.as_ref() != Some(&trace) {
         work.write(&trace)?;
     }
