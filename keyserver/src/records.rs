@@ -4,6 +4,7 @@
 
 mod code;
 mod machine;
+mod trace;
 
 use std::net::IpAddr;
 
@@ -17,10 +18,8 @@ use crate::clock::UnixMillis;
 use crate::policy::{Otherwise, Policy, Range};
 
 pub use code::{Code, ShortId};
-pub use machine::{
-    Armed, BootSession, FETCH, Group, GroupName, Heard, LastBoot, Machine, Note, SetPolicy,
-    TicketState, Trace, kernel,
-};
+pub use machine::{Armed, BootSession, FETCH, Group, GroupName, Heard, Machine, SetPolicy};
+pub use trace::{LastBoot, Note, TicketState, Trace, kernel};
 
 /// SHA-256 of a public key's SubjectPublicKeyInfo in DER: how the server knows a client's key.
 pub type SpkiHash = Bytes<32>;

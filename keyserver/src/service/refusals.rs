@@ -105,7 +105,8 @@ impl Service {
         self.append(&events)
     }
 
-    fn append(&self, events: &[Event]) -> Result<(), RecordError> {
+    /// Records events as they are.
+    pub(super) fn append(&self, events: &[Event]) -> Result<(), RecordError> {
         if events.is_empty() {
             return Ok(());
         }

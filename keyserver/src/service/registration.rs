@@ -84,7 +84,10 @@ impl Service {
             }
         };
         let sealed = self.seal_share(work, &authorised)?;
-        let policy = volume.policy.sentence();
+        let (owned_by, group) = owner(work, &volume)?;
+        let policy = policy::in_force(&volume, &owned_by, group.as_ref())
+            .policy
+            .sentence();
         let text = format!(
             "{text}: '{}', generation {}, {policy}",
             volume.label, volume.generation
@@ -125,6 +128,7 @@ impl Service {
                 return Err(ServiceError::Refused(Refusal::NotOwned));
             }
             work.remove_shares(&volume)?;
+            work.remove(key::trace(&volume));
             if found.state == VolumeState::Live {
                 found.state = VolumeState::Retired(now);
                 work.write(&found)?;

@@ -77,7 +77,7 @@ impl Service {
         self.note(decided.refusals)?;
         match decided.life {
             AskLife::No => {}
-            AskLife::Ask => self.ask_life(identity.client(), request)?,
+            AskLife::Ask => self.ask_life(identity.client(), peer.to_canonical(), request)?,
             AskLife::Forget => self.forget_life(identity.client(), request),
         }
         Ok(ReleaseAnswer {

@@ -241,7 +241,7 @@ fn a_copy_is_refused_with_an_alarm_and_the_original_goes_on() {
     ));
     let challenge = life.challenge();
     assert_eq!(machine.answers(challenge).status, 200);
-    follow.wait_for("the running machine answered");
+    follow.wait_for("the running machine answered from");
     let Verdict::Denied { reason, .. } = machine.shows(&copy, volume, ticket) else {
         panic!("not denied");
     };
