@@ -90,6 +90,12 @@ impl Service {
                 }
                 if before != trace {
                     work.write(&trace)?;
+                    work.audit(
+                        Event::new(Kind::Ticket, "the header's ticket moved on")
+                            .client(&client.name)
+                            .volume(shown.volume)
+                            .peer(peer),
+                    );
                 }
             }
             let Some(lifetime) = lifetime else {
