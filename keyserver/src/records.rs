@@ -397,3 +397,44 @@ impl Record for Settings {
         key::SETTINGS.to_owned()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reads<R: Record>(json: &str) -> R {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn records_of_the_first_version_are_read_and_mean_what_they_meant() {
+        let key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+        let id = "0b5c2a58-8f5b-4f0e-9d7c-3a51d2f0c9aa";
+        let volume: Volume = reads(&format!(
+            r#"{{"id":"{id}","client":"web-1","label":"root","generation":1,
+                "policy":{{"rule":"allow","from":["192.0.2.7/32"],"elsewhere":"ask"}},
+                "created":7,"state":"live"}}"#
+        ));
+        let client: Client = reads(&format!(
+            r#"{{"name":"web-1","created":1,"invitation":null,"joined":{{"boot":"{key}","host":"{key}",
+                "at":1,"from":"192.0.2.7"}},"revoked":null}}"#
+        ));
+        let session: Session = reads(&format!(
+            r#"{{"request":"000102030405060708090a0b0c0d0e0f","client":"web-1","ephemeral_key":"{key}",
+                "volumes":[{{"volume":"{id}","generation":1}}],"number":"AAAAA","code":"AAAAAA",
+                "state":"pending","attempts":0,"created":1,"expires":2,"peer":"192.0.2.7"}}"#
+        ));
+        assert!(session.approvals.is_empty() && client.locked.is_none());
+        // A policy that somebody may have set goes before what is set for the client since.
+        let others = Client {
+            policy: Some(SetPolicy {
+                policy: Policy::plain(crate::policy::Rule::Deny),
+                set: UnixMillis(9),
+            }),
+            ..client
+        };
+        let found = crate::policy::in_force(&volume, &others, None);
+        assert_eq!(found.scope, crate::policy::Scope::Volume);
+        assert_eq!(found.policy, &volume.policy);
+    }
+}

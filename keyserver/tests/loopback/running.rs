@@ -1,6 +1,8 @@
 //! Running machines: tickets, announced reboots, proof of life, heartbeats, renewal; and a copy that boots beside them.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
@@ -452,6 +454,84 @@ fn commands_lock_try_and_invite_in_bulk() {
     Machine::with_token(server.address, lines[2]["token"].as_str().unwrap());
     let groups = server.home.json(&["groups"]);
     assert_eq!(groups[0]["clients"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn two_users_approve_and_the_one_who_is_not_root_does_nothing_else() {
+    const NOBODY: u32 = 65534;
+    if !nix::unistd::Uid::effective().is_root() {
+        // Only root can run a command as another user.
+        return;
+    }
+    let home = Home::made();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o711)).unwrap();
+    let socket = folder.path().join("admin.sock");
+    let text = std::fs::read_to_string(home.config()).unwrap();
+    let kept: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.starts_with("admin-socket"))
+        .collect();
+    let with = |approvers: &str| {
+        let text = format!(
+            "admin-socket = '{}'\n{approvers}\n{}\n",
+            socket.display(),
+            kept.join("\n")
+        );
+        std::fs::write(home.config(), text).unwrap();
+    };
+    let nobody = |arguments: &[&str]| {
+        let mut command = latchkeyd(arguments);
+        command.arg("--socket").arg(&socket).uid(NOBODY).gid(NOBODY);
+        let output = command.output().unwrap();
+        let text = crate::server::text(&output.stderr);
+        (output.status.code(), text)
+    };
+    with("approvers = ['nobody']");
+    let server = home.serve();
+    let machine = Machine::join(&server, "web-1");
+    let (volume, _) = machine.register("root");
+    let two = r#"rule = "ask"
+        [approval]
+        count = 2
+        by = ["root", "nobody"]"#;
+    let file = folder.path().join("two.toml");
+    std::fs::write(&file, two).unwrap();
+    server
+        .home
+        .succeeds(&["policy", "set", "root", file.to_str().unwrap()]);
+    let boot = Boot::begin();
+    let Verdict::Pending { id, code, .. } = machine.ask(&boot, volume) else {
+        panic!("nobody is asked");
+    };
+    assert_eq!(nobody(&["requests"]).0, Some(0));
+    assert_eq!(nobody(&["approve", id.as_str(), code.as_str()]).0, Some(0));
+    assert!(matches!(
+        machine.ask(&boot, volume),
+        Verdict::Pending { .. }
+    ));
+    let (again, why) = nobody(&["approve", id.as_str(), code.as_str()]);
+    assert_eq!(again, Some(3), "{why}");
+    assert!(why.contains("another person must"), "{why}");
+    for forbidden in [
+        &["arm", "web-1"][..],
+        &["revoke", "web-1"],
+        &["invite", "web-2"],
+        &["policy", "set", "--client", "web-1", "fleet"],
+    ] {
+        let (code, why) = nobody(forbidden);
+        assert_eq!(code, Some(3), "{forbidden:?}: {why}");
+        assert!(why.contains("nothing else"), "{forbidden:?}: {why}");
+    }
+    server
+        .home
+        .succeeds(&["approve", id.as_str(), code.as_str()]);
+    machine.released(&boot, volume);
+    let approved = server.home.succeeds(&["audit", "--kind", "approved"]);
+    assert!(
+        approved.contains("by=nobody") && approved.contains("by=root"),
+        "{approved}"
+    );
 }
 
 fn copy_store(from: &std::path::Path, to: &std::path::Path) {
