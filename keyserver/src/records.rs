@@ -82,7 +82,7 @@ pub struct KnownKey {
 }
 
 /// Which of a client's two keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Lies in the initramfs and can only ask for a release.

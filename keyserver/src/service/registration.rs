@@ -38,7 +38,7 @@ impl Service {
         request: &VolumeRequest,
     ) -> Result<VolumeAnswer, ServiceError> {
         let now = self.clock.now();
-        self.admit(identity.client(), now)?;
+        self.admit(identity, now)?;
         let result = self.records.transact(now, |work| {
             let client = self.host(work, identity)?;
             self.register_volume(work, &client, peer.to_canonical(), request, now)
@@ -118,7 +118,7 @@ impl Service {
         volume: VolumeId,
     ) -> Result<(), ServiceError> {
         let now = self.clock.now();
-        self.admit(identity.client(), now)?;
+        self.admit(identity, now)?;
         let result = self.records.transact(now, |work| {
             let client = self.host(work, identity)?;
             let Some(mut found) = work.read::<Volume>(&key::volume(&volume))? else {
@@ -156,7 +156,7 @@ impl Service {
         report: &BootReport,
     ) -> Result<(), ServiceError> {
         let now = self.clock.now();
-        self.admit(identity.client(), now)?;
+        self.admit(identity, now)?;
         let lines: Vec<&str> = report.lines.iter().map(Text::as_str).collect();
         let text = lines.join("; ");
         let result = self.records.transact(now, |work| {

@@ -61,7 +61,7 @@ impl Service {
     ) -> Result<ReleaseAnswer, ServiceError> {
         check_volumes(request)?;
         let now = self.clock.now();
-        self.admit(identity.client(), now)?;
+        self.admit(identity, now)?;
         let asked = Asked {
             purpose,
             identity,

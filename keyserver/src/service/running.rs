@@ -316,7 +316,7 @@ impl Service {
         mut work: impl FnMut(&mut Work<'_>, &Client, &mut Machine) -> Result<T, ServiceError>,
     ) -> Result<T, ServiceError> {
         let now = self.clock.now();
-        self.admit(identity.client(), now)?;
+        self.admit(identity, now)?;
         let heard = Heard {
             at: now,
             uptime: self.uptime()?,
