@@ -152,7 +152,9 @@ pub fn prove(
                 .map_err(|source| sealed(server, source))
         }
         Some(Verdict::Released { .. }) => Err(not_released("it has another generation")),
-        Some(Verdict::Denied { reason, .. } | Verdict::Wait { reason, .. }) => Err(not_released(reason.as_str())),
+        Some(Verdict::Denied { reason, .. } | Verdict::Wait { reason, .. }) => {
+            Err(not_released(reason.as_str()))
+        }
         Some(Verdict::Pending { .. }) => Err(not_released("it wants a person's approval first")),
         Some(Verdict::Destroyed) => Err(not_released("it was destroyed there")),
         None => Err(not_released("it gave no verdict")),
