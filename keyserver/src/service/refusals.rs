@@ -109,8 +109,7 @@ impl Service {
         self.append(&events)
     }
 
-    /// Records events as they are.
-    pub(super) fn append(&self, events: &[Event]) -> Result<(), RecordError> {
+    fn append(&self, events: &[Event]) -> Result<(), RecordError> {
         if events.is_empty() {
             return Ok(());
         }

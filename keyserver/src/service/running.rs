@@ -266,7 +266,10 @@ impl Service {
             .client(client)
             .request(request)
             .peer(copy);
-        self.append(&[event])?;
+        self.records.transact(self.clock.now(), |work| {
+            work.audit(event.clone());
+            Ok::<_, RecordError>(())
+        })?;
         Ok(())
     }
 
