@@ -16,6 +16,7 @@ pub mod preset;
 mod range;
 pub mod scope;
 mod sentence;
+mod span;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -29,11 +30,12 @@ use latchkey_protocol::release::Purpose;
 use latchkey_protocol::wire::{BootFacts, WantedVolume};
 
 pub use condition::{Condition, Finding, Outcome, Sum, findings, sum};
-pub use model::{Approval, Change, Otherwise, Policy, PolicyError, Rule, Source, Span};
+pub use model::{Approval, Change, Otherwise, Policy, PolicyError, Rule, Source};
 pub use preset::{PRESETS, Preset};
 pub use range::{Range, RangeError};
 pub use scope::{InForce, Scope, in_force};
 pub use sentence::SENTENCE_LIMIT;
+pub use span::Span;
 pub use window::Window;
 
 use crate::clock::{UnixMillis, Uptime};

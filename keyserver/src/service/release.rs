@@ -88,7 +88,7 @@ impl Service {
     ) -> Result<ReleaseAnswer, ServiceError> {
         check_volumes(request)?;
         let now = self.clock.now();
-        self.admit(identity.client(), now)?;
+        self.admit(identity, now)?;
         let asked = Asked {
             purpose,
             identity,
@@ -107,7 +107,7 @@ impl Service {
         self.note_awaited(decided.refusals).await?;
         match decided.life {
             AskLife::No => {}
-            AskLife::Ask => self.ask_life(identity.client(), request)?,
+            AskLife::Ask => self.ask_life(identity.client(), peer.to_canonical(), request)?,
             AskLife::Forget => self.forget_life(identity.client(), request),
         }
         Ok(ReleaseAnswer {

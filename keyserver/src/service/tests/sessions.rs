@@ -2,7 +2,7 @@
 //! announcement or one one-time policy to two boots, releases to a boot that the running machine answered, or releases
 //! to an old ticket without a person.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
@@ -86,8 +86,9 @@ struct Model {
     next: Option<Bytes<32>>,
     old: Option<Bytes<32>>,
     stream: Option<life::LifeStream>,
-    /// Boots that the running machine answered because of; forgotten with a restart.
-    answered: BTreeSet<Session>,
+    /// Boots that the running machine answered because of, and when they asked last; forgotten with a restart, and when
+    /// they do not ask for a while: a copy can take a new request id at any time.
+    answered: BTreeMap<Session, Duration>,
     approved: BTreeSet<Session>,
     /// Consoles: number, code, session.
     shown: Vec<(String, String, Session)>,
@@ -114,7 +115,7 @@ impl Model {
             next: None,
             old: None,
             stream: None,
-            answered: BTreeSet::new(),
+            answered: BTreeMap::new(),
             approved: BTreeSet::new(),
             shown: Vec::new(),
             since_armed: BTreeSet::new(),
@@ -213,6 +214,12 @@ impl Model {
             .collect();
         let identity = self.rig.identity(&self.machine.boot);
         let session = (request.request, request.ephemeral_key);
+        let passed = self.rig.clock.passed();
+        self.answered
+            .retain(|_, asked| passed - *asked < life::FORGOTTEN);
+        if let Some(asked) = self.answered.get_mut(&session) {
+            *asked = passed;
+        }
         let answer = self
             .rig
             .service
@@ -240,7 +247,7 @@ impl Model {
         let approved = self.approved.contains(&session);
         let good = shown.is_some_and(|ticket| ticket == self.current || Some(ticket) == self.next);
         assert!(
-            !policy.life || !self.answered.contains(&session),
+            !policy.life || !self.answered.contains_key(&session),
             "the running machine answered"
         );
         if shown.is_some() {
@@ -272,37 +279,25 @@ impl Model {
             version: Version::default(),
             challenge,
         };
-        let before = self.rig.alarms().len();
         let taken = self
             .rig
             .service
             .answer_life(&host, address(HOME), &answer)
             .is_ok();
-        let last = self
-            .rig
-            .audit()
-            .into_iter()
-            .rfind(|entry| entry.event.kind == Kind::Alarm);
-        // Of alarms of one hour the first is written out, the others are counted.
-        if taken && self.rig.alarms().len() > before {
-            let request = last.and_then(|entry| entry.event.request).unwrap();
-            let boot = self
-                .boots
-                .iter()
-                .find(|boot| boot.request == request)
-                .unwrap();
-            let keys = [boot.pair.public(), self.foreign.pair.public()];
-            // Which of the two keys was asked about is the server's to know: whoever is refused now was.
-            for key in keys {
-                let life = self.rig.service.lives.view(
-                    &self.machine.name,
-                    request,
-                    &key,
-                    self.rig.clock.passed(),
-                );
-                if life == crate::policy::Life::Alive {
-                    self.answered.insert((request, key));
-                }
+        if !taken {
+            return;
+        }
+        let alarm = self.rig.service.audit(0, 10_000).unwrap().pop().unwrap();
+        assert_eq!(alarm.event.kind, Kind::Alarm);
+        let request = alarm.event.request.unwrap();
+        let boot = self.boots.iter().find(|boot| boot.request == request);
+        // Which of the two keys was asked about is the server's to know: the one that it refuses now.
+        for key in [boot.unwrap().pair.public(), self.foreign.pair.public()] {
+            let passed = self.rig.clock.passed();
+            let name = &self.machine.name;
+            let life = self.rig.service.lives.view(name, request, &key, passed);
+            if life == crate::policy::Life::Alive {
+                self.answered.insert((request, key), passed);
             }
         }
     }
