@@ -95,6 +95,8 @@ pub enum Kind {
     Changed,
     /// A machine reported how its boot went.
     BootReport,
+    /// A header's ticket moved on: the earlier one is stale from here on.
+    Ticket,
     /// A reboot was announced.
     Armed,
     /// A host certificate was renewed.
@@ -215,7 +217,7 @@ impl Event {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Initialised,
         Self::Invited,
         Self::Joined,
@@ -232,6 +234,7 @@ impl Kind {
         Self::Destroyed,
         Self::Changed,
         Self::BootReport,
+        Self::Ticket,
         Self::Armed,
         Self::Renewed,
         Self::Locked,
@@ -264,6 +267,7 @@ impl Kind {
             Self::Destroyed => "destroyed",
             Self::Changed => "changed",
             Self::BootReport => "boot-report",
+            Self::Ticket => "ticket",
             Self::Armed => "armed",
             Self::Renewed => "renewed",
             Self::Locked => "locked",

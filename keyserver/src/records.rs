@@ -4,6 +4,7 @@
 
 mod code;
 mod machine;
+mod trace;
 
 use std::net::IpAddr;
 
@@ -17,10 +18,8 @@ use crate::clock::UnixMillis;
 use crate::policy::{Otherwise, Policy, Range};
 
 pub use code::{Code, ShortId};
-pub use machine::{
-    Armed, BootSession, FETCH, Group, GroupName, Heard, LastBoot, Machine, SetPolicy, TicketState,
-    Trace, kernel,
-};
+pub use machine::{Armed, BootSession, FETCH, Group, GroupName, Heard, Machine, SetPolicy};
+pub use trace::{LastBoot, Note, TicketState, Trace, kernel};
 
 /// SHA-256 of a public key's SubjectPublicKeyInfo in DER: how the server knows a client's key.
 pub type SpkiHash = Bytes<32>;
@@ -83,7 +82,7 @@ pub struct KnownKey {
 }
 
 /// Which of a client's two keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Lies in the initramfs and can only ask for a release.
@@ -396,5 +395,46 @@ impl Record for crate::clock::Uptime {
 impl Record for Settings {
     fn key(&self) -> String {
         key::SETTINGS.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reads<R: Record>(json: &str) -> R {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn records_of_the_first_version_are_read_and_mean_what_they_meant() {
+        let key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+        let id = "0b5c2a58-8f5b-4f0e-9d7c-3a51d2f0c9aa";
+        let volume: Volume = reads(&format!(
+            r#"{{"id":"{id}","client":"web-1","label":"root","generation":1,
+                "policy":{{"rule":"allow","from":["192.0.2.7/32"],"elsewhere":"ask"}},
+                "created":7,"state":"live"}}"#
+        ));
+        let client: Client = reads(&format!(
+            r#"{{"name":"web-1","created":1,"invitation":null,"joined":{{"boot":"{key}","host":"{key}",
+                "at":1,"from":"192.0.2.7"}},"revoked":null}}"#
+        ));
+        let session: Session = reads(&format!(
+            r#"{{"request":"000102030405060708090a0b0c0d0e0f","client":"web-1","ephemeral_key":"{key}",
+                "volumes":[{{"volume":"{id}","generation":1}}],"number":"AAAAA","code":"AAAAAA",
+                "state":"pending","attempts":0,"created":1,"expires":2,"peer":"192.0.2.7"}}"#
+        ));
+        assert!(session.approvals.is_empty() && client.locked.is_none());
+        // A policy that somebody may have set goes before what is set for the client since.
+        let others = Client {
+            policy: Some(SetPolicy {
+                policy: Policy::plain(crate::policy::Rule::Deny),
+                set: UnixMillis(9),
+            }),
+            ..client
+        };
+        let found = crate::policy::in_force(&volume, &others, None);
+        assert_eq!(found.scope, crate::policy::Scope::Volume);
+        assert_eq!(found.policy, &volume.policy);
     }
 }

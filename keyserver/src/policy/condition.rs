@@ -390,7 +390,7 @@ impl Look<'_> {
             .map(|change| change.text())
             .collect();
         if changed.is_empty() {
-            let text = format!("as at the last boot, at {} UTC", last.at.text());
+            let text = format!("as at the last boot, at {} UTC", last.session.at.text());
             return Some(Finding::holds(Condition::Changes, true, text));
         }
         Some(Finding::holds(

@@ -52,7 +52,11 @@ fn full() -> Case {
     case.machine = Some(machine);
     let mut trace = Trace::new(case.wanted.volume);
     trace.current = Some(Bytes([7; 32]));
-    trace.last = Some(LastBoot::new(NOW, HERE.parse().unwrap(), &facts()));
+    trace.last = Some(LastBoot::new(
+        boot(98, NOW),
+        HERE.parse().unwrap(),
+        &facts(),
+    ));
     case.trace = Some(trace);
     case.ticket = Some(Bytes([7; 32]));
     case.life = Life::Silent;
@@ -185,24 +189,21 @@ fn each_condition_and_every_pair_decides_as_the_table_says() {
     assert_eq!(decided(&full()), "Policy");
     for otherwise in [Otherwise::Ask, Otherwise::Deny] {
         for elsewhere in [Otherwise::Ask, Otherwise::Deny] {
-            for first in 0..BREAKS.len() {
-                for second in 0..BREAKS.len() {
+            for (first, (name, _, change)) in BREAKS.iter().enumerate() {
+                for (second, (other, _, also)) in BREAKS.iter().enumerate() {
                     let mut case = full();
                     policy(&mut case, |policy| {
                         policy.otherwise = otherwise;
                         policy.elsewhere = elsewhere;
                     });
-                    BREAKS[first].2(&mut case);
+                    change(&mut case);
                     // Two ways to break one condition may undo each other.
-                    if first != second && BREAKS[first].0 != BREAKS[second].0 {
-                        BREAKS[second].2(&mut case);
+                    if first != second && name != other {
+                        also(&mut case);
                     } else if first != second {
                         continue;
                     }
-                    let what = format!(
-                        "{} {} {otherwise:?} {elsewhere:?}",
-                        BREAKS[first].0, BREAKS[second].0
-                    );
+                    let what = format!("{} {} {otherwise:?} {elsewhere:?}", name, other);
                     let expected = expected(&[first, second], otherwise, elsewhere);
                     assert_eq!(decided(&case), expected, "{what}");
 

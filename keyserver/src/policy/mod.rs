@@ -16,6 +16,7 @@ pub mod preset;
 mod range;
 pub mod scope;
 mod sentence;
+mod span;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -29,15 +30,16 @@ use latchkey_protocol::release::Purpose;
 use latchkey_protocol::wire::{BootFacts, WantedVolume};
 
 pub use condition::{Condition, Finding, Outcome, Sum, findings, sum};
-pub use model::{Approval, Change, Otherwise, Policy, PolicyError, Rule, Source, Span};
+pub use model::{Approval, Change, Otherwise, Policy, PolicyError, Rule, Source};
 pub use preset::{PRESETS, Preset};
 pub use range::{Range, RangeError};
 pub use scope::{InForce, Scope, in_force};
 pub use sentence::SENTENCE_LIMIT;
+pub use span::Span;
 pub use window::Window;
 
 use crate::clock::{UnixMillis, Uptime};
-use crate::records::{Machine, Session, SessionState, Trace, Volume, VolumeState};
+use crate::records::{Machine, Note, Session, SessionState, Trace, Volume, VolumeState};
 
 /// A request for one volume, by a key that is known to be the client's.
 #[derive(Debug, Clone, Copy)]
@@ -168,7 +170,7 @@ pub struct Authorised {
     ephemeral_key: Bytes<32>,
     by: Authority,
     announced: bool,
-    once: Option<UnixMillis>,
+    note: Note,
 }
 
 /// What a release rests on.
@@ -308,7 +310,10 @@ impl Authorised {
     ) -> Self {
         Self {
             announced: by == Authority::Policy && condition::announced(request, state, now),
-            once: state.policy.once.then_some(state.policy_set),
+            note: Note {
+                once: state.policy.once.then_some(state.policy_set),
+                counted: state.policy.per_hour.is_some() || state.policy.per_day.is_some(),
+            },
             purpose: request.purpose,
             client: volume.client.clone(),
             volume: volume.id,
@@ -359,9 +364,9 @@ impl Authorised {
         self.announced
     }
 
-    /// Where the policy allows one boot only: when it was set.
-    pub fn once(&self) -> Option<UnixMillis> {
-        self.once
+    /// What the policy wants to have noted of the release.
+    pub fn note(&self) -> Note {
+        self.note
     }
 }
 

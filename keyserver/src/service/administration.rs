@@ -157,6 +157,7 @@ impl Service {
             let mut record = volume_record(work, volume)?;
             // Again even if it is gone: an earlier try may have failed before the traces were erased.
             work.remove_shares(volume)?;
+            work.remove(key::trace(volume));
             let at = match record.state {
                 VolumeState::Destroyed(at) => at,
                 VolumeState::Live | VolumeState::Retired(_) => {

@@ -34,7 +34,6 @@ pub(super) struct Asked<'a> {
 pub(super) struct Known {
     client: Client,
     group: Option<Group>,
-    machine: Option<Machine>,
     pub session: Option<Session>,
     store: StoreState,
 }
@@ -84,7 +83,6 @@ impl Known {
             return Ok(Self {
                 client,
                 group: None,
-                machine: None,
                 session: None,
                 store: StoreState::Newest,
             });
@@ -96,7 +94,6 @@ impl Known {
         let witness: Option<Witness> = work.read(key::WITNESS)?;
         Ok(Self {
             group,
-            machine: work.read(&key::machine(&client.name))?,
             session: work.read(&key::session(&client.name, &request.request))?,
             store: witness.map_or(StoreState::Newest, |witness| witness.state()),
             client,
@@ -123,6 +120,12 @@ impl Known {
         let none = Policy::plain(Rule::Deny);
         let in_force =
             owned.map(|volume| policy::in_force(volume, &self.client, self.group.as_ref()));
+        // Read only where a condition rests on it: most releases do without.
+        let conditions = in_force.is_some_and(|found| found.policy.has_conditions());
+        let machine: Option<Machine> = match (asked.purpose, conditions) {
+            (Purpose::Release, true) => work.read(&key::machine(&self.client.name))?,
+            _ => None,
+        };
         let tickets = asked.request.tickets.iter();
         let request = PolicyRequest {
             purpose: asked.purpose,
@@ -144,7 +147,7 @@ impl Known {
             policy_set: in_force.map_or(UnixMillis(0), |found| found.set),
             home: owned.and_then(|volume| home(volume, &self.client)),
             session: self.session.as_ref(),
-            machine: self.machine.as_ref(),
+            machine: machine.as_ref(),
             trace: trace.as_ref(),
             life: asked.life,
             store: self.store,
@@ -194,20 +197,15 @@ impl Look {
         text
     }
 
-    /// The alarms among the findings.
+    /// The alarms among the findings. That the running machine answered was one already, when it did.
     pub fn alarms(&self, asked: &Asked<'_>) -> Vec<Refused> {
-        let alarms = self
-            .findings
-            .iter()
-            .filter(|found| found.outcome == Outcome::Alarms);
+        let alarms = self.findings.iter().filter(|found| {
+            found.outcome == Outcome::Alarms && found.condition == Condition::Ticket
+        });
         alarms
             .map(|found| {
-                let name = match found.condition {
-                    Condition::Ticket => "alarm: ticket",
-                    _ => "alarm: life",
-                };
                 let text = format!("{}: {}", found.condition.name(), found.text);
-                let mut refused = asked.refused(Some(&self.wanted), name, &text);
+                let mut refused = asked.refused(Some(&self.wanted), "alarm: ticket", &text);
                 refused.kind = Kind::Alarm;
                 refused
             })

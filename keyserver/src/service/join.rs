@@ -168,6 +168,8 @@ fn join(
     });
     client.revoked = None;
     work.write(&client)?;
+    // What was known of the machine with the earlier keys is nothing to the one with these.
+    work.remove(key::machine(&name));
     let text = match replaced {
         Some(_) => "joined anew; its earlier keys no longer count",
         None => "joined",

@@ -4,6 +4,7 @@
 //! none who sets a clock makes a machine seem silent.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,7 +21,7 @@ pub const BEAT: Duration = Duration::from_secs(10);
 /// Boot sessions of one client that are being asked about; the one that was looked at longest ago gives way.
 const ASKED_LIMIT: usize = 32;
 /// How long a boot session is remembered that does not ask any more.
-const FORGOTTEN: Duration = Duration::from_secs(900);
+pub(super) const FORGOTTEN: Duration = Duration::from_secs(900);
 /// Challenges that wait on one stream; a machine that reads none is as good as silent.
 const WAITING_LIMIT: usize = 64;
 
@@ -55,6 +56,8 @@ struct Stream {
 struct Asked {
     request: RequestId,
     ephemeral_key: Bytes<32>,
+    /// Where it comes from.
+    peer: IpAddr,
     began: Duration,
     looked: Duration,
     /// The last question: over which stream, when, and what.
@@ -203,6 +206,7 @@ impl Lives {
         client: &ClientName,
         request: RequestId,
         ephemeral_key: &Bytes<32>,
+        peer: IpAddr,
         now: Duration,
     ) -> Result<(), getrandom::Error> {
         let mut state = self.lock();
@@ -222,6 +226,7 @@ impl Lives {
             of.asked.push(Asked {
                 request,
                 ephemeral_key: *ephemeral_key,
+                peer,
                 began: now,
                 looked: now,
                 question: None,
@@ -250,15 +255,20 @@ impl Lives {
         Ok(())
     }
 
-    /// Takes a running machine's answer; the boot session because of which it was asked. Each answer counts once.
-    pub fn answer(&self, client: &ClientName, challenge: &Challenge) -> Option<RequestId> {
+    /// Takes a running machine's answer; the boot session because of which it was asked, and where that comes from. Each
+    /// answer counts once.
+    pub fn answer(
+        &self,
+        client: &ClientName,
+        challenge: &Challenge,
+    ) -> Option<(RequestId, IpAddr)> {
         let mut state = self.lock();
         let of = state.get_mut(client)?;
         let asked = of.asked.iter_mut().find(|asked| {
             !asked.answered && asked.question.is_some_and(|(.., sent)| sent == *challenge)
         })?;
         asked.answered = true;
-        Some(asked.request)
+        Some((asked.request, asked.peer))
     }
 
     /// Forgets a boot session: something was released to it, and the machine that comes up by it is no copy.

@@ -206,7 +206,7 @@ impl Service {
         }
     }
 
-    /// Limits the requests that one client may have answered in an hour.
+    /// Limits the requests that one key of a client may have answered in an hour.
     #[must_use]
     pub fn with_entries_per_hour(mut self, limit: u32) -> Self {
         self.entries_per_hour = limit;

@@ -12,12 +12,13 @@ use super::{Identity, Refusal, Service, ServiceError};
 use crate::audit::{Event, Kind};
 use crate::clock::UnixMillis;
 use crate::policy::Reason;
+use crate::records::Role;
 use crate::sealed::RecordError;
 
 const WINDOW: Duration = Duration::from_secs(3600);
 /// Kinds of refusals that are remembered at once; what is beyond is neither written nor counted.
 const KINDS_LIMIT: usize = 4096;
-/// Audit entries that one client may cause in an hour, by default.
+/// Requests that one key of a client may have answered in an hour, by default.
 pub const ENTRIES_PER_HOUR: u32 = 3600;
 
 /// A refusal of a known client, for the audit.
@@ -38,7 +39,7 @@ pub(super) struct Refused {
 #[derive(Default)]
 pub(super) struct Refusals {
     windows: Mutex<HashMap<WindowKey, Window>>,
-    entries: Mutex<HashMap<ClientName, (UnixMillis, u32)>>,
+    entries: Mutex<HashMap<(ClientName, Role), (UnixMillis, u32)>>,
 }
 
 type WindowKey = (ClientName, Option<VolumeId>, &'static str);
@@ -80,13 +81,16 @@ impl Service {
         result
     }
 
-    /// Counts one request of `client` against its limit.
-    pub(super) fn admit(&self, client: &ClientName, now: UnixMillis) -> Result<(), ServiceError> {
+    /// Counts one request of a key against its limit. Each key has its own: whoever has a copy of the boot key may not keep
+    /// the running machine from saying that it lives.
+    pub(super) fn admit(&self, identity: &Identity, now: UnixMillis) -> Result<(), ServiceError> {
         let mut entries = lock(&self.refusals.entries);
         if entries.len() > KINDS_LIMIT {
             entries.retain(|_, (began, _)| in_window(*began, now));
         }
-        let (began, count) = entries.entry(client.clone()).or_insert((now, 0));
+        let (began, count) = entries
+            .entry((identity.client().clone(), identity.role()))
+            .or_insert((now, 0));
         if !in_window(*began, now) {
             (*began, *count) = (now, 0);
         }

@@ -38,7 +38,7 @@ impl Service {
         request: &VolumeRequest,
     ) -> Result<VolumeAnswer, ServiceError> {
         let now = self.clock.now();
-        self.admit(identity.client(), now)?;
+        self.admit(identity, now)?;
         let result = self.records.transact(now, |work| {
             let client = self.host(work, identity)?;
             self.register_volume(work, &client, peer.to_canonical(), request, now)
@@ -84,7 +84,10 @@ impl Service {
             }
         };
         let sealed = self.seal_share(work, &authorised)?;
-        let policy = volume.policy.sentence();
+        let (owned_by, group) = owner(work, &volume)?;
+        let policy = policy::in_force(&volume, &owned_by, group.as_ref())
+            .policy
+            .sentence();
         let text = format!(
             "{text}: '{}', generation {}, {policy}",
             volume.label, volume.generation
@@ -115,7 +118,7 @@ impl Service {
         volume: VolumeId,
     ) -> Result<(), ServiceError> {
         let now = self.clock.now();
-        self.admit(identity.client(), now)?;
+        self.admit(identity, now)?;
         let result = self.records.transact(now, |work| {
             let client = self.host(work, identity)?;
             let Some(mut found) = work.read::<Volume>(&key::volume(&volume))? else {
@@ -125,6 +128,7 @@ impl Service {
                 return Err(ServiceError::Refused(Refusal::NotOwned));
             }
             work.remove_shares(&volume)?;
+            work.remove(key::trace(&volume));
             if found.state == VolumeState::Live {
                 found.state = VolumeState::Retired(now);
                 work.write(&found)?;
@@ -152,7 +156,7 @@ impl Service {
         report: &BootReport,
     ) -> Result<(), ServiceError> {
         let now = self.clock.now();
-        self.admit(identity.client(), now)?;
+        self.admit(identity, now)?;
         let lines: Vec<&str> = report.lines.iter().map(Text::as_str).collect();
         let text = lines.join("; ");
         let result = self.records.transact(now, |work| {

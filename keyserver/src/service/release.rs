@@ -61,7 +61,7 @@ impl Service {
     ) -> Result<ReleaseAnswer, ServiceError> {
         check_volumes(request)?;
         let now = self.clock.now();
-        self.admit(identity.client(), now)?;
+        self.admit(identity, now)?;
         let asked = Asked {
             purpose,
             identity,
@@ -77,7 +77,7 @@ impl Service {
         self.note(decided.refusals)?;
         match decided.life {
             AskLife::No => {}
-            AskLife::Ask => self.ask_life(identity.client(), request)?,
+            AskLife::Ask => self.ask_life(identity.client(), peer.to_canonical(), request)?,
             AskLife::Forget => self.forget_life(identity.client(), request),
         }
         Ok(ReleaseAnswer {
@@ -284,8 +284,8 @@ fn remember(
     let volume = authorised.volume();
     let before: Option<Trace> = work.read(&key::trace(&volume))?;
     let mut trace = before.clone().unwrap_or_else(|| Trace::new(volume));
-    let said = LastBoot::new(asked.now, asked.peer, &asked.request.facts);
-    trace.booted(session, authorised.once(), said);
+    let said = LastBoot::new(session, asked.peer, &asked.request.facts);
+    trace.booted(said, authorised.note());
     if before.as_ref() != Some(&trace) {
         work.write(&trace)?;
     }

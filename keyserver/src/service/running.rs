@@ -90,6 +90,12 @@ impl Service {
                 }
                 if before != trace {
                     work.write(&trace)?;
+                    work.audit(
+                        Event::new(Kind::Ticket, "the header's ticket moved on")
+                            .client(&client.name)
+                            .volume(shown.volume)
+                            .peer(peer),
+                    );
                 }
             }
             let Some(lifetime) = lifetime else {
@@ -246,20 +252,24 @@ impl Service {
     ) -> Result<(), ServiceError> {
         self.as_running(identity, peer, |_, _, _| Ok(()))?;
         let client = identity.client();
-        let Some(request) = self.lives.answer(client, &answer.challenge) else {
+        let Some((request, copy)) = self.lives.answer(client, &answer.challenge) else {
             return Err(ServiceError::Invalid("nobody asked for this answer"));
         };
-        log::warn!("client '{client}' runs, and somebody boots as it: request {request}");
-        self.note(vec![Refused {
-            kind: Kind::Alarm,
-            client: client.clone(),
-            volume: None,
-            request: Some(request),
-            peer,
-            name: "alarm: life",
-            text: "the running machine answered while another one boots as it: that one is a copy"
-                .to_owned(),
-        }])?;
+        log::warn!(
+            "client '{client}' runs, and somebody boots as it from {copy}: request {request}"
+        );
+        // Each one is written out: there are no more of them than boot sessions that asked.
+        let text = format!(
+            "the running machine answered from {peer} while another one boots as it from {copy}: that one is a copy"
+        );
+        let event = Event::new(Kind::Alarm, text)
+            .client(client)
+            .request(request)
+            .peer(copy);
+        self.records.transact(self.clock.now(), |work| {
+            work.audit(event.clone());
+            Ok::<_, RecordError>(())
+        })?;
         Ok(())
     }
 
@@ -286,11 +296,12 @@ impl Service {
     pub(super) fn ask_life(
         &self,
         client: &ClientName,
+        peer: IpAddr,
         request: &ReleaseRequest,
     ) -> Result<(), RecordError> {
         let (id, ephemeral_key) = (request.request, &request.ephemeral_key);
         self.lives
-            .ask(client, id, ephemeral_key, self.clock.passed())
+            .ask(client, id, ephemeral_key, peer, self.clock.passed())
             .map_err(super::waiting::random_failed)
     }
 
@@ -308,7 +319,7 @@ impl Service {
         mut work: impl FnMut(&mut Work<'_>, &Client, &mut Machine) -> Result<T, ServiceError>,
     ) -> Result<T, ServiceError> {
         let now = self.clock.now();
-        self.admit(identity.client(), now)?;
+        self.admit(identity, now)?;
         let heard = Heard {
             at: now,
             uptime: self.uptime()?,

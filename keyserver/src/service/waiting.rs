@@ -39,6 +39,8 @@ impl Service {
             // Still waiting, or the decision would not be to ask: nobody has approved it without these.
             Some(mut session) => {
                 session.volumes.extend(&new);
+                // Who has approved it so far has not approved these.
+                session.approvals.clear();
                 session
             }
             None => match self.begin_session(work, asked, new.clone())? {

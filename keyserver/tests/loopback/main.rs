@@ -3,6 +3,7 @@
 // Helpers that are no test functions of their own unwrap as well: a panic is how a test fails.
 #![allow(clippy::unwrap_used)]
 
+mod alive;
 mod commands;
 mod disks;
 mod inside;

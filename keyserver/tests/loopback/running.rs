@@ -1,22 +1,16 @@
 //! Running machines: tickets, announced reboots, proof of life, heartbeats, renewal; and a copy that boots beside them.
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 
 use latchkey_protocol::encoding::Bytes;
-use latchkey_protocol::wire::{
-    self, Arm, ConfirmRequest, HeartbeatAnswer, HeartbeatRequest, LifeAnswer, LifeLine,
-    ReleaseRequest, RenewAnswer, RenewRequest, Shown, SignedHead, Text, TicketsAnswer,
-    TicketsRequest, Verdict, Version, VolumeTicket,
-};
-use latchkey_protocol::{RequestId, VolumeId};
+use latchkey_protocol::wire::{self, LifeLine, RenewAnswer, RenewRequest, Text, Verdict, Version};
 use nix::sys::signal::Signal;
-use serde::Serialize;
 
-use crate::machine::{Boot, Machine, csr, verdict};
+use crate::alive::{Follow, Life};
+use crate::machine::{Boot, Machine, csr};
 use crate::server::{Home, Server, latchkeyd};
-use crate::wire::{Identity, Reply, Stream, connect, request};
+use crate::wire::Identity;
 
 /// A server whose streams beat each second.
 fn start() -> Server {
@@ -28,182 +22,6 @@ fn start() -> Server {
 fn beat_each_second(home: &Home) {
     let text = std::fs::read_to_string(home.config()).unwrap();
     std::fs::write(home.config(), format!("life-interval-s = 1\n{text}")).unwrap();
-}
-
-/// A stream of proof of life, as a machine keeps it.
-struct Life(BufReader<Stream>);
-
-impl Life {
-    #[track_caller]
-    fn open(machine: &Machine) -> Self {
-        let mut stream = connect(machine.address, Some(&machine.host)).unwrap();
-        let head = format!("GET {} HTTP/1.1\r\nHost: a\r\n\r\n", wire::LIFE);
-        stream.write_all(head.as_bytes()).unwrap();
-        stream.flush().unwrap();
-        let mut life = Self(BufReader::new(stream));
-        assert_eq!(life.next(), Some(LifeLine::Beat(0)));
-        life
-    }
-
-    /// The next line; none at the stream's end.
-    fn next(&mut self) -> Option<LifeLine> {
-        loop {
-            let mut line = String::new();
-            match self.0.read_line(&mut line) {
-                Ok(0) | Err(_) => return None,
-                // The head of the answer and the lengths of the chunks are no lines of it.
-                Ok(_) => {
-                    if let Ok(line) = serde_json::from_str(&line) {
-                        return Some(line);
-                    }
-                }
-            }
-        }
-    }
-
-    #[track_caller]
-    fn challenge(&mut self) -> Bytes<32> {
-        loop {
-            match self.next() {
-                Some(LifeLine::Challenge(challenge)) => return challenge,
-                Some(LifeLine::Beat(_)) => {}
-                None => panic!("the stream ended"),
-            }
-        }
-    }
-}
-
-impl Machine {
-    fn post(&self, path: &str, body: &impl Serialize) -> Reply {
-        let body = serde_json::to_vec(body).unwrap();
-        request(self.address, Some(&self.host), "POST", path, &body)
-    }
-
-    #[track_caller]
-    fn move_ticket(&self, volume: VolumeId, arm: Option<u32>) -> Bytes<32> {
-        let reply = self.post(
-            wire::TICKETS_NEXT,
-            &TicketsRequest {
-                version: Version::default(),
-                volumes: vec![Shown {
-                    volume,
-                    shown: None,
-                }],
-            },
-        );
-        assert_eq!(reply.status, 200, "{}", reply.body);
-        let answer: TicketsAnswer = serde_json::from_str(&reply.body).unwrap();
-        let ticket = answer.tickets[0];
-        let reply = self.confirm(ticket, arm);
-        assert_eq!(reply.status, 200, "{}", reply.body);
-        ticket.ticket
-    }
-
-    fn confirm(&self, ticket: VolumeTicket, arm: Option<u32>) -> Reply {
-        self.post(
-            wire::TICKETS_CONFIRM,
-            &ConfirmRequest {
-                version: Version::default(),
-                tickets: vec![ticket],
-                arm: arm.map(|seconds| Arm { seconds }),
-            },
-        )
-    }
-
-    #[track_caller]
-    fn heartbeat(&self, head: Option<SignedHead>, boot: Option<RequestId>) -> HeartbeatAnswer {
-        let reply = self.post(
-            wire::HEARTBEAT,
-            &HeartbeatRequest {
-                version: Version::default(),
-                head,
-                images: Vec::new(),
-                boot,
-            },
-        );
-        assert_eq!(reply.status, 200, "{}", reply.body);
-        serde_json::from_str(&reply.body).unwrap()
-    }
-
-    fn answers(&self, challenge: Bytes<32>) -> Reply {
-        self.post(
-            wire::LIFE_ANSWER,
-            &LifeAnswer {
-                version: Version::default(),
-                challenge,
-            },
-        )
-    }
-
-    #[track_caller]
-    fn shows(&self, boot: &Boot, volume: VolumeId, ticket: Bytes<32>) -> Verdict {
-        let mut wants: ReleaseRequest = serde_json::from_slice(&boot.wants(&[volume])).unwrap();
-        wants.tickets = vec![VolumeTicket { volume, ticket }];
-        let body = serde_json::to_vec(&wants).unwrap();
-        verdict(&request(
-            self.address,
-            Some(&self.boot),
-            "POST",
-            wire::RELEASE,
-            &body,
-        ))
-    }
-
-    /// As the agent does: asks on for as long as it is told to wait.
-    #[track_caller]
-    fn waits_for(&self, boot: &Boot, volume: VolumeId, ticket: Bytes<32>) -> Verdict {
-        loop {
-            match self.shows(boot, volume, ticket) {
-                Verdict::Wait { .. } => std::thread::sleep(std::time::Duration::from_millis(100)),
-                other => return other,
-            }
-        }
-    }
-}
-
-/// The lines of a command that goes on.
-struct Follow {
-    child: Child,
-    lines: Receiver<String>,
-}
-
-impl Follow {
-    fn start(home: &Home, arguments: &[&str]) -> Self {
-        let mut child = latchkeyd(arguments)
-            .arg("--data-dir")
-            .arg(home.data_dir())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (sender, lines) = channel();
-        let out = BufReader::new(child.stdout.take().unwrap());
-        std::thread::spawn(move || {
-            for line in out.lines().map_while(Result::ok) {
-                let _ = sender.send(line);
-            }
-        });
-        Self { child, lines }
-    }
-
-    #[track_caller]
-    fn wait_for(&self, words: &str) -> String {
-        loop {
-            let line = self
-                .lines
-                .recv_timeout(std::time::Duration::from_secs(60))
-                .unwrap_or_else(|_| panic!("no line with {words:?}"));
-            if line.contains(words) {
-                return line;
-            }
-        }
-    }
-}
-
-impl Drop for Follow {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 #[test]
@@ -241,7 +59,7 @@ fn a_copy_is_refused_with_an_alarm_and_the_original_goes_on() {
     ));
     let challenge = life.challenge();
     assert_eq!(machine.answers(challenge).status, 200);
-    follow.wait_for("the running machine answered");
+    follow.wait_for("the running machine answered from");
     let Verdict::Denied { reason, .. } = machine.shows(&copy, volume, ticket) else {
         panic!("not denied");
     };
@@ -452,6 +270,84 @@ fn commands_lock_try_and_invite_in_bulk() {
     Machine::with_token(server.address, lines[2]["token"].as_str().unwrap());
     let groups = server.home.json(&["groups"]);
     assert_eq!(groups[0]["clients"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn two_users_approve_and_the_one_who_is_not_root_does_nothing_else() {
+    const NOBODY: u32 = 65534;
+    if !nix::unistd::Uid::effective().is_root() {
+        // Only root can run a command as another user.
+        return;
+    }
+    let home = Home::made();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o711)).unwrap();
+    let socket = folder.path().join("admin.sock");
+    let text = std::fs::read_to_string(home.config()).unwrap();
+    let kept: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.starts_with("admin-socket"))
+        .collect();
+    let with = |approvers: &str| {
+        let text = format!(
+            "admin-socket = '{}'\n{approvers}\n{}\n",
+            socket.display(),
+            kept.join("\n")
+        );
+        std::fs::write(home.config(), text).unwrap();
+    };
+    let nobody = |arguments: &[&str]| {
+        let mut command = latchkeyd(arguments);
+        command.arg("--socket").arg(&socket).uid(NOBODY).gid(NOBODY);
+        let output = command.output().unwrap();
+        let text = crate::server::text(&output.stderr);
+        (output.status.code(), text)
+    };
+    with("approvers = ['nobody']");
+    let server = home.serve();
+    let machine = Machine::join(&server, "web-1");
+    let (volume, _) = machine.register("root");
+    let two = r#"rule = "ask"
+        [approval]
+        count = 2
+        by = ["root", "nobody"]"#;
+    let file = folder.path().join("two.toml");
+    std::fs::write(&file, two).unwrap();
+    server
+        .home
+        .succeeds(&["policy", "set", "root", file.to_str().unwrap()]);
+    let boot = Boot::begin();
+    let Verdict::Pending { id, code, .. } = machine.ask(&boot, volume) else {
+        panic!("nobody is asked");
+    };
+    assert_eq!(nobody(&["requests"]).0, Some(0));
+    assert_eq!(nobody(&["approve", id.as_str(), code.as_str()]).0, Some(0));
+    assert!(matches!(
+        machine.ask(&boot, volume),
+        Verdict::Pending { .. }
+    ));
+    let (again, why) = nobody(&["approve", id.as_str(), code.as_str()]);
+    assert_eq!(again, Some(3), "{why}");
+    assert!(why.contains("another person must"), "{why}");
+    for forbidden in [
+        &["arm", "web-1"][..],
+        &["revoke", "web-1"],
+        &["invite", "web-2"],
+        &["policy", "set", "--client", "web-1", "fleet"],
+    ] {
+        let (code, why) = nobody(forbidden);
+        assert_eq!(code, Some(3), "{forbidden:?}: {why}");
+        assert!(why.contains("nothing else"), "{forbidden:?}: {why}");
+    }
+    server
+        .home
+        .succeeds(&["approve", id.as_str(), code.as_str()]);
+    machine.released(&boot, volume);
+    let approved = server.home.succeeds(&["audit", "--kind", "approved"]);
+    assert!(
+        approved.contains("by=nobody") && approved.contains("by=root"),
+        "{approved}"
+    );
 }
 
 fn copy_store(from: &std::path::Path, to: &std::path::Path) {

@@ -135,6 +135,32 @@ fn a_copy_is_refused_while_the_original_lives_and_the_alarm_is_there_at_once() {
 }
 
 #[test]
+fn a_copy_that_asks_without_end_does_not_silence_the_original() {
+    let mut rig = Rig::new();
+    let (machine, volume, ticket) = under(&rig, "home-server");
+    rig.service = service(Box::new(rig.store.clone()), &rig.clock).with_entries_per_hour(8);
+    let mut stream = life_stream(&rig, &machine);
+    let copy = Boot::new();
+    let identity = rig.identity(&machine.boot);
+    let mut request = copy.release(&[volume]);
+    request.tickets = vec![VolumeTicket { volume, ticket }];
+    let asked = (0..20)
+        .take_while(|_| {
+            rig.service
+                .release(&identity, address(HOME), &request)
+                .is_ok()
+        })
+        .count();
+    assert_eq!(asked, 8);
+    let challenge = stream.challenges.try_recv().unwrap();
+    answers(&rig, &machine, challenge).unwrap();
+    rig.pass(HOUR);
+    // Whether it is still remembered or asked about anew: nothing is released.
+    let verdict = rig.boots(&machine, HOME, &copy, volume, Some(ticket));
+    assert!(!matches!(verdict, Verdict::Released { .. }), "{verdict:?}");
+}
+
+#[test]
 fn an_original_that_comes_back_stops_a_copy_that_a_person_was_asked_for() {
     let rig = Rig::new();
     let (machine, volume, ticket) = under(&rig, "paranoid");

@@ -114,6 +114,46 @@ fn two_of_three_named_people_approve_each_once() {
 }
 
 #[test]
+fn a_volume_that_joins_a_session_late_needs_every_approval_anew() {
+    let rig = Rig::new();
+    let (machine, volume, _) = rig.bound("web-1", 1);
+    let second = VolumeId::random().unwrap();
+    rig.register(&machine, second);
+    for id in [volume, second] {
+        rig.set_policy(id, r#"{"rule":"ask","approval":{"count":2}}"#);
+    }
+    let boot = Boot::new();
+    let (id, code) = pending(&rig.verdict(&machine, HOME, &boot, volume));
+    rig.service.approve(&id, &code, "alice").unwrap();
+    pending(&rig.verdict(&machine, HOME, &boot, second));
+    assert_eq!(
+        rig.service
+            .approve(&id, &code, "bob")
+            .unwrap()
+            .approvals_left,
+        1
+    );
+    for id in [volume, second] {
+        pending(&rig.verdict(&machine, HOME, &boot, id));
+    }
+    rig.service.approve(&id, &code, "alice").unwrap();
+    for id in [volume, second] {
+        released(&rig.verdict(&machine, HOME, &boot, id));
+    }
+}
+
+#[test]
+fn a_machine_with_new_keys_inherits_no_announcement() {
+    let rig = Rig::new();
+    let (machine, _, _) = rig.bound("web-1", 1);
+    rig.service.arm(&machine.name, HOUR, "root").unwrap();
+    assert_eq!(rig.store.range("machine/", None, 10).unwrap().len(), 1);
+    rig.service.revoke(&machine.name, "root").unwrap();
+    rig.machine("web-1", 2);
+    assert!(rig.store.range("machine/", None, 10).unwrap().is_empty());
+}
+
+#[test]
 fn invitations_in_bulk_go_into_a_group_or_are_refused_as_a_whole() {
     let rig = Rig::new();
     let names: Vec<ClientName> = (1..=3)

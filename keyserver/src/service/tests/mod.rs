@@ -7,9 +7,11 @@ mod faults;
 mod fleets;
 mod joining;
 mod on_disk;
+mod presets;
 mod properties;
 mod registering;
 mod releasing;
+mod sessions;
 mod witnessing;
 
 use std::net::IpAddr;
