@@ -57,7 +57,7 @@ impl Said {
             Self::Pending { id, code } => {
                 Some(format!("waiting for approval of request {id}, code {code}"))
             }
-            Self::Waiting(reason) => Some(format!("the key server has not decided yet: {reason}")),
+            Self::Waiting(reason) => Some(format!("not yet: {reason}")),
             Self::Denied(reason) => Some(format!("the key server denied: {reason}")),
             Self::Destroyed => Some("the key server destroyed the share for good".to_owned()),
         }

@@ -46,6 +46,8 @@ pub struct Keeper {
     due: Notify,
     /// Whether one was taken since the last stream ended.
     heard: Cell<bool>,
+    /// Whether the tickets were looked after: headers are not read again, so that disks may sleep.
+    settled: Cell<bool>,
 }
 
 /// Why the stream ended.
@@ -71,6 +73,7 @@ impl Keeper {
             life_every: Cell::new(BEAT),
             due: Notify::new(),
             heard: Cell::new(false),
+            settled: Cell::new(false),
         }
     }
 
@@ -227,8 +230,11 @@ impl Keeper {
         head.and(moved).and(renewed).and(reported)
     }
 
-    /// Once in each boot, and when a volume has none yet.
+    /// Once in each boot, and when a volume has none yet; `bind` starts the service anew.
     async fn move_tickets_on(&self) -> Result<(), String> {
+        if self.settled.get() {
+            return Ok(());
+        }
         let id = self.id();
         let mark = self
             .files
@@ -236,6 +242,7 @@ impl Keeper {
             .join(format!("moved-on-{}", id.short()));
         let missing = tickets::is_missing(&self.files, id).map_err(|error| chain(&error))?;
         if mark.exists() && !missing {
+            self.settled.set(true);
             return Ok(());
         }
         let moved = tickets::move_on(&self.files, &self.server(), None).await;
@@ -245,6 +252,7 @@ impl Keeper {
             id.short(),
             moved.volumes
         );
+        self.settled.set(true);
         files::make_dir(&self.files.runtime())
             .and_then(|()| files::replace(&mark, b""))
             .map_err(|error| chain(&error))
