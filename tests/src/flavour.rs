@@ -138,12 +138,23 @@ impl Flavour {
         }
     }
 
+    /// What the console shows where the initramfs has given up on the root and leaves the machine to people.
+    pub fn emergency(self) -> &'static str {
+        match self.framework {
+            Framework::InitramfsTools => "(initramfs)",
+            Framework::DracutSystemd => "Entering emergency mode",
+            Framework::DracutScript => "Dropping to debug shell",
+        }
+    }
+
     /// Shell lines that make a running guest, as it comes from the cache, a machine of this flavour; none of them
     /// builds its initramfs.
     pub fn settle(self) -> &'static str {
         match self.framework {
             // An emulated processor takes a minute more for Debian's compression level.
-            Framework::InitramfsTools => "echo COMPRESSLEVEL=1 > /etc/initramfs-tools/conf.d/rig",
+            Framework::InitramfsTools => {
+                "echo COMPRESSLEVEL=1 > /etc/initramfs-tools/conf.d/rig"
+            }
             // The guest has its settings already.
             Framework::DracutSystemd => ":",
             Framework::DracutScript => WITHOUT_SYSTEMD,

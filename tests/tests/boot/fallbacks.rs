@@ -8,19 +8,19 @@ use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage};
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
-        name: "latchkey's files deleted from the image leave the native prompt",
+        name: "E9 latchkey's files deleted from the image leave the native prompt",
         play: deleted,
     },
     Scenario {
-        name: "an agent that is /bin/false leaves the native prompt",
+        name: "E3 an agent that is /bin/false leaves the native prompt",
         play: fails,
     },
     Scenario {
-        name: "an agent that hangs leaves the native prompt",
+        name: "E3 an agent that hangs leaves the native prompt",
         play: hangs,
     },
     Scenario {
-        name: "empty settings leave the prompt",
+        name: "E9 empty settings leave the prompt",
         play: empty_settings,
     },
     Scenario {
