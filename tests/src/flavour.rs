@@ -152,9 +152,7 @@ impl Flavour {
     pub fn settle(self) -> &'static str {
         match self.framework {
             // An emulated processor takes a minute more for Debian's compression level.
-            Framework::InitramfsTools => {
-                "echo COMPRESSLEVEL=1 > /etc/initramfs-tools/conf.d/rig"
-            }
+            Framework::InitramfsTools => "echo COMPRESSLEVEL=1 > /etc/initramfs-tools/conf.d/rig",
             // The guest has its settings already.
             Framework::DracutSystemd => ":",
             Framework::DracutScript => WITHOUT_SYSTEMD,
