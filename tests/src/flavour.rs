@@ -138,6 +138,15 @@ impl Flavour {
         }
     }
 
+    /// What the console shows where the initramfs has given up on the root and leaves the machine to people.
+    pub fn emergency(self) -> &'static str {
+        match self.framework {
+            Framework::InitramfsTools => "(initramfs)",
+            Framework::DracutSystemd => "Entering emergency mode",
+            Framework::DracutScript => "Dropping to debug shell",
+        }
+    }
+
     /// Shell lines that make a running guest, as it comes from the cache, a machine of this flavour; none of them
     /// builds its initramfs.
     pub fn settle(self) -> &'static str {

@@ -25,7 +25,7 @@ pub const PATIENCE: Duration = Duration::from_secs(240);
 /// Programs print their prompt first; then some switch the echo off and drop what was typed by then.
 const BEFORE_TYPING: Duration = Duration::from_secs(2);
 /// The longest a command in the guest may take there: update-initramfs, mostly.
-const COMMAND_PATIENCE: Duration = Duration::from_secs(900);
+const COMMAND_PATIENCE: Duration = Duration::from_secs(2700);
 
 /// A machine could not be started or did not behave.
 #[derive(Debug, thiserror::Error)]

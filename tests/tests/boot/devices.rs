@@ -6,12 +6,19 @@ use std::time::{Duration, Instant};
 use latchkey_tests::bound::PORT;
 use latchkey_tests::guest::PASSPHRASE;
 use latchkey_tests::machine::{Machine, Network, Spec};
+use latchkey_tests::memory::{self, Search};
 use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
+
+use crate::secrets;
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "D1 a root disk that appears 30 s late opens by itself",
         play: late_disk,
+    },
+    Scenario {
+        name: "D2 a root disk that never comes: no key is fetched, no prompt, the emergency shell without credentials",
+        play: missing_disk,
     },
     Scenario {
         name: "N1 a machine without a network card prompts at once",
@@ -55,6 +62,50 @@ fn disk_after(stage: &Stage, late: Duration) -> Outcome {
     machine.power_off()?;
     Ok(())
 }
+
+/// The framework gives up as it would without latchkey. That the boot key was in the RAM before proves the search.
+pub fn missing_disk(stage: &Stage) -> Outcome {
+    let mut server = stage.key_server()?;
+    server.start(PORT)?;
+    let asked = server.admin(&["audit", "--json"])?;
+    let spec = stage
+        .bound_machine(&stage.bound_disk()?, "boot")
+        .late_disk()
+        .memory_mib(MEMORY_MIB)
+        // dracut's limit, which is three minutes.
+        .kernel_line("rd.retry=30");
+    let mut machine = Machine::start(&spec)?;
+    machine.expect(stage.flavour().looks_for_root(), LIMIT)?;
+    let search = Search::of(&secrets::of_boot_key(&stage.bound()?.boot_key)?);
+    let begin = Instant::now();
+    while search
+        .finds(&memory::dump(&mut machine, stage.folder())?)
+        .is_empty()
+    {
+        ensure(begin.elapsed() < LIMIT, || {
+            "no agent with a boot key in its RAM waits for the disk".to_owned()
+        })?;
+    }
+    stage.note(machine.expect(stage.flavour().emergency(), GIVES_UP)?);
+    let finds = search.finds(&memory::dump(&mut machine, stage.folder())?);
+    ensure(finds.is_empty(), || {
+        format!("in the RAM when the emergency shell is there: {finds:?}")
+    })?;
+    for prompt in [stage.prompt(), stage.native_prompt()] {
+        ensure(machine.console.first(prompt).is_none(), || {
+            "a prompt was offered for a disk that is not there".to_owned()
+        })?;
+    }
+    let later = server.admin(&["audit", "--json"])?;
+    ensure(asked == later, || {
+        format!("the key server was asked:\n{later}")
+    })
+}
+
+/// How long a framework may take to give up on a busy host.
+const GIVES_UP: Duration = Duration::from_secs(600);
+/// Little memory is searched sooner.
+const MEMORY_MIB: u32 = 512;
 
 fn no_card(stage: &Stage) -> Outcome {
     let disk = stage.bound_disk()?;

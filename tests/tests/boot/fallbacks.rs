@@ -8,19 +8,19 @@ use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage};
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
-        name: "latchkey's files deleted from the image leave the native prompt",
+        name: "E9 latchkey's files deleted from the image leave the native prompt",
         play: deleted,
     },
     Scenario {
-        name: "an agent that is /bin/false leaves the native prompt",
+        name: "E3 an agent that is /bin/false leaves the native prompt",
         play: fails,
     },
     Scenario {
-        name: "an agent that hangs leaves the native prompt",
+        name: "E3 an agent that hangs leaves the native prompt",
         play: hangs,
     },
     Scenario {
-        name: "empty settings leave the prompt",
+        name: "E9 empty settings leave the prompt",
         play: empty_settings,
     },
     Scenario {
@@ -91,7 +91,7 @@ pub fn empty_settings(stage: &Stage) -> Outcome {
 pub fn killed(stage: &Stage) -> Outcome {
     let framework = stage.flavour().framework;
     let stands = match framework {
-        Framework::DracutSystemd => "[ -e /run/systemd/ask-password/ask.latchkey ]",
+        Framework::DracutSystemd => "[ -e /run/systemd/ask-password/ask.latchkey-1 ]",
         _ => "askpass_runs",
     };
     let script = format!(

@@ -64,6 +64,10 @@ pub const ROWS: &[Scenario] = &[
         play: devices::very_late_disk,
     },
     Scenario {
+        name: "the root disk never comes: no key is fetched, the emergency shell has no credentials (shell after)",
+        play: devices::missing_disk,
+    },
+    Scenario {
         name: "an image for any machine, its volume named by rd.luks.name=: opens by itself",
         play: generic::named_by_kernel,
     },

@@ -259,6 +259,28 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
+    #[tokio::test]
+    async fn the_questions_of_others_stay_as_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let others = [
+            ("ask.Xq3bTz", "[Ask]\nMessage=the dog's name\n"),
+            ("ask.latchkey", "[Ask]\nId=cryptsetup:/dev/vdb\n"),
+            ("sck.1d0f8a", ""),
+        ];
+        for (name, text) in others {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
+        let ask = || Query::show_in(folder.path(), &question(), &Failures::default(), |_| {});
+        drop(ask());
+        std::mem::forget(ask());
+        clear_all(folder.path());
+        for (name, text) in others {
+            let found = fs::read_to_string(folder.path().join(name)).unwrap();
+            assert_eq!(found, text, "{name}");
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), others.len());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_folder_that_cannot_be_used_makes_prompting_impossible_in_the_end() {
         let folder = tempfile::NamedTempFile::new().unwrap();
