@@ -2,6 +2,7 @@
 //! line prints it with its causes.
 
 pub mod bind;
+pub mod crypttab_line;
 pub mod initramfs;
 pub mod join;
 pub mod journal;

@@ -45,7 +45,8 @@ pub fn of_this_boot(
         for_dracut(read(&text, &mut tell), command_line, &of_image)
     };
     entries.retain(|entry| {
-        let unsupported = entry.options.unsupported();
+        let mut unsupported = entry.options.unsupported();
+        unsupported.extend(entry.options.formatted_by.iter().map(String::as_str));
         if !unsupported.is_empty() {
             tell(&format!(
                 "'{}' is left alone: option '{}'",

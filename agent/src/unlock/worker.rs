@@ -12,11 +12,13 @@ use latchkey_protocol::{Generation, ServerId, Share};
 use latchkey_secret::SecretBytes;
 
 use crate::failure::chain;
+use crate::files::Files;
 use crate::flow::{Event, Header, Refusal, Tried, VolumeIndex};
+use crate::volume::binding;
 use crate::volume::crypttab::Entry;
 use crate::volume::open::{OpenError, open_automatically};
-use crate::volume::tokens;
-use crate::volume::typed::{PassphraseError, TypedKey, check_passphrase};
+use crate::volume::place::Place;
+use crate::volume::typed::{PassphraseError, TypedKey, check_typed};
 
 /// The thread.
 #[derive(Debug)]
@@ -53,6 +55,7 @@ impl Worker {
     /// # Errors
     /// The thread could not be started.
     pub fn start(
+        files: Files,
         entries: Vec<Entry>,
         event: impl Fn(Event) + Send + 'static,
     ) -> std::io::Result<Self> {
@@ -62,6 +65,7 @@ impl Worker {
             .spawn(move || {
                 let found = entries.iter().map(|_| None).collect();
                 Volumes {
+                    files,
                     entries,
                     found,
                     typed: BTreeMap::new(),
@@ -88,9 +92,10 @@ impl Worker {
 }
 
 struct Volumes {
+    files: Files,
     entries: Vec<Entry>,
-    /// The device of each volume that was probed, and its token.
-    found: Vec<Option<(PathBuf, Option<Token>)>>,
+    /// Where each volume lies that was probed, and its token.
+    found: Vec<Option<(Place, Option<Token>)>>,
     /// Volume keys that a typed passphrase opened.
     typed: BTreeMap<VolumeIndex, TypedKey>,
 }
@@ -121,16 +126,18 @@ impl Volumes {
     }
 
     fn probe(&mut self, volume: VolumeIndex, device: PathBuf) -> Header {
-        let found = match tokens::find(&device) {
+        let entry = &self.entries[volume];
+        let place = Place::of(&entry.options, device, self.files.root());
+        let found = match binding::find(&self.files, &entry.name, &place) {
             Ok(found) => found,
-            Err(tokens::TokenError::Header(crate::volume::header::HeaderError::NotLuks2(_))) => {
-                return Header::NotBound;
-            }
             Err(error) => {
-                self.found[volume] = Some((device, None));
+                self.found[volume] = Some((place, None));
                 return Header::Unusable(chain(&error));
             }
         };
+        if found.is_empty() {
+            return Header::NotBound;
+        }
         let mut broken = None;
         for token in found {
             match token.token {
@@ -140,13 +147,13 @@ impl Volumes {
                         .iter()
                         .map(|envelope| (envelope.server, envelope.generation));
                     let header = Header::Bound(token.volume, envelopes.collect());
-                    self.found[volume] = Some((device, Some(token)));
+                    self.found[volume] = Some((place, Some(token)));
                     return header;
                 }
-                Err(error) => broken = Some(format!("token {}: {error}", token.id)),
+                Err(error) => broken = Some(format!("{}: {error}", token.at)),
             }
         }
-        self.found[volume] = Some((device, None));
+        self.found[volume] = Some((place, None));
         broken.map_or(Header::NotBound, Header::Unusable)
     }
 
@@ -157,7 +164,7 @@ impl Volumes {
         share: &Share,
         generation: Generation,
     ) -> Result<(), Refusal> {
-        let Some((device, Some(token))) = &self.found[volume] else {
+        let Some((place, Some(token))) = &self.found[volume] else {
             return Err(Refusal::Gate("its token is gone".to_owned()));
         };
         let envelope = token
@@ -176,7 +183,7 @@ impl Volumes {
                 EnvelopeError::Changed => Refusal::Gate(error.to_string()),
                 _ => Refusal::Share(error.to_string()),
             })?;
-        match open_automatically(&self.entries[volume], device, token, &secret) {
+        match open_automatically(&self.entries[volume], place, token, &secret) {
             Ok(_) => Ok(()),
             Err(error @ OpenError::Secret(_)) => Err(Refusal::Share(chain(&error))),
             Err(error) => Err(Refusal::Gate(chain(&error))),
@@ -187,10 +194,10 @@ impl Volumes {
         self.typed.clear();
         let mut problem = None;
         for volume in volumes {
-            let Some((device, _)) = &self.found[*volume] else {
+            let Some((place, token)) = &self.found[*volume] else {
                 continue;
             };
-            match check_passphrase(device, passphrase) {
+            match check_typed(&self.entries[*volume], place, token.as_ref(), passphrase) {
                 Ok(key) => {
                     self.typed.insert(*volume, key);
                 }

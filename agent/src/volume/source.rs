@@ -91,6 +91,29 @@ impl Source {
         Ok(Some(link))
     }
 
+    /// A name for `device` that does not depend on the order in which devices are found, where udev has one.
+    pub fn lasting(device: &Path, root: &Path) -> Self {
+        let link_in = |directory: &str| {
+            let directory = below(root, &Path::new("/dev/disk").join(directory));
+            let mut names: Vec<_> = std::fs::read_dir(directory)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .filter(|link| link.path().canonicalize().is_ok_and(|real| real == device))
+                .filter_map(|link| link.file_name().into_string().ok())
+                .collect();
+            names.sort();
+            names.into_iter().next()
+        };
+        if let Some(uuid) = link_in("by-partuuid") {
+            return Self::PartUuid(uuid);
+        }
+        match link_in("by-id") {
+            Some(name) => Self::Path(Path::new("/dev/disk/by-id").join(name)),
+            None => Self::Path(device.to_owned()),
+        }
+    }
+
     /// The path that udev makes for it.
     fn link(&self) -> PathBuf {
         let (directory, value) = match self {

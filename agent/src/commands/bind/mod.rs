@@ -1,0 +1,396 @@
+//! `latchkey bind`: makes a key server able to open a volume that a person can open already.
+//!
+//! The order is the safety (DESIGN §8): the passphrase is proved, every key server is asked, the header is backed
+//! up, and only then a keyslot and a token are added. Nothing counts as bound before each key server has given its
+//! share back and that share, with the envelope as it stands in the header, has opened the keyslot. A failure takes
+//! back what this run did; after an interruption the next run does, from the journal. No keyslot but the one made
+//! here is ever changed.
+
+mod enrol;
+mod error;
+
+use std::path::{Path, PathBuf};
+
+use latchkey_protocol::VolumeId;
+use latchkey_protocol::envelope::{ENVELOPES_LIMIT, Released, Token, TokenKind};
+use latchkey_protocol::wire::Version;
+
+use super::crypttab_line;
+use super::initramfs::{self, Rebuild};
+use super::journal::Journal;
+use super::shares::{self, Registered};
+use super::target::{NewLine, Target};
+use crate::failure::chain;
+use crate::files::{Files, Role};
+use crate::network::record;
+use crate::server::{KeyServer, block_on};
+use crate::volume::binding::{self, At};
+use crate::volume::crypttab::Entry;
+use crate::volume::envelopes;
+use crate::volume::keyslots;
+use crate::volume::open;
+use crate::volume::stack;
+use enrol::Enrolment;
+
+pub use error::BindError;
+
+/// What `latchkey bind` is told.
+#[derive(Debug, Clone)]
+pub struct Arguments {
+    /// A device, an image file, a mapping or a mount point.
+    pub device: PathBuf,
+    /// Which of several crypttab lines, or the name in a new one.
+    pub name: Option<String>,
+    /// The options of the crypttab line that is to be written.
+    pub options: Option<String>,
+    /// Where the passphrase lies, if nobody is to be asked.
+    pub key_file: Option<PathBuf>,
+    /// Where the volume key of a plain volume lies, if it has no passphrase.
+    pub volume_key_file: Option<PathBuf>,
+    /// Whether to rebuild the initramfs.
+    pub rebuild: Rebuild,
+}
+
+/// A finished binding.
+struct Binding {
+    keyslot: Option<u32>,
+    volume: VolumeId,
+    /// Of the header.
+    backup: Option<PathBuf>,
+    /// What was written into crypttab, and where the file from before is.
+    line: Option<(String, Option<PathBuf>)>,
+    /// Short id, our name, policy; per key server.
+    servers: Vec<(String, String, String)>,
+}
+
+/// Binds a volume to every key server that this machine has joined.
+///
+/// # Errors
+/// A variant of [`BindError`].
+pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
+    let _lock = files.lock()?;
+    let new = NewLine {
+        name: arguments.name.clone(),
+        options: arguments.options.clone(),
+    };
+    let (mut target, mut line) = Target::find_or_new(files, &arguments.device, &new)?;
+    target.entry(files, arguments.name.as_deref())?;
+    let servers = joined(files)?;
+    if repair(files, &target, &servers)? {
+        (target, line) = Target::find_or_new(files, &arguments.device, &new)?;
+    }
+    let entry = target.entry(files, arguments.name.as_deref())?;
+    warn_unless_opened_early(&entry);
+    check_unbound(files, &target, &servers)?;
+    let enrolment = Enrolment::prepare(&target, &entry, arguments)?;
+
+    let mut journal = Journal::new(&target);
+    let bound = Binder {
+        files,
+        target: &target,
+        entry: &entry,
+        servers: &servers,
+        line,
+    }
+    .bind(enrolment, &mut journal);
+    let binding = match bound {
+        Ok(binding) => binding,
+        Err(error) => {
+            take_back(files, &target, &servers, &journal);
+            return Err(error);
+        }
+    };
+    journal.remove(files)?;
+    record_network(files);
+    summarise(&target, &entry, &binding);
+    initramfs::rebuild(files, arguments.rebuild).map_err(|source| BindError::Rebuild {
+        device: target.device.clone(),
+        source,
+    })?;
+    log::info!(
+        "the next boot asks the key server; the passphrase prompt stands beside it all the while"
+    );
+    Ok(())
+}
+
+/// The key servers that this machine has joined, with its host identities.
+///
+/// # Errors
+/// `NotJoined`, `TooManyServers`, `Files`, `KeyServer`.
+fn joined(files: &Files) -> Result<Vec<KeyServer>, BindError> {
+    let joined = files.all_servers()?;
+    if joined.is_empty() {
+        return Err(BindError::NotJoined);
+    }
+    if joined.len() > ENVELOPES_LIMIT {
+        return Err(BindError::TooManyServers(joined.len()));
+    }
+    let open = |files| KeyServer::open(files, Role::Host);
+    Ok(joined.iter().map(open).collect::<Result<_, _>>()?)
+}
+
+/// The agent opens what the framework would open in the initramfs: root, and what asks for it.
+fn warn_unless_opened_early(entry: &Entry) {
+    let options = &entry.options;
+    let root = stack::root_lies_on(Path::new("/"), &[&entry.name]);
+    if !options.initramfs && !options.initrd_attach && matches!(root, Ok(false)) {
+        log::warn!(
+            "root does not lie on '{0}': unless it is needed for resume or /usr, nothing opens it in the initramfs\n\
+             the option 'initramfs' for '{0}' in crypttab changes that",
+            entry.name
+        );
+    }
+}
+
+/// Takes back what an interrupted run left; whether there was anything.
+fn repair(files: &Files, target: &Target, servers: &[KeyServer]) -> Result<bool, BindError> {
+    let Some(journal) = Journal::load(files, target)? else {
+        return Ok(false);
+    };
+    log::info!("an earlier run was interrupted: clearing up what it left");
+    journal
+        .undo(files, target, servers)
+        .map_err(BindError::Repair)?;
+    Ok(true)
+}
+
+fn check_unbound(files: &Files, target: &Target, servers: &[KeyServer]) -> Result<(), BindError> {
+    let device = target.device.clone();
+    let found = binding::find(files, &target.name, &target.place)?;
+    let Some(found) = found.into_iter().next() else {
+        return Ok(());
+    };
+    let token = match found.token {
+        Ok(token) => token,
+        Err(error) => {
+            let reason = error.to_string();
+            return Err(BindError::BrokenToken { device, reason });
+        }
+    };
+    if token.uuid != target.uuid && matches!(found.at, At::File(_)) {
+        let reason = format!("{} is of the volume {}", found.at, token.uuid);
+        return Err(BindError::BrokenToken { device, reason });
+    }
+    if let (Some(slot), Some(header)) = (token.bound.keyslot(), target.place.luks_header()) {
+        let keyslots = keyslots::list(header)?;
+        if !keyslots.iter().any(|one| one.slot == slot) {
+            let reason = format!("its keyslot {slot} is gone");
+            return Err(BindError::BrokenToken { device, reason });
+        }
+    }
+    let has_envelope = |server: &&KeyServer| {
+        token
+            .envelopes
+            .iter()
+            .any(|e| e.server == server.settings.id)
+    };
+    let missing: Vec<String> = servers
+        .iter()
+        .filter(|server| !has_envelope(server))
+        .map(|server| format!("key server {}", server.settings.id.short()))
+        .collect();
+    if missing.is_empty() {
+        let volume = token.volume;
+        Err(BindError::AlreadyBound { device, volume })
+    } else {
+        let servers = missing.join(", ");
+        Err(BindError::PartlyBound { device, servers })
+    }
+}
+
+/// What a binding is made of.
+struct Binder<'a> {
+    files: &'a Files,
+    target: &'a Target,
+    entry: &'a Entry,
+    servers: &'a [KeyServer],
+    /// The line that crypttab lacks.
+    line: Option<String>,
+}
+
+impl Binder<'_> {
+    /// Everything that changes something, each step written down before it is done.
+    fn bind(self, enrolment: Enrolment, journal: &mut Journal) -> Result<Binding, BindError> {
+        let Self { files, target, .. } = self;
+        let volume = VolumeId::random().map_err(BindError::Random)?;
+        journal.volume = Some(volume);
+        let label = format!("{} {}", self.entry.name, enrolment.uuid());
+        let mut registered = Vec::new();
+        for server in self.servers {
+            journal.servers.push(server.settings.id);
+            journal.save(files)?;
+            registered.push(register(target, server, volume, &label, journal)?);
+        }
+
+        let enrolled = enrolment.enrol(files, target, journal)?;
+        let keyslot = enrolled.bound.keyslot();
+        let mut token = Token {
+            kind: TokenKind::Latchkey,
+            keyslots: keyslot.iter().map(u32::to_string).collect(),
+            version: Version::default(),
+            volume,
+            uuid: enrolled.uuid,
+            bound: enrolled.bound,
+            envelopes: Vec::new(),
+        };
+        for one in &registered {
+            let released = Released {
+                share: &one.share,
+                volume,
+                generation: one.generation,
+            };
+            let envelope = token.seal(one.server, released, &enrolled.secret);
+            token.envelopes.push(envelope.map_err(BindError::Seal)?);
+        }
+        drop(enrolled.secret);
+        if target.luks2_header().is_none() {
+            journal.envelope = Some(envelopes::path(files, &target.name));
+            journal.save(files)?;
+        }
+        binding::add(files, &target.name, &target.place, &token)?;
+        for server in self.servers {
+            prove(files, target, volume, server)?;
+        }
+        let line = match self.line {
+            Some(line) => {
+                journal.crypttab_line = Some(line.clone());
+                journal.save(files)?;
+                let backup = crypttab_line::add(files, &line)?;
+                Some((line, backup))
+            }
+            None => None,
+        };
+        let summary = |(server, one): (&KeyServer, Registered)| {
+            let settings = &server.settings;
+            (settings.id.short(), settings.client.to_string(), one.policy)
+        };
+        Ok(Binding {
+            keyslot,
+            volume,
+            backup: journal.backup.clone(),
+            line,
+            servers: self.servers.iter().zip(registered).map(summary).collect(),
+        })
+    }
+}
+
+fn register(
+    target: &Target,
+    server: &KeyServer,
+    volume: VolumeId,
+    label: &str,
+    journal: &mut Journal,
+) -> Result<Registered, BindError> {
+    let id = server.settings.id;
+    log::info!("registering the volume at key server {}", id.short());
+    shares::register(server, volume, label).map_err(|source| {
+        if source.is_without_effect() {
+            journal.servers.retain(|other| *other != id);
+        }
+        BindError::Share {
+            server: id.short(),
+            device: target.device.clone(),
+            source: Box::new(source),
+        }
+    })
+}
+
+/// Does what the boot will do, up to the mapping: the envelope as it was written, the share as the key server gives it
+/// back, the volume through the same gate.
+fn prove(
+    files: &Files,
+    target: &Target,
+    volume: VolumeId,
+    server: &KeyServer,
+) -> Result<(), BindError> {
+    let id = server.settings.id;
+    log::info!("proving that key server {} opens the volume", id.short());
+    let token = binding::find(files, &target.name, &target.place)?
+        .into_iter()
+        .filter_map(|found| found.token.ok())
+        .find(|token| token.volume == volume);
+    let envelope = token.as_ref().and_then(|token| {
+        token
+            .envelopes
+            .iter()
+            .find(|envelope| envelope.server == id)
+    });
+    let (Some(token), Some(envelope)) = (&token, envelope) else {
+        return Err(BindError::NoEnvelope(id.short()));
+    };
+    let share =
+        shares::prove(server, volume, envelope.generation).map_err(|source| BindError::Proof {
+            server: id.short(),
+            source: Box::new(source),
+        })?;
+    let released = Released {
+        share: &share,
+        volume,
+        generation: envelope.generation,
+    };
+    let secret = token
+        .open(envelope, released)
+        .map_err(|source| BindError::Envelope {
+            server: id.short(),
+            source,
+        })?;
+    open::check_automatically(&target.place, token, &secret).map_err(BindError::Open)
+}
+
+/// After a failure.
+fn take_back(files: &Files, target: &Target, servers: &[KeyServer], journal: &Journal) {
+    match journal.undo(files, target, servers) {
+        Ok(()) => log::info!(
+            "what this run had done was taken back; '{}' is as it was",
+            target.device.display()
+        ),
+        Err(error) => log::error!(
+            "what this run had done could not all be taken back: {}\n\
+             your passphrases work as before; run this command again to clear up",
+            chain(&error)
+        ),
+    }
+}
+
+/// The boot replays it. Without it the boot uses DHCP.
+fn record_network(files: &Files) {
+    match block_on(record::record(files.root(), &[])) {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => log::warn!(
+            "the network configuration could not be recorded, the boot will use DHCP: {}",
+            chain(&error)
+        ),
+        Err(error) => log::warn!("the network configuration could not be recorded: {error}"),
+    }
+}
+
+fn summarise(target: &Target, entry: &Entry, binding: &Binding) {
+    let device = target.device.display();
+    log::info!(
+        "bound '{}' ({device}, {}) as volume {}",
+        entry.name,
+        target.kind.name(),
+        binding.volume
+    );
+    match binding.keyslot {
+        Some(slot) => log::info!(
+            "keyslot {slot} holds 256 random bits that no one need know; the other keyslots are unchanged"
+        ),
+        None => log::info!(
+            "nothing on the device was changed; what opens it is sealed in /etc/latchkey/envelopes"
+        ),
+    }
+    if let Some(backup) = &binding.backup {
+        log::info!("the header from before is in '{}'", backup.display());
+    }
+    if let Some((line, backup)) = &binding.line {
+        log::info!("this line was added to /etc/crypttab:\n{line}");
+        if let Some(backup) = backup {
+            log::info!("the file from before is '{}'", backup.display());
+        }
+    }
+    for (server, client, policy) in &binding.servers {
+        log::info!("key server {server} knows this machine as '{client}'; policy: {policy}");
+    }
+    log::info!("to undo all of this: latchkey unbind {device}");
+}
