@@ -13,7 +13,7 @@ use crate::commands::initramfs::Rebuild;
 use crate::commands::join::TokenSource;
 use crate::commands::list::Format;
 use crate::commands::status::Health;
-use crate::commands::{bind, join, list, record_network, report, status, unbind};
+use crate::commands::{bind, image_files, join, list, record_network, report, status, unbind};
 use crate::failure::chain;
 use crate::files::Files;
 use crate::flow::Outcome;
@@ -105,6 +105,9 @@ enum Command {
     /// Print the UUIDs of the bound volumes; the image keeps them
     #[command(hide = true)]
     BoundVolumes,
+    /// Print the files of the bound volumes that belong into the image
+    #[command(hide = true)]
+    ImageFiles,
     /// Show who this machine is to its key servers, whether they answer, and which policies hold
     ///
     /// Exit code 3 if something would keep the next boot from opening a bound volume by itself.
@@ -273,6 +276,7 @@ fn dispatch(command: Command, files: &Files) -> Result<ExitCode, Failure> {
             unbind::run(files, &unbind::Arguments { device, rebuild })?;
         }
         Command::List { json } => list::run(files, json.into())?,
+        Command::ImageFiles => image_files::run(files)?,
         Command::BoundVolumes => list::run_bound(files)?,
         Command::Status { json } => {
             prepare()?;

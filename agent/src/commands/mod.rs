@@ -3,6 +3,7 @@
 
 pub mod bind;
 pub mod crypttab_line;
+pub mod image_files;
 pub mod initramfs;
 pub mod join;
 pub mod journal;

@@ -143,12 +143,6 @@ mod tests {
 
     use super::*;
 
-    fn one(line: &str) -> Entry {
-        let mut entries = parse(line);
-        assert_eq!(entries.len(), 1, "{line:?}");
-        entries.remove(0).unwrap()
-    }
-
     #[test]
     fn a_usual_debian_file_reads() {
         let entries = parse(

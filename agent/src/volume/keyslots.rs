@@ -195,7 +195,7 @@ pub fn list(device: &Path) -> Result<Vec<Keyslot>, KeyslotError> {
     Ok(keyslots)
 }
 
-/// Proves that `passphrase` opens a keyslot other than `not`.
+/// Proves that `passphrase` opens a keyslot other than `not`; returns which.
 ///
 /// # Errors
 /// `Passphrase`.
@@ -203,9 +203,8 @@ pub fn prove_other_keyslot(
     device: &Path,
     passphrase: &SecretBytes,
     not: Option<u32>,
-) -> Result<(), KeyslotError> {
-    typed::check_passphrase_except(device, passphrase, not)?;
-    Ok(())
+) -> Result<Option<u32>, KeyslotError> {
+    Ok(typed::check_passphrase_except(device, passphrase, not)?.keyslot())
 }
 
 /// The keyslot that [`add_keyslot`] may use, so that the caller can write it down before it comes to be.

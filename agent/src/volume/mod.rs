@@ -29,6 +29,8 @@ pub mod typed;
 #[cfg(test)]
 mod algorithm_tests;
 #[cfg(test)]
+mod kinds_tests;
+#[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -245,7 +245,7 @@ fn proved_passphrase(
     let opens = |passphrase: &SecretBytes| match keyslots::prove_other_keyslot(
         header, passphrase, None,
     ) {
-        Ok(()) => Ok(true),
+        Ok(_) => Ok(true),
         Err(KeyslotError::Passphrase(PassphraseError::WrongPassphrase(_))) => Ok(false),
         Err(error) => Err(error),
     };
