@@ -3,8 +3,8 @@
 
 use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::envelope::{
-    Bound, BoundLuks1, BoundLuks2, BoundPlain, ENVELOPES_LIMIT, MACHINE_SECRET_LIMIT, MachineSecret,
-    PlainSecret, Released, TOKEN_LIMIT, Token, TokenKind,
+    Bound, BoundLuks1, BoundLuks2, BoundPlain, ENVELOPES_LIMIT, MACHINE_SECRET_LIMIT,
+    MachineSecret, PlainSecret, Released, TOKEN_LIMIT, Token, TokenKind,
 };
 use latchkey_protocol::release::Share;
 use latchkey_protocol::token::{ADDRESSES_LIMIT, JoinToken};

@@ -40,7 +40,8 @@ pub fn add(files: &Files, line: &str) -> Result<Option<PathBuf>, FilesError> {
     replace(&path, &after)?;
     let written = content(&path)?.unwrap_or_default();
     let wanted = crypttab::parse(line).pop();
-    if written == after && crypttab::parse(&written).pop().map(Result::ok) == wanted.map(Result::ok) {
+    if written == after && crypttab::parse(&written).pop().map(Result::ok) == wanted.map(Result::ok)
+    {
         Ok(backup)
     } else {
         Err(FilesError::Format {
@@ -139,12 +140,19 @@ mod tests {
 
     #[test]
     fn a_line_comes_and_goes_and_the_rest_stays() {
-        for before in ["# mine\nroot UUID=1 none luks", "root UUID=1 none luks\n", "\n\n"] {
+        for before in [
+            "# mine\nroot UUID=1 none luks",
+            "root UUID=1 none luks\n",
+            "\n\n",
+        ] {
             let (_root, files) = machine(Some(before));
             let backup = add(&files, LINE).unwrap().unwrap();
             assert_eq!(fs::read_to_string(&backup).unwrap(), before);
             let text = fs::read_to_string(files.crypttab()).unwrap();
-            assert!(text.starts_with(before) && text.ends_with(&format!("\n{LINE}\n")), "{text}");
+            assert!(
+                text.starts_with(before) && text.ends_with(&format!("\n{LINE}\n")),
+                "{text}"
+            );
             let mode = fs::metadata(files.crypttab()).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o640);
             remove(&files, LINE).unwrap();
@@ -158,7 +166,10 @@ mod tests {
     fn without_a_file_one_is_made() {
         let (_root, files) = machine(None);
         assert_eq!(add(&files, LINE).unwrap(), None);
-        assert_eq!(fs::read_to_string(files.crypttab()).unwrap(), format!("{LINE}\n"));
+        assert_eq!(
+            fs::read_to_string(files.crypttab()).unwrap(),
+            format!("{LINE}\n")
+        );
     }
 
     #[test]

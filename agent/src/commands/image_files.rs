@@ -45,7 +45,10 @@ fn paths(files: &Files) -> Result<Vec<PathBuf>, FilesError> {
         if envelopes::path(files, &entry.name).is_file() {
             paths.push(envelope);
         }
-        let Some(header) = entry.options.header.filter(|_| entry.options.format != Format::Plain)
+        let Some(header) = entry
+            .options
+            .header
+            .filter(|_| entry.options.format != Format::Plain)
         else {
             continue;
         };

@@ -253,7 +253,11 @@ mod tests {
             (about(2, Some("aa")), header(&ours, &none), false),
         ] {
             let now = Traces::of_luks2(&header, keyslot.slot);
-            assert_eq!(keyslot.is(now.as_ref()), expected, "{keyslot:?} in {header}");
+            assert_eq!(
+                keyslot.is(now.as_ref()),
+                expected,
+                "{keyslot:?} in {header}"
+            );
         }
     }
 

@@ -248,7 +248,8 @@ fn bound(
             problems.push(format!("keyslot {slot} of the binding is gone"));
         }
     }
-    if let (Bound::Plain(bound), HeaderPlace::None(options)) = (&token.bound, &target.place.header) {
+    if let (Bound::Plain(bound), HeaderPlace::None(options)) = (&token.bound, &target.place.header)
+    {
         match Settings::of(options).map(|settings| settings.check(bound)) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => problems.push(error.to_string()),

@@ -239,7 +239,9 @@ impl Target {
             options.text
         );
         let entry = crypttab::parse(&line).pop();
-        let entry = entry.and_then(Result::ok).filter(|entry| entry.name == name);
+        let entry = entry
+            .and_then(Result::ok)
+            .filter(|entry| entry.name == name);
         let entry = entry.ok_or_else(|| TargetError::NewName(name.clone()))?;
         let mut target = Self {
             name,
@@ -263,13 +265,15 @@ impl Target {
     }
 
     fn of_place(place: Place, name: Option<String>) -> Result<Self, TargetError> {
-        let (kind, uuid) = place.identify().map_err(|error| match (&place.header, error) {
-            (HeaderPlace::Attached, HeaderError::NotLuks1(device)) => {
-                DeviceError::NotLuks(device).into()
-            }
-            (_, HeaderError::NotLuks1(header)) => TargetError::NoHeader(header),
-            (_, error) => TargetError::Header(error),
-        })?;
+        let (kind, uuid) = place
+            .identify()
+            .map_err(|error| match (&place.header, error) {
+                (HeaderPlace::Attached, HeaderError::NotLuks1(device)) => {
+                    DeviceError::NotLuks(device).into()
+                }
+                (_, HeaderError::NotLuks1(header)) => TargetError::NoHeader(header),
+                (_, error) => TargetError::Header(error),
+            })?;
         if kind == Kind::DetachedLuks1 {
             return Err(TargetError::DetachedLuks1(place.device));
         }

@@ -102,7 +102,10 @@ fn sync(file: &Path) -> Result<(), BackupError> {
 fn compare(device: &Path, file: &Path) -> Result<(), BackupError> {
     let (same, from) = match HeaderCopy::read(device) {
         Err(HeaderError::NotLuks2(_)) => {
-            let (original, copy) = (Luks1Copy::read(device, device)?, Luks1Copy::read(file, file)?);
+            let (original, copy) = (
+                Luks1Copy::read(device, device)?,
+                Luks1Copy::read(file, file)?,
+            );
             // libcryptsetup clears the bytes between the header and the first keyslot in the backup.
             (original.facts() == copy.facts(), LUKS1_FIRST_AREA)
         }

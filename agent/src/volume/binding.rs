@@ -58,7 +58,10 @@ pub fn find(files: &Files, name: &str, place: &Place) -> Result<Vec<Found>, Bind
     }
     let found = envelopes::read(files, name)?;
     let at = || At::File(envelopes::path(files, name));
-    Ok(found.map(|token| Found { at: at(), token }).into_iter().collect())
+    Ok(found
+        .map(|token| Found { at: at(), token })
+        .into_iter()
+        .collect())
 }
 
 /// Writes a new binding and reads it back.

@@ -77,7 +77,11 @@ pub(crate) fn luks(device: &Path) -> Result<CryptDevice, CryptError> {
     context
         .context_handle()
         .load::<()>(Some(EncryptionFormat::Luks2), None)
-        .or_else(|_| context.context_handle().load::<()>(Some(EncryptionFormat::Luks1), None))?;
+        .or_else(|_| {
+            context
+                .context_handle()
+                .load::<()>(Some(EncryptionFormat::Luks1), None)
+        })?;
     Ok(context)
 }
 

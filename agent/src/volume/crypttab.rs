@@ -128,7 +128,11 @@ pub(super) fn unescape(field: &str) -> String {
 pub fn escape(field: &str) -> String {
     let mut escaped = String::with_capacity(field.len());
     for (position, c) in field.char_indices() {
-        if c.is_ascii_whitespace() || c == '\\' || c.is_ascii_control() || (c == '#' && position == 0) {
+        if c.is_ascii_whitespace()
+            || c == '\\'
+            || c.is_ascii_control()
+            || (c == '#' && position == 0)
+        {
             escaped.push_str(&format!("\\{:03o}", u32::from(c)));
         } else {
             escaped.push(c);

@@ -84,7 +84,10 @@ fn a_bound_luks1_volume_opens_with_the_secret_and_with_the_passphrase() {
     // K1.
     bound.secret = MachineSecret::random().unwrap();
     let error = bound.check().unwrap_err();
-    assert!(matches!(error, OpenError::WrongSecret { slot: 1, .. }), "{error}");
+    assert!(
+        matches!(error, OpenError::WrongSecret { slot: 1, .. }),
+        "{error}"
+    );
 }
 
 /// Each field of `luks_phdr` that counts, as a forger would change it.
@@ -149,11 +152,7 @@ fn a_forged_luks1_header_is_refused_by_what_was_changed() {
             &u32::MAX.to_be_bytes(),
             GateError::DigestIterations(u32::MAX.into()),
         ),
-        (
-            164,
-            &1_u32.to_be_bytes(),
-            GateError::DigestIterations(1),
-        ),
+        (164, &1_u32.to_be_bytes(), GateError::DigestIterations(1)),
         (second, &0xdead_u32.to_be_bytes(), GateError::NoKeyslot(1)),
         (
             second + 4,
@@ -164,11 +163,7 @@ fn a_forged_luks1_header_is_refused_by_what_was_changed() {
             },
         ),
         (second + 40, &0_u32.to_be_bytes(), GateError::Area),
-        (
-            second + 44,
-            &1_u32.to_be_bytes(),
-            GateError::AntiForensic,
-        ),
+        (second + 44, &1_u32.to_be_bytes(), GateError::AntiForensic),
     ];
     for (at, bytes, expected) in cases {
         bound.write(*at, bytes);
@@ -178,7 +173,13 @@ fn a_forged_luks1_header_is_refused_by_what_was_changed() {
     bound.write(168, b"00000000");
     let error = bound.check().unwrap_err();
     assert!(
-        matches!(error, OpenError::Gate { source: GateError::Uuid { .. }, .. }),
+        matches!(
+            error,
+            OpenError::Gate {
+                source: GateError::Uuid { .. },
+                ..
+            }
+        ),
         "{error}"
     );
     bound.write(0, &original);
@@ -189,11 +190,11 @@ fn a_forged_luks1_header_is_refused_by_what_was_changed() {
 fn numbers_of_a_luks1_header_that_cannot_be_are_no_header() {
     let bound = Luks1::bound();
     for (at, number) in [
-        (6, 0x0003_0000),           // the version
-        (108, 0),                   // bytes of the key
-        (108, u32::MAX),            // bytes of the key
-        (208 + 40, u32::MAX),       // where a keyslot's area begins
-        (208 + 44, u32::MAX),       // its stripes
+        (6, 0x0003_0000),     // the version
+        (108, 0),             // bytes of the key
+        (108, u32::MAX),      // bytes of the key
+        (208 + 40, u32::MAX), // where a keyslot's area begins
+        (208 + 44, u32::MAX), // its stripes
     ] {
         let mut bytes = [0; 4];
         File::open(bound.volume.path())
@@ -248,7 +249,10 @@ fn a_luks1_keyslot_goes_again_and_the_others_stay() {
     let traces = keyslots::traces(path, 1).unwrap().unwrap();
     assert!(traces.cheapest && !traces.named && traces.salt.is_some());
     let error = keyslots::destroy_keyslot(path, 1, None).unwrap_err();
-    assert!(error.to_string().contains("is not one of latchkey"), "{error}");
+    assert!(
+        error.to_string().contains("is not one of latchkey"),
+        "{error}"
+    );
     keyslots::destroy_keyslot(path, 1, Some(1)).unwrap();
     assert_eq!(slots(), [0]);
     assert_gate(bound.check(), &GateError::NoKeyslot(1));
@@ -332,7 +336,11 @@ fn a_detached_header_opens_its_data_and_carries_the_token() {
     assert!(fs::read(bound.data.path()).unwrap().iter().all(|b| *b == 0));
     let found = found.into_iter().next().unwrap();
     binding::remove(&files, "data", &bound.place(), &found.at).unwrap();
-    assert!(binding::find(&files, "data", &bound.place()).unwrap().is_empty());
+    assert!(
+        binding::find(&files, "data", &bound.place())
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[test]
@@ -341,7 +349,13 @@ fn a_detached_header_is_not_taken_for_an_attached_one_nor_the_other_way_round() 
     let attached = Place::attached(bound.header.path());
     let error = check_automatically(&attached, &bound.token, &bound.secret).unwrap_err();
     assert!(
-        matches!(error, OpenError::Gate { source: GateError::Kind { .. }, .. }),
+        matches!(
+            error,
+            OpenError::Gate {
+                source: GateError::Kind { .. },
+                ..
+            }
+        ),
         "{error}"
     );
     let typed = check_passphrase(bound.header.path(), &passphrase(PASSPHRASE)).unwrap();
@@ -356,7 +370,13 @@ fn a_detached_header_is_not_taken_for_an_attached_one_nor_the_other_way_round() 
     );
     let error = check_automatically(&bound.place(), &other, &bound.secret).unwrap_err();
     assert!(
-        matches!(error, OpenError::Gate { source: GateError::Kind { .. }, .. }),
+        matches!(
+            error,
+            OpenError::Gate {
+                source: GateError::Kind { .. },
+                ..
+            }
+        ),
         "{error}"
     );
 }
@@ -371,7 +391,10 @@ fn only_the_keyslot_that_crypttab_names_is_tried() {
     };
     assert_eq!(only(0).unwrap().keyslot(), Some(0));
     let error = only(2).unwrap_err();
-    assert!(matches!(error, PassphraseError::WrongPassphrase(_)), "{error}");
+    assert!(
+        matches!(error, PassphraseError::WrongPassphrase(_)),
+        "{error}"
+    );
 }
 
 // Plain dm-crypt
@@ -445,13 +468,37 @@ fn a_passphrase_makes_the_key_that_cryptsetup_makes() {
 }
 
 const VECTORS: &[(&str, u32, &str)] = &[
-    ("sha512", 512, "56b698defedb5a435b634afe3320bbaf3fdcd920b6c503a446fc7b7a776b298d479d1ba6a8b617808eb0bf579ce9a95d668347bcab7149085ac93cb27995197b"),
-    ("sha256", 256, "4104d36f8da2c254349f85836793ebe029e0c957063a34c91c2e9203187b5631"),
-    ("sha256", 512, "4104d36f8da2c254349f85836793ebe029e0c957063a34c91c2e9203187b5631c51aefc7f409f4df0888cd78c638b969db451fa1e040e06e2a9ed77f2ae083d5"),
-    ("sha1", 256, "2f9e53523b62abc141a2b4d6019d23cba835dbd0d9a5deb78a31c8ae1ef31f3f"),
-    ("plain", 256, "636f727265637420686f72736500000000000000000000000000000000000000"),
+    (
+        "sha512",
+        512,
+        "56b698defedb5a435b634afe3320bbaf3fdcd920b6c503a446fc7b7a776b298d479d1ba6a8b617808eb0bf579ce9a95d668347bcab7149085ac93cb27995197b",
+    ),
+    (
+        "sha256",
+        256,
+        "4104d36f8da2c254349f85836793ebe029e0c957063a34c91c2e9203187b5631",
+    ),
+    (
+        "sha256",
+        512,
+        "4104d36f8da2c254349f85836793ebe029e0c957063a34c91c2e9203187b5631c51aefc7f409f4df0888cd78c638b969db451fa1e040e06e2a9ed77f2ae083d5",
+    ),
+    (
+        "sha1",
+        256,
+        "2f9e53523b62abc141a2b4d6019d23cba835dbd0d9a5deb78a31c8ae1ef31f3f",
+    ),
+    (
+        "plain",
+        256,
+        "636f727265637420686f72736500000000000000000000000000000000000000",
+    ),
     ("sha512", 128, "56b698defedb5a435b634afe3320bbaf"),
-    ("ripemd160", 256, "424573ebba1ce1abc618a416178f79ad83442dfccd852f665c5536c935adea5c"),
+    (
+        "ripemd160",
+        256,
+        "424573ebba1ce1abc618a416178f79ad83442dfccd852f665c5536c935adea5c",
+    ),
 ];
 
 #[test]
@@ -463,7 +510,10 @@ fn a_plain_volume_is_told_by_its_check_value_alone() {
     for wrong in ["wrong", "correct horse\n", "correct hors", "c"] {
         bound.secret = machine_secret(wrong.as_bytes());
         let error = bound.check().unwrap_err();
-        assert!(matches!(error, OpenError::WrongVolumeKey { .. }), "{wrong}: {error}");
+        assert!(
+            matches!(error, OpenError::WrongVolumeKey { .. }),
+            "{wrong}: {error}"
+        );
     }
     assert_eq!(fs::read(bound.device.path()).unwrap(), before);
 }
@@ -490,15 +540,17 @@ fn a_raw_volume_key_has_its_exact_length() {
 #[test]
 fn a_typed_passphrase_opens_a_plain_volume_only_if_it_is_the_bound_one() {
     let bound = Plain::bound(TWOFISH, PlainSecret::Passphrase, PASSPHRASE.as_bytes());
-    let typed = |text: &str, token| {
-        check_typed(&bound.entry, &bound.place(), token, &passphrase(text))
-    };
+    let typed =
+        |text: &str, token| check_typed(&bound.entry, &bound.place(), token, &passphrase(text));
     let right = typed(PASSPHRASE, Some(&bound.token)).unwrap();
     assert_eq!((right.keyslot(), right.uuid()), (None, &*bound.token.uuid));
     right.matches_bound(&bound.token).unwrap();
     for (text, token) in [("wrong", Some(&bound.token)), (PASSPHRASE, None)] {
         let error = typed(text, token).unwrap_err();
-        assert!(matches!(error, PassphraseError::WrongPassphrase(_)), "{error}");
+        assert!(
+            matches!(error, PassphraseError::WrongPassphrase(_)),
+            "{error}"
+        );
     }
 }
 
@@ -506,12 +558,24 @@ fn a_typed_passphrase_opens_a_plain_volume_only_if_it_is_the_bound_one() {
 fn a_plain_volume_that_crypttab_would_open_otherwise_is_refused() {
     let mut bound = Plain::bound(TWOFISH, PlainSecret::Passphrase, PASSPHRASE.as_bytes());
     for (from, to, option, found, was) in [
-        ("twofish-xts", "aes-xts", "cipher=", "aes-xts-plain64", "twofish-xts-plain64"),
+        (
+            "twofish-xts",
+            "aes-xts",
+            "cipher=",
+            "aes-xts-plain64",
+            "twofish-xts-plain64",
+        ),
         ("sha512", "sha256", "hash=", "sha256", "sha512"),
         ("size=512", "size=256", "size=", "256", "512"),
         ("offset=8", "offset=0", "offset=", "0", "8"),
         ("skip=16", "skip=17", "skip=", "17", "16"),
-        ("skip=16", "skip=16,sector-size=4096", "sector-size=", "4096", "512"),
+        (
+            "skip=16",
+            "skip=16,sector-size=4096",
+            "sector-size=",
+            "4096",
+            "512",
+        ),
     ] {
         bound.entry = entry(&TWOFISH.replace(from, to));
         let expected = GateError::Setting {
@@ -524,7 +588,13 @@ fn a_plain_volume_that_crypttab_would_open_otherwise_is_refused() {
     bound.entry = entry("luks");
     let error = bound.check().unwrap_err();
     assert!(
-        matches!(error, OpenError::Gate { source: GateError::Kind { .. }, .. }),
+        matches!(
+            error,
+            OpenError::Gate {
+                source: GateError::Kind { .. },
+                ..
+            }
+        ),
         "{error}"
     );
     for incomplete in ["plain", "plain,cipher=aes-xts-plain64,size=512"] {
@@ -536,7 +606,14 @@ fn a_plain_volume_that_crypttab_would_open_otherwise_is_refused() {
 
 #[test]
 fn ciphers_that_do_not_encrypt_or_are_not_whole_make_no_plain_volume() {
-    for cipher in ["cipher_null-ecb", "null", "aes", "aes-", "aes-plain", "capi:xts(aes)"] {
+    for cipher in [
+        "cipher_null-ecb",
+        "null",
+        "aes",
+        "aes-",
+        "aes-plain",
+        "capi:xts(aes)",
+    ] {
         let options = Options::parse(&format!("plain,cipher={cipher},hash=sha256,size=256"));
         assert!(Settings::of(&options.plain).is_err(), "{cipher}");
     }

@@ -307,11 +307,7 @@ impl Attempt<'_> {
 }
 
 /// Refuses a plain volume that would be noise.
-fn look_into(
-    device: &Path,
-    context: &mut CryptDevice,
-    key: &SecretBytes,
-) -> Result<(), OpenError> {
+fn look_into(device: &Path, context: &mut CryptDevice, key: &SecretBytes) -> Result<(), OpenError> {
     let content = plain::content(context, key).map_err(|source| OpenError::Content {
         device: device.to_owned(),
         source,

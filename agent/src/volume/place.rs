@@ -88,12 +88,20 @@ impl Place {
         let detached = matches!(self.header, HeaderPlace::Detached(_));
         match HeaderCopy::read(header) {
             Ok(copy) => {
-                let kind = if detached { Kind::DetachedLuks2 } else { Kind::Luks2 };
+                let kind = if detached {
+                    Kind::DetachedLuks2
+                } else {
+                    Kind::Luks2
+                };
                 Ok((kind, Some(copy.uuid().to_owned())))
             }
             Err(HeaderError::NotLuks2(_)) => {
                 let copy = Luks1Copy::read(header, &self.device)?;
-                let kind = if detached { Kind::DetachedLuks1 } else { Kind::Luks1 };
+                let kind = if detached {
+                    Kind::DetachedLuks1
+                } else {
+                    Kind::Luks1
+                };
                 Ok((kind, Some(copy.facts().uuid.clone())))
             }
             Err(error) => Err(error),

@@ -130,7 +130,11 @@ impl Settings {
             ("cipher=", self.cipher.clone(), bound.cipher.clone()),
             ("hash=", self.hash.clone(), bound.hash.clone()),
             ("size=", bits(self.key_size), bits(bound.key_size)),
-            ("sector-size=", self.sector_size.to_string(), bound.sector_size.to_string()),
+            (
+                "sector-size=",
+                self.sector_size.to_string(),
+                bound.sector_size.to_string(),
+            ),
             ("offset=", sectors(self.offset), sectors(bound.offset)),
             ("skip=", self.skip.to_string(), bound.skip.to_string()),
         ] {
@@ -274,7 +278,8 @@ pub(crate) fn content(
     key: &SecretBytes,
 ) -> Result<&'static str, ContentError> {
     let mut random = [0; 4];
-    getrandom::fill(&mut random).map_err(|error| ContentError::Read(io::Error::other(error.to_string())))?;
+    getrandom::fill(&mut random)
+        .map_err(|error| ContentError::Read(io::Error::other(error.to_string())))?;
     let name = format!("latchkey-look-{}", hex(&random));
     let flags = CryptActivate::READONLY | CryptActivate::PRIVATE | CryptActivate::SHARED;
     let mapped = context.activate_handle().activate_by_volume_key(

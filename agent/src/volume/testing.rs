@@ -6,9 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use latchkey_protocol::envelope::{
-    Bound, BoundLuks2, MachineSecret, Released, Token, TokenKind,
-};
+use latchkey_protocol::envelope::{Bound, BoundLuks2, MachineSecret, Released, Token, TokenKind};
 use latchkey_protocol::ids::{Generation, ServerId, VolumeId};
 use latchkey_protocol::release::Share;
 use latchkey_protocol::wire::Version;
@@ -128,8 +126,7 @@ impl Volume {
         let secret = MachineSecret::random().unwrap();
         let slot = keyslots::free_keyslot(self.path()).unwrap();
         keyslots::add_keyslot(self.path(), slot, &passphrase(PASSPHRASE), &secret).unwrap();
-        let facts =
-            keyslots::bound_facts(self.path(), Position::Attached, slot, &secret).unwrap();
+        let facts = keyslots::bound_facts(self.path(), Position::Attached, slot, &secret).unwrap();
         let (token, share) = sealed(facts.uuid, facts.bound, &secret);
         let token_id = tokens::add(self.path(), &token).unwrap();
         BoundVolume {

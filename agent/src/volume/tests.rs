@@ -531,8 +531,11 @@ fn adding_a_keyslot_needs_a_right_passphrase_and_changes_nothing_without() {
 fn a_passphrase_is_proved_on_another_keyslot() {
     let volume = Volume::luks2();
     let second = volume.add_passphrase("second");
-    let prove =
-        |text: &str, not| keyslots::prove_other_keyslot(volume.path(), &passphrase(text), not).ok().flatten();
+    let prove = |text: &str, not| {
+        keyslots::prove_other_keyslot(volume.path(), &passphrase(text), not)
+            .ok()
+            .flatten()
+    };
     assert_eq!(prove(PASSPHRASE, None), Some(0));
     assert_eq!(prove(PASSPHRASE, Some(second)), Some(0));
     assert_eq!(prove(PASSPHRASE, Some(0)), None);

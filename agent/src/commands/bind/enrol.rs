@@ -144,7 +144,14 @@ fn plain_volume(
     arguments: &Arguments,
     settings: &Settings,
 ) -> Result<Enrolment, BindError> {
-    let look = |secret: SecretBytes, kind| Look { target, settings, kind }.into(secret);
+    let look = |secret: SecretBytes, kind| {
+        Look {
+            target,
+            settings,
+            kind,
+        }
+        .into(secret)
+    };
     let proved = |looked: Result<Enrolment, ContentError>| {
         looked.map_err(|source| BindError::Content {
             device: target.device.clone(),
@@ -199,10 +206,7 @@ impl Look<'_> {
             source,
         };
         let secret = MachineSecret(secret);
-        let mut context = self
-            .settings
-            .context(&self.target.device)
-            .map_err(failed)?;
+        let mut context = self.settings.context(&self.target.device).map_err(failed)?;
         let key = self
             .settings
             .key_of_secret(&mut context, &secret, self.kind)
@@ -242,13 +246,12 @@ fn proved_passphrase(
     entry: &Entry,
     key_file: Option<&Path>,
 ) -> Result<SecretBytes, BindError> {
-    let opens = |passphrase: &SecretBytes| match keyslots::prove_other_keyslot(
-        header, passphrase, None,
-    ) {
-        Ok(_) => Ok(true),
-        Err(KeyslotError::Passphrase(PassphraseError::WrongPassphrase(_))) => Ok(false),
-        Err(error) => Err(error),
-    };
+    let opens =
+        |passphrase: &SecretBytes| match keyslots::prove_other_keyslot(header, passphrase, None) {
+            Ok(_) => Ok(true),
+            Err(KeyslotError::Passphrase(PassphraseError::WrongPassphrase(_))) => Ok(false),
+            Err(error) => Err(error),
+        };
     if let Some(path) = key_file {
         let passphrase = prompt::read_key_file(path)?;
         return if opens(&passphrase)? {
