@@ -8,6 +8,7 @@ mod gate;
 mod generic;
 mod journal;
 mod keyserver;
+mod kinds;
 mod lvm;
 mod matrix;
 mod memory;
@@ -38,6 +39,7 @@ const SCENARIOS: &[&[Scenario]] = &[
     fallbacks::SCENARIOS,
     dropbear::SCENARIOS,
     keyserver::SCENARIOS,
+    kinds::SCENARIOS,
     lvm::SCENARIOS,
     memory::SCENARIOS,
 ];
