@@ -495,6 +495,10 @@ fn a_detached_header_is_bound_and_its_data_is_not_touched() {
         data.path(),
     ];
     run(Command::new("cryptsetup").args(format), PASSPHRASE).succeeded();
+    // The same path below the machine's root, where crypttab's sources are looked for.
+    let below = machine.path(data.path().trim_start_matches('/'));
+    std::fs::create_dir_all(below.parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink(data.path(), &below).unwrap();
     let before = data.bytes();
     // Without the line nothing says that it is encrypted at all.
     machine

@@ -403,7 +403,7 @@ fn a_volume_that_the_boot_does_not_need_holds_it_up_for_ten_seconds_at_most() {
             rig.event(Event::Device(1, bound(1)));
         }
         rig.event(Event::NetworkUp);
-        rig.now = Duration::from_secs(20);
+        rig.now = Duration::from_secs(5);
         let denied = Verdict::Denied {
             reason: "no".into(),
             retry: Duration::from_secs(300),
@@ -411,9 +411,9 @@ fn a_volume_that_the_boot_does_not_need_holds_it_up_for_ten_seconds_at_most() {
         rig.answer(Answer::Verdicts(vec![(0, Verdict::Released), (1, denied)]));
         assert_eq!(rig.finished, None);
         rig.event(Event::Opened(0));
-        assert_eq!(rig.wake, Some(Duration::from_secs(30)));
+        assert_eq!(rig.wake, Some(Duration::from_secs(15)));
         assert_eq!(rig.finished, None);
-        rig.now = Duration::from_secs(30);
+        rig.now = Duration::from_secs(15);
         rig.event(Event::Tick);
         assert_eq!(rig.finished, Some(Outcome::OptionalLeft));
     }

@@ -13,7 +13,7 @@ use crate::volume::gate::Position;
 use crate::volume::header::HeaderError;
 use crate::volume::mapping;
 use crate::volume::place::{HeaderPlace, Kind, Place};
-use crate::volume::source::Source;
+use crate::volume::source::{Source, SourceError};
 
 /// A volume that a command is about.
 #[derive(Debug, Clone)]
@@ -109,6 +109,9 @@ pub enum TargetError {
         /// As written.
         options: String,
     },
+    /// crypttab's source is on two devices.
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// `swap` or `tmp`.
     #[error(
         "'{name}' has the option '{option}' in crypttab: it is formatted anew whenever it is opened, so there is nothing to bind\n\
@@ -336,7 +339,7 @@ impl Target {
     /// The crypttab entry by which the boot opens this volume; `name` chooses among several.
     ///
     /// # Errors
-    /// `OtherName`, `Several`, `KeyFile`, `KeyScript`, `Unsupported`, `Formatted`; `NoEntry`.
+    /// `OtherName`, `Several`, `KeyFile`, `KeyScript`, `Unsupported`, `Formatted`, `Source`; `NoEntry`.
     pub fn entry(&self, files: &Files, name: Option<&str>) -> Result<Entry, TargetError> {
         let crypttab = files.crypttab();
         let mut entries = self.entries.clone();
@@ -373,6 +376,8 @@ impl Target {
         };
         check_key(&entry)?;
         check_options(&entry)?;
+        // The boot would not guess which of two devices is meant.
+        entry.source.resolve_below(files.root())?;
         Ok(entry)
     }
 

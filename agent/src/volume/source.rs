@@ -270,6 +270,32 @@ mod tests {
     }
 
     #[test]
+    fn a_lasting_name_is_the_partition_s_or_the_disk_s_own() {
+        let root = root(&[("254:3", "vda3", "", &[]), ("254:16", "vdb", "", &[])]);
+        let at = |path: &str| root.path().join(path);
+        for (link, device) in [
+            ("dev/disk/by-partuuid/0a-03", "vda3"),
+            ("dev/disk/by-id/virtio-z-part3", "vda3"),
+            ("dev/disk/by-id/virtio-b", "vdb"),
+            ("dev/disk/by-id/virtio-c", "vdb"),
+        ] {
+            fs::create_dir_all(at(link).parent().unwrap()).unwrap();
+            symlink(Path::new("../..").join(device), at(link)).unwrap();
+        }
+        let lasting = |device: &str| {
+            let device = at("dev").join(device).canonicalize().unwrap();
+            Source::lasting(&device, root.path()).to_string()
+        };
+        assert_eq!(lasting("vda3"), "PARTUUID=0a-03");
+        assert_eq!(lasting("vdb"), "/dev/disk/by-id/virtio-b");
+        fs::write(at("dev/vdc"), "").unwrap();
+        assert_eq!(
+            lasting("vdc"),
+            at("dev/vdc").canonicalize().unwrap().to_str().unwrap()
+        );
+    }
+
+    #[test]
     fn a_device_that_is_missing_is_none() {
         let root = root(&[]);
         let source = Source::Uuid(UUID.into());
