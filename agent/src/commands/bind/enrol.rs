@@ -155,7 +155,7 @@ fn plain_volume(
     let proved = |looked: Result<Enrolment, ContentError>| {
         looked.map_err(|source| BindError::Content {
             device: target.device.clone(),
-            settings: settings.clone(),
+            settings: Box::new(settings.clone()),
             source,
         })
     };
@@ -183,7 +183,7 @@ fn plain_volume(
     }
     Err(BindError::Typed {
         device: target.device.clone(),
-        settings: settings.clone(),
+        settings: Box::new(settings.clone()),
     })
 }
 

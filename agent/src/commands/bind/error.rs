@@ -138,7 +138,7 @@ pub enum BindError {
         /// The device.
         device: PathBuf,
         /// How it would be opened.
-        settings: Settings,
+        settings: Box<Settings>,
         /// What was found.
         #[source]
         source: ContentError,
@@ -153,7 +153,7 @@ pub enum BindError {
         /// The device.
         device: PathBuf,
         /// How it would be opened.
-        settings: Settings,
+        settings: Box<Settings>,
     },
     /// A passphrase too long for an envelope.
     #[error("a passphrase of 1 to {MACHINE_SECRET_LIMIT} bytes can be bound, not one of {0}")]
