@@ -14,6 +14,7 @@
 mod asking;
 mod events;
 mod status;
+mod volume;
 
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ pub use events::{
     Action, Answer, Event, Header, Outcome, Plan, PlannedServer, PromptLoss, Refusal, ServerIndex,
     Tried, Verdict, VolumeIndex,
 };
+use volume::{State, Volume};
 
 /// How much longer the boot takes for volumes that it does not need, once the others are open.
 const OPTIONAL_LIMIT: Duration = Duration::from_secs(10);
@@ -44,32 +46,6 @@ pub struct Flow {
     waiting_for_devices: bool,
     status: String,
     finished: bool,
-}
-
-#[derive(Debug)]
-struct Volume {
-    name: String,
-    /// Whether the boot goes on without it.
-    optional: bool,
-    state: State,
-    /// Its name at the key servers, if it is bound.
-    id: Option<VolumeId>,
-    /// What its token offers, while it may still be opened automatically.
-    envelopes: Vec<(ServerIndex, Generation)>,
-    /// Servers whose share the shell holds.
-    released: Vec<ServerIndex>,
-    /// Why it will not be opened automatically, once that is so.
-    refused: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Missing,
-    NotBound,
-    Locked,
-    OpeningAutomatically(ServerIndex),
-    OpeningTyped,
-    Open,
 }
 
 #[derive(Debug)]
@@ -492,48 +468,5 @@ impl Flow {
         (0..self.volumes.len())
             .filter(|index| filter(&self.volumes[*index]))
             .collect()
-    }
-}
-
-impl Volume {
-    fn new(name: String) -> Self {
-        Self {
-            name,
-            optional: false,
-            state: State::Missing,
-            id: None,
-            envelopes: Vec::new(),
-            released: Vec::new(),
-            refused: None,
-        }
-    }
-
-    fn refuse(&mut self, why: String, actions: &mut Vec<Action>) {
-        actions.push(Action::Say(format!(
-            "'{}' is not opened automatically: {why}",
-            self.name
-        )));
-        self.released.clear();
-        self.refused = Some(why);
-    }
-
-    /// Nothing more is to be done for it.
-    fn is_done(&self) -> bool {
-        matches!(self.state, State::Open | State::NotBound)
-    }
-
-    fn is_missing(&self) -> bool {
-        self.state == State::Missing
-    }
-
-    fn is_locked(&self) -> bool {
-        self.state == State::Locked
-    }
-
-    fn is_opening(&self) -> bool {
-        matches!(
-            self.state,
-            State::OpeningAutomatically(_) | State::OpeningTyped
-        )
     }
 }

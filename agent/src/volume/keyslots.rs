@@ -8,6 +8,8 @@
 //!
 //! Where a header is detached, `device` is what the header lies on.
 
+mod traces;
+
 use std::path::{Path, PathBuf};
 
 use latchkey_protocol::envelope::{Bound, MachineSecret};
@@ -25,6 +27,8 @@ use super::luks1::{self, Luks1Copy};
 use super::open::{self, KeyError};
 use super::tokens;
 use super::typed::{self, PassphraseError};
+
+pub use traces::Traces;
 
 /// LUKS2 on-disk format: the most keyslots that a header has.
 const KEYSLOTS_LIMIT: u32 = 32;
@@ -444,39 +448,6 @@ pub fn traces(device: &Path, slot: u32) -> Result<Option<Traces>, KeyslotError> 
             named: false,
         }),
     })
-}
-
-/// See [`traces`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Traces {
-    /// The salt of its key derivation: no other keyslot has it.
-    pub salt: Option<String>,
-    /// Whether its key derivation is as cheap as of those that we make.
-    pub cheapest: bool,
-    /// Whether a token of anybody names it.
-    pub named: bool,
-}
-
-impl Traces {
-    /// Of keyslot `slot` in a LUKS2 header; `None` if there is no such.
-    pub fn of_luks2(json: &Value, slot: u32) -> Option<Self> {
-        let slot = slot.to_string();
-        let keyslot = &json["keyslots"][&slot];
-        if keyslot.is_null() {
-            return None;
-        }
-        let kdf = &keyslot["kdf"];
-        let named = |token: &Value| {
-            let keyslots = token["keyslots"].as_array();
-            keyslots.is_some_and(|all| all.iter().any(|one| *one == slot))
-        };
-        let tokens = json["tokens"].as_object();
-        Some(Self {
-            salt: kdf["salt"].as_str().map(str::to_owned),
-            cheapest: kdf["type"] == "pbkdf2" && kdf["iterations"] == ITERATIONS,
-            named: tokens.is_some_and(|all| all.values().any(named)),
-        })
-    }
 }
 
 /// Keyslots that latchkey's tokens name, a broken one's too: its `keyslots` is libcryptsetup's to keep.
