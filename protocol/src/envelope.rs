@@ -477,7 +477,8 @@ impl Bound {
         }
     }
 
-    fn encode(&self) -> Vec<u8> {
+    /// The facts in one unambiguous encoding.
+    pub fn encode(&self) -> Vec<u8> {
         match self {
             Self::Luks2(bound) => bound.encode(b"luks2"),
             Self::DetachedLuks2(bound) => bound.encode(b"detached-luks2"),
