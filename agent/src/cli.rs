@@ -14,7 +14,7 @@ use crate::commands::initramfs::Rebuild;
 use crate::commands::join::TokenSource;
 use crate::commands::list::Format;
 use crate::commands::status::Health;
-use crate::commands::{bind, join, list, record_network, status, unbind};
+use crate::commands::{bind, image_files, join, list, record_network, status, unbind};
 use crate::failure::chain;
 use crate::files::Files;
 use crate::flow::Outcome;
@@ -68,24 +68,31 @@ enum Command {
         #[arg(value_name = "-")]
         token: Option<String>,
     },
-    /// Bind a LUKS2 volume, so that the key servers you joined can open it at boot
+    /// Bind a volume, so that the key servers you joined can open it at boot
     ///
-    /// Asks for a passphrase of the volume, backs its header up to /var/lib/latchkey, adds one keyslot and one
-    /// token, proves that they open the volume, and rebuilds the initramfs. Other keyslots are never changed. If it
-    /// is interrupted, run it again.
+    /// LUKS2 and LUKS1: asks for a passphrase of the volume, backs its header up to /var/lib/latchkey, adds one keyslot
+    /// and one envelope, proves that they open the volume, and rebuilds the initramfs. Other keyslots are never changed.
+    /// Plain dm-crypt: its passphrase or volume key is sealed, and nothing on the device is changed. A detached header
+    /// and plain dm-crypt are told by the volume's line in /etc/crypttab. If it is interrupted, run it again.
     Bind {
         /// The encrypted device, its mapping or its mount point, such as /dev/vda3 or /
         device: PathBuf,
-        /// The name in /etc/crypttab, where the device has several
+        /// The name in /etc/crypttab, where the device has several, or none yet
         #[arg(long)]
         name: Option<String>,
+        /// The options of the line to write into /etc/crypttab, where there is none [default: luks,initramfs]
+        #[arg(long)]
+        options: Option<String>,
         /// Read the passphrase from this file ('-': stdin); the whole content counts, line ends too
         #[arg(long, value_name = "FILE")]
         key_file: Option<PathBuf>,
+        /// Read the volume key of plain dm-crypt from this file ('-': stdin), where no passphrase makes it
+        #[arg(long, value_name = "FILE", conflicts_with = "key_file")]
+        volume_key_file: Option<PathBuf>,
         #[command(flatten)]
         rebuild: RebuildFlag,
     },
-    /// Take a binding away: token, keyslot, and the key servers' shares
+    /// Take a binding away: envelope, keyslot, and the key servers' shares
     Unbind {
         /// The encrypted device, its mapping or its mount point
         device: PathBuf,
@@ -100,6 +107,9 @@ enum Command {
     /// Print the UUIDs of the bound volumes; the image keeps them
     #[command(hide = true)]
     BoundVolumes,
+    /// Print the files of the bound volumes that belong into the image
+    #[command(hide = true)]
+    ImageFiles,
     /// Show who this machine is to its key servers, whether they answer, and which policies hold
     ///
     /// Exit code 3 if something would keep the next boot from opening a bound volume by itself.
@@ -286,14 +296,18 @@ fn dispatch(command: Command, files: &Files) -> Result<ExitCode, Failure> {
         Command::Bind {
             device,
             name,
+            options,
             key_file,
+            volume_key_file,
             rebuild,
         } => {
             prepare()?;
             let arguments = bind::Arguments {
                 device,
                 name,
+                options,
                 key_file,
+                volume_key_file,
                 rebuild: rebuild.into(),
             };
             bind::run(files, &arguments)?;
@@ -304,6 +318,7 @@ fn dispatch(command: Command, files: &Files) -> Result<ExitCode, Failure> {
             unbind::run(files, &unbind::Arguments { device, rebuild })?;
         }
         Command::List { json } => list::run(files, json.into())?,
+        Command::ImageFiles => image_files::run(files)?,
         Command::BoundVolumes => list::run_bound(files)?,
         Command::Status { json } => {
             prepare()?;

@@ -148,6 +148,11 @@ impl Files {
         self.path("/etc/latchkey/network.json")
     }
 
+    /// `/etc/latchkey/envelopes`: what LUKS1 headers and plain volumes have no room for.
+    pub fn envelopes(&self) -> PathBuf {
+        self.path("/etc/latchkey/envelopes")
+    }
+
     /// `/var/lib/latchkey`: header backups and the journals of `bind`.
     pub fn state(&self) -> PathBuf {
         self.path("/var/lib/latchkey")

@@ -19,6 +19,7 @@ fn plan(volumes: usize, servers: u8) -> Plan {
         volumes: (0..volumes)
             .map(|number| format!("crypt{number}"))
             .collect(),
+        optional: Vec::new(),
         servers: (0..servers)
             .map(|number| PlannedServer {
                 id: server(number),
@@ -421,6 +422,69 @@ fn without_prompt_and_without_hope_the_native_prompt_takes_over() {
     assert_eq!(rig.finished, Some(Outcome::NativePrompt));
 }
 
+/// A boot with a volume that it needs and one that it does not.
+fn with_optional() -> Rig {
+    let mut rig = Rig::new(Plan {
+        optional: vec![1],
+        ..plan(2, 1)
+    });
+    rig.event(Event::Device(0, bound(1)));
+    rig
+}
+
+#[test]
+fn a_volume_that_the_boot_does_not_need_holds_it_up_for_ten_seconds_at_most() {
+    for appears in [true, false] {
+        let mut rig = with_optional();
+        if appears {
+            rig.event(Event::Device(1, bound(1)));
+        }
+        rig.event(Event::NetworkUp);
+        rig.now = Duration::from_secs(5);
+        let denied = Verdict::Denied {
+            reason: "no".into(),
+            retry: Duration::from_secs(300),
+        };
+        rig.answer(Answer::Verdicts(vec![(0, Verdict::Released), (1, denied)]));
+        assert_eq!(rig.finished, None);
+        rig.event(Event::Opened(0));
+        assert_eq!(rig.wake, Some(Duration::from_secs(15)));
+        assert_eq!(rig.finished, None);
+        rig.now = Duration::from_secs(15);
+        rig.event(Event::Tick);
+        assert_eq!(rig.finished, Some(Outcome::OptionalLeft));
+    }
+}
+
+#[test]
+fn a_volume_that_the_boot_needs_is_waited_for_whatever_else_is_open() {
+    let mut rig = with_optional();
+    rig.event(Event::Device(1, bound(1)));
+    rig.event(Event::NetworkUp);
+    rig.answer(Answer::Verdicts(vec![(1, Verdict::Released)]));
+    rig.event(Event::Opened(1));
+    rig.now = Duration::from_secs(3600);
+    rig.event(Event::Tick);
+    assert_eq!(rig.finished, None);
+    assert!(rig.prompt);
+}
+
+#[test]
+fn an_opening_that_is_under_way_is_not_cut_off() {
+    let mut rig = with_optional();
+    rig.event(Event::Device(1, bound(1)));
+    rig.event(Event::NetworkUp);
+    let both = vec![(0, Verdict::Released), (1, Verdict::Released)];
+    rig.answer(Answer::Verdicts(both));
+    rig.event(Event::Opened(0));
+    assert_eq!(rig.opening, Some((1, true)));
+    rig.now = Duration::from_secs(60);
+    rig.event(Event::Tick);
+    assert_eq!(rig.finished, None);
+    rig.event(Event::Opened(1));
+    assert_eq!(rig.finished, Some(Outcome::Open));
+}
+
 #[test]
 fn one_request_asks_for_all_volumes() {
     let mut rig = Rig::new(plan(8, 1));
@@ -525,9 +589,10 @@ proptest! {
     #[test]
     fn the_invariants_hold_in_any_order_of_events(
         volumes in 1usize..4,
+        optional in proptest::collection::vec(0usize..4, 0..3),
         story in proptest::collection::vec(any::<u16>(), 1..200),
     ) {
-        let mut rig = Rig::new(plan(volumes, 2));
+        let mut rig = Rig::new(Plan { optional, ..plan(volumes, 2) });
         let mut prompt_possible = true;
         for choice in story {
             if rig.finished.is_some() {

@@ -23,6 +23,7 @@ main()
 	nothing_on_a_machine_that_has_not_joined
 	only_the_files_of_the_boot
 	where_headers_cannot_be_read_the_image_does_not_say_what_is_bound
+	files_of_volumes_are_for_root_alone
 	the_image_of_a_crash_kernel_is_left_alone
 	a_half_removed_latchkey_is_no_reason_to_fail
 	the_image_says_when_it_was_built
@@ -85,6 +86,32 @@ where_headers_cannot_be_read_the_image_does_not_say_what_is_bound()
 	run_hook
 	expect "$status" 0
 	[ ! -e "$image/etc/latchkey/bound" ] || wrong "the image says what nobody could read"
+}
+
+files_of_volumes_are_for_root_alone()
+{
+	machine
+	mkdir -p "$root/etc/latchkey/envelopes" "$root/etc/keys"
+	echo envelope >"$root/etc/latchkey/envelopes/words and more.json"
+	echo header >"$root/etc/keys/data.header"
+	mkdir -p "$image$root/etc/keys"
+	echo old >"$image$root/etc/keys/data.header"
+	chmod 0644 "$image$root/etc/keys/data.header"
+	cat >"$root/usr/bin/latchkey" <<-END
+		#!/bin/sh
+		[ "\$1" = image-files ] || exit 0
+		echo '$root/etc/latchkey/envelopes/words and more.json'
+		echo '$root/etc/keys/data.header'
+		echo '$server/host.key'
+		echo relative
+	END
+	run_hook
+	expect "$status" 0
+	expect "$(cd "$image$root" && find . -type f -printf '%m %p\n' | sort)" "\
+600 ./etc/keys/data.header
+600 ./etc/latchkey/envelopes/words and more.json"
+	expect "$(cat "$image$root/etc/keys/data.header")" header
+	expect_output "is no file of a volume"
 }
 
 the_image_of_a_crash_kernel_is_left_alone()

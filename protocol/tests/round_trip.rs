@@ -3,8 +3,8 @@
 
 use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::envelope::{
-    Bound, BoundLuks2, ENVELOPES_LIMIT, MACHINE_SECRET_LIMIT, MachineSecret, Released, TOKEN_LIMIT,
-    Token, TokenKind,
+    Bound, BoundLuks1, BoundLuks2, BoundPlain, ENVELOPES_LIMIT, MACHINE_SECRET_LIMIT,
+    MachineSecret, PlainSecret, Released, TOKEN_LIMIT, Token, TokenKind,
 };
 use latchkey_protocol::release::Share;
 use latchkey_protocol::token::{ADDRESSES_LIMIT, JoinToken};
@@ -25,11 +25,11 @@ proptest! {
     ) {
         let mut token = Token {
             kind: TokenKind::Latchkey,
-            keyslots: vec![bound.keyslot.to_string()],
+            keyslots: bound.keyslot().iter().map(u32::to_string).collect(),
             version: Version::default(),
             volume: VolumeId::random().unwrap(),
             uuid,
-            bound: Bound::Luks2(bound),
+            bound,
             envelopes: Vec::new(),
         };
         let share = Share(Secret::random().unwrap());
@@ -126,23 +126,51 @@ fn the_largest_token_fits_and_a_larger_one_is_refused() {
     assert!(token.to_json().is_err(), "no envelope");
 }
 
-fn bound() -> impl Strategy<Value = BoundLuks2> {
+fn bound() -> impl Strategy<Value = Bound> {
     (
+        0..5,
         any::<[u32; 4]>(),
-        any::<u64>(),
-        "[ -~]{0,40}",
+        any::<[u64; 2]>(),
+        ["[ -~]{0,40}", "[a-z0-9:-]{0,20}"],
         any::<[u8; 32]>(),
     )
-        .prop_map(|(numbers, offset, cipher, id)| {
-            let [keyslot, iterations, key_size, sector_size] = numbers;
-            BoundLuks2 {
+        .prop_map(|(kind, numbers, [offset, skip], [cipher, hash], id)| {
+            let [keyslot, iterations, key_size, other] = numbers;
+            let volume_key_id = Bytes(id);
+            let luks2 = BoundLuks2 {
                 keyslot,
                 iterations,
-                cipher,
+                cipher: cipher.clone(),
                 key_size,
-                sector_size,
+                sector_size: other,
                 offset,
-                volume_key_id: Bytes(id),
+                volume_key_id,
+            };
+            let plain = |secret| BoundPlain {
+                secret,
+                cipher: cipher.clone(),
+                hash: hash.clone(),
+                key_size,
+                sector_size: other,
+                offset,
+                skip,
+                volume_key_id,
+            };
+            match kind {
+                0 => Bound::Luks2(luks2),
+                1 => Bound::DetachedLuks2(luks2),
+                2 => Bound::Luks1(BoundLuks1 {
+                    keyslot,
+                    iterations,
+                    cipher: cipher.clone(),
+                    hash: hash.clone(),
+                    key_size,
+                    offset,
+                    digest_iterations: other,
+                    volume_key_id,
+                }),
+                3 => Bound::Plain(plain(PlainSecret::Passphrase)),
+                _ => Bound::Plain(plain(PlainSecret::VolumeKey)),
             }
         })
 }

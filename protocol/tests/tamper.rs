@@ -361,8 +361,10 @@ fn released<'a>(token: &Token, share: &'a Share) -> Released<'a> {
 }
 
 fn luks2(token: &mut Token) -> &mut BoundLuks2 {
-    let Bound::Luks2(bound) = &mut token.bound;
-    bound
+    match &mut token.bound {
+        Bound::Luks2(bound) => bound,
+        other => panic!("{other:?}"),
+    }
 }
 
 fn volume_of(bytes: [u8; 16]) -> VolumeId {

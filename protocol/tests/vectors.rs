@@ -62,7 +62,11 @@ fn changed_envelopes_are_refused_each_with_its_own_error() {
     let share = Share(secret_of(&vectors.good[0].shares[0]));
     for case in vectors.refused {
         let token = Token::parse(case.token.to_string().as_bytes()).expect(&case.why);
-        let released = released(&share, &good, &good.envelopes[0]);
+        let own = case.share.map(|share| Share(secret_of(&share)));
+        let released = match &own {
+            Some(share) => released(share, &token, &token.envelopes[0]),
+            None => released(&share, &good, &good.envelopes[0]),
+        };
         let error = token.open(&token.envelopes[0], released).unwrap_err();
         let expected = match error {
             EnvelopeError::Changed => "changed",
@@ -173,6 +177,8 @@ struct RefusedEnvelope {
     why: String,
     error: String,
     token: serde_json::Value,
+    /// Where it is not the first good one's.
+    share: Option<String>,
 }
 
 #[derive(Deserialize)]

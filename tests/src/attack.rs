@@ -1,5 +1,5 @@
 //! What somebody does who can write a machine's disk while it is off: change the LUKS2 header, put another volume
-//! in the root's place.
+//! in the root's place, make a LUKS1 volume of it.
 //!
 //! Header format: LUKS2 On-Disk Format Specification 1.1, chapter 2.
 
@@ -12,7 +12,7 @@ use std::process::Command;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::disk::LUKS_START;
+use crate::disk::{LUKS_HEADER, LUKS_START};
 use crate::guest;
 use crate::machine::{Disk, MachineError};
 use crate::tool;
@@ -134,6 +134,36 @@ impl StolenDisk {
         tool::run(import.arg(&json).arg(&image))?;
         self.put_volume(&std::fs::read(&image)?)?;
         Ok(volume_key)
+    }
+
+    /// Gives the root of a guest, not bound yet, a LUKS1 header with the same UUID, volume key and passphrase.
+    ///
+    /// # Errors
+    /// `Tool` if cryptsetup fails.
+    pub fn put_luks1_header(&self) -> Result<(), MachineError> {
+        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        let (image, passphrase) = (folder.join("luks1.img"), folder.join("luks1.passphrase"));
+        let key = folder.join("luks1.key");
+        std::fs::write(&passphrase, guest::PASSPHRASE)?;
+        let mut header = vec![0; usize::try_from(LUKS_HEADER).map_err(io::Error::other)?];
+        self.file()?.read_exact_at(&mut header, LUKS_START)?;
+        std::fs::write(&image, &header)?;
+        let mut dump = Command::new("cryptsetup");
+        dump.args(["luksDump", "--batch-mode", "--dump-volume-key"]);
+        dump.arg("--volume-key-file").arg(&key);
+        tool::run(dump.arg("--key-file").arg(&passphrase).arg(&image))?;
+
+        File::create(&image)?.set_len(LUKS_HEADER + (1 << 20))?;
+        let sectors = (LUKS_HEADER / 512).to_string();
+        let mut format = Command::new("cryptsetup");
+        format.args(["luksFormat", "--type", "luks1", "--uuid", guest::LUKS_UUID]);
+        format.args(["--batch-mode", "--pbkdf-force-iterations", "2000"]);
+        format.args(["--cipher", "aes-xts-plain64", "--key-size", "512"]);
+        format.args(["--align-payload", &sectors, "--volume-key-file"]);
+        format.arg(&key).arg("--key-file").arg(&passphrase);
+        tool::run(format.arg(&image))?;
+        File::open(&image)?.read_exact_at(&mut header, 0)?;
+        self.put_volume(&header)
     }
 
     /// Puts an ext4 file system in the root's place that bears the LUKS volume's UUID.

@@ -135,6 +135,26 @@ pub fn join_and_bind(
     server: &KeyServer,
     flavour: Flavour,
 ) -> Result<String, BoundError> {
+    let joined = install_and_join(machine, server, flavour)?;
+    let bound = machine.check(&format!(
+        "printf %s '{}' > /run/rig/passphrase\n\
+         latchkey bind {} --key-file /run/rig/passphrase; status=$?\n\
+         rm /run/rig/passphrase; exit $status",
+        guest::PASSPHRASE,
+        guest::DEVICE
+    ))?;
+    Ok(format!("{joined}\n{bound}"))
+}
+
+/// The installation up to `latchkey join`; returns what that printed.
+///
+/// # Errors
+/// `Machine` if a command fails in the guest.
+pub fn install_and_join(
+    machine: &mut Machine,
+    server: &KeyServer,
+    flavour: Flavour,
+) -> Result<String, BoundError> {
     machine.check(&format!(
         "set -e\n\
          tar --extract --keep-directory-symlink --directory / --file /dev/vdb\n\
@@ -145,15 +165,7 @@ pub fn join_and_bind(
         flavour.settle()
     ))?;
     let token = server.admin(&["invite", CLIENT])?;
-    let joined = machine.check(&format!("latchkey join - <<'TOKEN'\n{token}\nTOKEN"))?;
-    let bound = machine.check(&format!(
-        "printf %s '{}' > /run/rig/passphrase\n\
-         latchkey bind {} --key-file /run/rig/passphrase; status=$?\n\
-         rm /run/rig/passphrase; exit $status",
-        guest::PASSPHRASE,
-        guest::DEVICE
-    ))?;
-    Ok(format!("{joined}\n{bound}"))
+    Ok(machine.check(&format!("latchkey join - <<'TOKEN'\n{token}\nTOKEN"))?)
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> BoundError {

@@ -46,6 +46,7 @@ pub struct Spec {
     kernel_line: String,
     clock: Option<String>,
     payloads: Vec<PathBuf>,
+    data_disks: Vec<PathBuf>,
     more: Vec<String>,
 }
 
@@ -68,6 +69,7 @@ impl Spec {
             kernel_line: String::new(),
             clock: None,
             payloads: Vec::new(),
+            data_disks: Vec::new(),
             more: Vec::new(),
         }
     }
@@ -149,6 +151,13 @@ impl Spec {
         self
     }
 
+    /// Adds a raw disk that is written to. The guest knows the first as `/dev/disk/by-id/virtio-data0`.
+    #[must_use]
+    pub fn data_disk(mut self, image: &Path) -> Self {
+        self.data_disks.push(image.to_owned());
+        self
+    }
+
     /// Hands QEMU further arguments.
     #[must_use]
     pub fn qemu(mut self, arguments: &[&str]) -> Self {
@@ -194,6 +203,16 @@ impl Spec {
             qemu.args([
                 "-device",
                 &format!("virtio-blk-pci,drive=payload{number},addr={slot:#x}"),
+            ]);
+        }
+        for (number, disk) in self.data_disks.iter().enumerate() {
+            let file = disk.display();
+            let drive = format!("file={file},format=raw,if=none,id=data{number},cache=unsafe");
+            qemu.args(["-drive", &drive]);
+            let slot = FIRST_DATA_SLOT + number;
+            qemu.args([
+                "-device",
+                &format!("virtio-blk-pci,drive=data{number},serial=data{number},addr={slot:#x}"),
             ]);
         }
         qemu.args(["-device", "virtio-rng-pci,addr=0x5"]);
@@ -259,3 +278,4 @@ pub(crate) const CONSOLE: &str = "console";
 pub(crate) const CHANNEL: &str = "channel";
 pub(crate) const CONTROL: &str = "control";
 const FIRST_PAYLOAD_SLOT: usize = 0x8;
+const FIRST_DATA_SLOT: usize = 0x10;

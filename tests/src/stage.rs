@@ -246,6 +246,20 @@ impl Stage {
         Ok(self.machine(disk, boot).direct(&files))
     }
 
+    /// A new key server that bears the names which machines know, and an archive of what `make install` puts in place:
+    /// for a machine that is joined and bound in the scenario itself.
+    ///
+    /// # Errors
+    /// As [`KeyServer::init`]; tar fails.
+    pub fn own_installation(&self) -> Result<(KeyServer, PathBuf), Failure> {
+        let product = &self.ground.product;
+        let folder = self.folder.path();
+        let server = KeyServer::init(&product.latchkeyd(), &folder.join("own"), &bound::names())?;
+        let archive = folder.join("installed.tar");
+        product.archive(&archive)?;
+        Ok((server, archive))
+    }
+
     /// A folder for this scenario's files.
     pub fn folder(&self) -> &Path {
         self.folder.path()

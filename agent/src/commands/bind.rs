@@ -6,194 +6,60 @@
 //! back what this run did; after an interruption the next run does, from the journal. No keyslot but the one made
 //! here is ever changed.
 
+mod enrol;
+mod error;
+
 use std::path::{Path, PathBuf};
 
-use latchkey_protocol::envelope::{
-    Bound, ENVELOPES_LIMIT, EnvelopeError, Released, Token, TokenKind,
-};
+use latchkey_protocol::VolumeId;
+use latchkey_protocol::envelope::{ENVELOPES_LIMIT, Released, Token, TokenKind};
 use latchkey_protocol::wire::Version;
-use latchkey_protocol::{MachineSecret, VolumeId};
-use latchkey_secret::{SecretBytes, SecretError};
 
-use super::initramfs::{self, Rebuild, RebuildError};
-use super::journal::{Journal, JournalledKeyslot, UndoError};
-use super::prompt::{self, PromptError};
+use super::crypttab_line;
+use super::initramfs::{self, Rebuild};
+use super::journal::Journal;
 use super::service;
-use super::shares::{self, Registered, ShareError};
-use super::target::{Target, TargetError};
-use crate::date;
+use super::shares::{self, Registered};
+use super::target::{NewLine, Target};
 use crate::failure::chain;
-use crate::files::{Files, FilesError, Role};
+use crate::files::{Files, Role};
 use crate::network::record;
-use crate::server::{KeyServer, KeyServerError, block_on};
-use crate::volume::backup::{self, BackupError};
+use crate::server::{KeyServer, block_on};
+use crate::volume::binding::{self, At};
 use crate::volume::crypttab::Entry;
-use crate::volume::header::{HeaderCopy, HeaderError};
-use crate::volume::keyslots::{self, KeyslotError};
-use crate::volume::open::{self, OpenError};
+use crate::volume::envelopes;
+use crate::volume::keyslots;
+use crate::volume::open;
 use crate::volume::stack;
-use crate::volume::tokens::{self, TokenError};
-use crate::volume::typed::PassphraseError;
+use enrol::Enrolment;
 
-/// How often a person may mistype.
-const TRIES: u32 = 3;
+pub use error::BindError;
 
 /// What `latchkey bind` is told.
 #[derive(Debug, Clone)]
 pub struct Arguments {
     /// A device, an image file, a mapping or a mount point.
     pub device: PathBuf,
-    /// Which of several crypttab lines.
+    /// Which of several crypttab lines, or the name in a new one.
     pub name: Option<String>,
+    /// The options of the crypttab line that is to be written.
+    pub options: Option<String>,
     /// Where the passphrase lies, if nobody is to be asked.
     pub key_file: Option<PathBuf>,
+    /// Where the volume key of a plain volume lies, if it has no passphrase.
+    pub volume_key_file: Option<PathBuf>,
     /// Whether to rebuild the initramfs.
     pub rebuild: Rebuild,
 }
 
-/// The volume is not bound, unless the text says so; every passphrase works as before.
-#[derive(Debug, thiserror::Error)]
-pub enum BindError {
-    /// No key server.
-    #[error(
-        "this machine has not joined any key server\n\
-         'latchkeyd invite NAME' on the key server prints a join token for 'latchkey join'"
-    )]
-    NotJoined,
-    /// More key servers than a token has room for.
-    #[error(
-        "this machine has joined {0} key servers, more than the {ENVELOPES_LIMIT} that a token holds"
-    )]
-    TooManyServers(usize),
-    /// The argument.
-    #[error(transparent)]
-    Target(#[from] TargetError),
-    /// Files of ours.
-    #[error(transparent)]
-    Files(#[from] FilesError),
-    /// A key server's files.
-    #[error(transparent)]
-    KeyServer(#[from] KeyServerError),
-    /// It is bound, to every key server that was joined.
-    #[error("'{}' is bound already, as volume {volume}; 'latchkey status' shows more", .device.display())]
-    AlreadyBound {
-        /// The device.
-        device: PathBuf,
-        /// Its name at the key servers.
-        volume: VolumeId,
-    },
-    /// It is bound, but not to every key server that was joined.
-    #[error(
-        "'{}' is bound already, but not to {servers}\n\
-         'latchkey unbind {}' and then this command bind it to every key server that was joined",
-        .device.display(), .device.display()
-    )]
-    PartlyBound {
-        /// The device.
-        device: PathBuf,
-        /// The other key servers.
-        servers: String,
-    },
-    /// There is a token that does not help.
-    #[error(
-        "'{}' has a latchkey token that does not work: {reason}\n\
-         'latchkey unbind {}' removes it; then run this again",
-        .device.display(), .device.display()
-    )]
-    BrokenToken {
-        /// The device.
-        device: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// What an interrupted run left cannot be taken back.
-    #[error("an earlier 'latchkey bind' or 'unbind' was interrupted, and it cannot be cleared up")]
-    Repair(#[source] UndoError),
-    /// No passphrase.
-    #[error(transparent)]
-    Prompt(#[from] PromptError),
-    /// The passphrase in the key file is wrong.
-    #[error(
-        "no keyslot of '{}' opens with the content of the key file\n\
-         the whole file counts, a line end at its end too",
-        .0.display()
-    )]
-    KeyFile(PathBuf),
-    /// Three wrong passphrases.
-    #[error("no keyslot of '{}' opens with the passphrases that were typed", .0.display())]
-    Passphrase(PathBuf),
-    /// A keyslot.
-    #[error(transparent)]
-    Keyslot(#[from] KeyslotError),
-    /// A key server does not take part.
-    #[error("key server {server} did not give a share; nothing was changed on '{}'", .device.display())]
-    Share {
-        /// Its short id.
-        server: String,
-        /// The device.
-        device: PathBuf,
-        /// Why.
-        #[source]
-        source: Box<ShareError>,
-    },
-    /// The backup.
-    #[error(transparent)]
-    Backup(#[from] BackupError),
-    /// The header.
-    #[error(transparent)]
-    Header(#[from] HeaderError),
-    /// The token.
-    #[error(transparent)]
-    Token(#[from] TokenError),
-    /// The envelope.
-    #[error("failed to seal the machine secret")]
-    Seal(#[source] EnvelopeError),
-    /// The proof: no share came back.
-    #[error("the proof failed: key server {server} did not give the share back")]
-    Proof {
-        /// Its short id.
-        server: String,
-        /// Why.
-        #[source]
-        source: Box<ShareError>,
-    },
-    /// The proof: the envelope in the header does not open.
-    #[error("the proof failed: the envelope for key server {server} does not open")]
-    Envelope {
-        /// Its short id.
-        server: String,
-        /// Why.
-        #[source]
-        source: EnvelopeError,
-    },
-    /// The proof: the header does not hold what was written.
-    #[error("the proof failed: the header has no envelope for key server {0}")]
-    NoEnvelope(String),
-    /// The proof: the boot would not open the volume.
-    #[error("the proof failed: the volume would not open at boot")]
-    Open(#[source] OpenError),
-    /// No memory or randomness.
-    #[error(transparent)]
-    Secret(#[from] SecretError),
-    /// No randomness.
-    #[error("the kernel gave no random bytes")]
-    Random(#[source] getrandom::Error),
-    /// Bound, but the initramfs is old.
-    #[error("'{}' is bound, but the initramfs was not rebuilt", .device.display())]
-    Rebuild {
-        /// The device.
-        device: PathBuf,
-        /// Why.
-        #[source]
-        source: RebuildError,
-    },
-}
-
 /// A finished binding.
 struct Binding {
-    keyslot: u32,
+    keyslot: Option<u32>,
     volume: VolumeId,
-    backup: PathBuf,
+    /// Of the header.
+    backup: Option<PathBuf>,
+    /// What was written into crypttab, and where the file from before is.
+    line: Option<(String, Option<PathBuf>)>,
     /// Short id, our name, policy; per key server.
     servers: Vec<(String, String, String)>,
 }
@@ -204,20 +70,30 @@ struct Binding {
 /// A variant of [`BindError`].
 pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
     let _lock = files.lock()?;
-    let target = Target::find(&arguments.device)?;
+    let new = NewLine {
+        name: arguments.name.clone(),
+        options: arguments.options.clone(),
+    };
+    let (mut target, mut line) = Target::find_or_new(files, &arguments.device, &new)?;
+    target.entry(files, arguments.name.as_deref())?;
+    let servers = joined(files)?;
+    if repair(files, &target, &servers)? {
+        (target, line) = Target::find_or_new(files, &arguments.device, &new)?;
+    }
     let entry = target.entry(files, arguments.name.as_deref())?;
     warn_unless_opened_early(&entry);
-    let servers = joined(files)?;
-    repair(files, &target, &servers)?;
-    check_unbound(&target, &servers)?;
-    keyslots::check_fit(&target.device)?;
-    keyslots::free_keyslot(&target.device)?;
-    tokens::free_id(&target.device)?;
-    let passphrase = proved_passphrase(&target, &entry, arguments.key_file.as_deref())?;
+    check_unbound(files, &target, &servers)?;
+    let enrolment = Enrolment::prepare(&target, &entry, arguments)?;
 
     let mut journal = Journal::new(&target);
-    let bound = bind(files, &target, &entry, &servers, &passphrase, &mut journal);
-    drop(passphrase);
+    let bound = Binder {
+        files,
+        target: &target,
+        entry: &entry,
+        servers: &servers,
+        line,
+    }
+    .bind(enrolment, &mut journal);
     let binding = match bound {
         Ok(binding) => binding,
         Err(error) => {
@@ -269,20 +145,22 @@ fn warn_unless_opened_early(entry: &Entry) {
     }
 }
 
-/// Takes back what an interrupted run left.
-fn repair(files: &Files, target: &Target, servers: &[KeyServer]) -> Result<(), BindError> {
+/// Takes back what an interrupted run left; whether there was anything.
+fn repair(files: &Files, target: &Target, servers: &[KeyServer]) -> Result<bool, BindError> {
     let Some(journal) = Journal::load(files, target)? else {
-        return Ok(());
+        return Ok(false);
     };
     log::info!("an earlier run was interrupted: clearing up what it left");
     journal
         .undo(files, target, servers)
-        .map_err(BindError::Repair)
+        .map_err(BindError::Repair)?;
+    Ok(true)
 }
 
-fn check_unbound(target: &Target, servers: &[KeyServer]) -> Result<(), BindError> {
+fn check_unbound(files: &Files, target: &Target, servers: &[KeyServer]) -> Result<(), BindError> {
     let device = target.device.clone();
-    let Some(found) = tokens::find(&device)?.into_iter().next() else {
+    let found = binding::find(files, &target.name, &target.place)?;
+    let Some(found) = found.into_iter().next() else {
         return Ok(());
     };
     let token = match found.token {
@@ -292,11 +170,16 @@ fn check_unbound(target: &Target, servers: &[KeyServer]) -> Result<(), BindError
             return Err(BindError::BrokenToken { device, reason });
         }
     };
-    let Bound::Luks2(bound) = &token.bound;
-    let keyslots = keyslots::list(&device)?;
-    if !keyslots.iter().any(|one| one.slot == bound.keyslot) {
-        let reason = format!("its keyslot {} is gone", bound.keyslot);
+    if token.uuid != target.uuid && matches!(found.at, At::File(_)) {
+        let reason = format!("{} is of the volume {}", found.at, token.uuid);
         return Err(BindError::BrokenToken { device, reason });
+    }
+    if let (Some(slot), Some(header)) = (token.bound.keyslot(), target.place.luks_header()) {
+        let keyslots = keyslots::list(header)?;
+        if !keyslots.iter().any(|one| one.slot == slot) {
+            let reason = format!("its keyslot {slot} is gone");
+            return Err(BindError::BrokenToken { device, reason });
+        }
     }
     let has_envelope = |server: &&KeyServer| {
         token
@@ -318,114 +201,80 @@ fn check_unbound(target: &Target, servers: &[KeyServer]) -> Result<(), BindError
     }
 }
 
-/// A passphrase that was proved to open a keyslot. There is none of ours at this point.
-fn proved_passphrase(
-    target: &Target,
-    entry: &Entry,
-    key_file: Option<&Path>,
-) -> Result<SecretBytes, BindError> {
-    let opens = |passphrase: &SecretBytes| match keyslots::prove_other_keyslot(
-        &target.device,
-        passphrase,
-        None,
-    ) {
-        Ok(_) => Ok(true),
-        Err(KeyslotError::Passphrase(PassphraseError::WrongPassphrase(_))) => Ok(false),
-        Err(error) => Err(error),
-    };
-    if let Some(path) = key_file {
-        let passphrase = prompt::read_key_file(path)?;
-        return if opens(&passphrase)? {
-            Ok(passphrase)
-        } else {
-            Err(BindError::KeyFile(target.device.clone()))
-        };
-    }
-    let question = format!(
-        "Passphrase for '{}' ({}): ",
-        entry.name,
-        target.device.display()
-    );
-    for _ in 0..TRIES {
-        let passphrase = prompt::ask_hidden(&question)?;
-        if opens(&passphrase)? {
-            return Ok(passphrase);
-        }
-        log::warn!("no keyslot opens with this passphrase");
-    }
-    Err(BindError::Passphrase(target.device.clone()))
+/// What a binding is made of.
+struct Binder<'a> {
+    files: &'a Files,
+    target: &'a Target,
+    entry: &'a Entry,
+    servers: &'a [KeyServer],
+    /// The line that crypttab lacks.
+    line: Option<String>,
 }
 
-/// Everything that changes something, each step written down before it is done.
-fn bind(
-    files: &Files,
-    target: &Target,
-    entry: &Entry,
-    servers: &[KeyServer],
-    passphrase: &SecretBytes,
-    journal: &mut Journal,
-) -> Result<Binding, BindError> {
-    let device = &target.device;
-    let volume = VolumeId::random().map_err(BindError::Random)?;
-    journal.volume = Some(volume);
-    let label = format!("{} {}", entry.name, target.uuid);
-    let mut registered = Vec::new();
-    for server in servers {
-        journal.servers.push(server.settings.id);
-        journal.save(files)?;
-        registered.push(register(target, server, volume, &label, journal)?);
-    }
+impl Binder<'_> {
+    /// Everything that changes something, each step written down before it is done.
+    fn bind(self, enrolment: Enrolment, journal: &mut Journal) -> Result<Binding, BindError> {
+        let Self { files, target, .. } = self;
+        let volume = VolumeId::random().map_err(BindError::Random)?;
+        journal.volume = Some(volume);
+        let label = format!("{} {}", self.entry.name, enrolment.uuid());
+        let mut registered = Vec::new();
+        for server in self.servers {
+            journal.servers.push(server.settings.id);
+            journal.save(files)?;
+            registered.push(register(target, server, volume, &label, journal)?);
+        }
 
-    let backup = backup_path(files, target);
-    journal.backup = Some(backup.clone());
-    journal.save(files)?;
-    backup::backup_header(device, &backup)?;
-
-    let slot = keyslots::free_keyslot(device)?;
-    journal.keyslots = vec![JournalledKeyslot { slot, salt: None }];
-    journal.save(files)?;
-    let secret = MachineSecret::random()?;
-    keyslots::add_keyslot(device, slot, passphrase, &secret)?;
-    journal.keyslots = vec![JournalledKeyslot::of(
-        HeaderCopy::read(device)?.json(),
-        slot,
-    )];
-    journal.save(files)?;
-
-    let facts = keyslots::bound_facts(device, slot, &secret)?;
-    let mut token = Token {
-        kind: TokenKind::Latchkey,
-        keyslots: vec![slot.to_string()],
-        version: Version::default(),
-        volume,
-        uuid: facts.uuid,
-        bound: Bound::Luks2(facts.bound),
-        envelopes: Vec::new(),
-    };
-    for one in &registered {
-        let released = Released {
-            share: &one.share,
+        let enrolled = enrolment.enrol(files, target, journal)?;
+        let keyslot = enrolled.bound.keyslot();
+        let mut token = Token {
+            kind: TokenKind::Latchkey,
+            keyslots: keyslot.iter().map(u32::to_string).collect(),
+            version: Version::default(),
             volume,
-            generation: one.generation,
+            uuid: enrolled.uuid,
+            bound: enrolled.bound,
+            envelopes: Vec::new(),
         };
-        let envelope = token.seal(one.server, released, &secret);
-        token.envelopes.push(envelope.map_err(BindError::Seal)?);
+        for one in &registered {
+            let released = Released {
+                share: &one.share,
+                volume,
+                generation: one.generation,
+            };
+            let envelope = token.seal(one.server, released, &enrolled.secret);
+            token.envelopes.push(envelope.map_err(BindError::Seal)?);
+        }
+        drop(enrolled.secret);
+        if target.luks2_header().is_none() {
+            journal.envelope = Some(envelopes::path(files, &target.name));
+            journal.save(files)?;
+        }
+        binding::add(files, &target.name, &target.place, &token)?;
+        for server in self.servers {
+            prove(files, target, volume, server)?;
+        }
+        let line = match self.line {
+            Some(line) => {
+                journal.crypttab_line = Some(line.clone());
+                journal.save(files)?;
+                let backup = crypttab_line::add(files, &line)?;
+                Some((line, backup))
+            }
+            None => None,
+        };
+        let summary = |(server, one): (&KeyServer, Registered)| {
+            let settings = &server.settings;
+            (settings.id.short(), settings.client.to_string(), one.policy)
+        };
+        Ok(Binding {
+            keyslot,
+            volume,
+            backup: journal.backup.clone(),
+            line,
+            servers: self.servers.iter().zip(registered).map(summary).collect(),
+        })
     }
-    drop(secret);
-    tokens::add(device, &token)?;
-    for server in servers {
-        prove(device, volume, server)?;
-    }
-    let summary = |(server, one): (&KeyServer, Registered)| {
-        let settings = &server.settings;
-        (settings.id.short(), settings.client.to_string(), one.policy)
-    };
-    Ok(Binding {
-        keyslot: slot,
-        volume,
-        backup,
-        servers: servers.iter().zip(registered).map(summary).collect(),
-    })
 }
 
 fn register(
@@ -449,12 +298,17 @@ fn register(
     })
 }
 
-/// Does what the boot will do, up to the mapping: the envelope as the header holds it, the share as the key server
-/// gives it back, the keyslot through the same gate.
-fn prove(device: &Path, volume: VolumeId, server: &KeyServer) -> Result<(), BindError> {
+/// Does what the boot will do, up to the mapping: the envelope as it was written, the share as the key server gives it
+/// back, the volume through the same gate.
+fn prove(
+    files: &Files,
+    target: &Target,
+    volume: VolumeId,
+    server: &KeyServer,
+) -> Result<(), BindError> {
     let id = server.settings.id;
     log::info!("proving that key server {} opens the volume", id.short());
-    let token = tokens::find(device)?
+    let token = binding::find(files, &target.name, &target.place)?
         .into_iter()
         .filter_map(|found| found.token.ok())
         .find(|token| token.volume == volume);
@@ -483,18 +337,7 @@ fn prove(device: &Path, volume: VolumeId, server: &KeyServer) -> Result<(), Bind
             server: id.short(),
             source,
         })?;
-    open::check_automatically(device, token, &secret).map_err(BindError::Open)
-}
-
-/// A name that no other backup has.
-fn backup_path(files: &Files, target: &Target) -> PathBuf {
-    let name = format!("header-{}-{}", target.uuid, date::stamp(date::now()));
-    let numbered = (2..).map(|number| format!("{name}-{number}.img"));
-    std::iter::once(format!("{name}.img"))
-        .chain(numbered)
-        .map(|name| files.state().join(name))
-        .find(|path| !path.exists())
-        .expect("there are more numbers than files")
+    open::check_automatically(&target.place, token, &secret).map_err(BindError::Open)
 }
 
 /// After a failure.
@@ -527,18 +370,28 @@ fn record_network(files: &Files) {
 fn summarise(target: &Target, entry: &Entry, binding: &Binding) {
     let device = target.device.display();
     log::info!(
-        "bound '{}' ({device}) as volume {}",
+        "bound '{}' ({device}, {}) as volume {}",
         entry.name,
+        target.kind.name(),
         binding.volume
     );
-    log::info!(
-        "keyslot {} holds 256 random bits that no one need know; the other keyslots are unchanged",
-        binding.keyslot
-    );
-    log::info!(
-        "the header from before is in '{}'",
-        binding.backup.display()
-    );
+    match binding.keyslot {
+        Some(slot) => log::info!(
+            "keyslot {slot} holds 256 random bits that no one need know; the other keyslots are unchanged"
+        ),
+        None => log::info!(
+            "nothing on the device was changed; what opens it is sealed in /etc/latchkey/envelopes"
+        ),
+    }
+    if let Some(backup) = &binding.backup {
+        log::info!("the header from before is in '{}'", backup.display());
+    }
+    if let Some((line, backup)) = &binding.line {
+        log::info!("this line was added to /etc/crypttab:\n{line}");
+        if let Some(backup) = backup {
+            log::info!("the file from before is '{}'", backup.display());
+        }
+    }
     for (server, client, policy) in &binding.servers {
         log::info!("key server {server} knows this machine as '{client}'; policy: {policy}");
     }

@@ -9,26 +9,21 @@ use std::path::PathBuf;
 
 use latchkey_protocol::{ServerId, VolumeId};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use super::shares;
 use super::target::Target;
+use super::{crypttab_line, shares};
 use crate::failure::chain;
 use crate::files::{self, Files, FilesError};
 use crate::server::KeyServer;
-use crate::volume::header::{HeaderCopy, HeaderError};
-use crate::volume::keyslots::{self, KeyslotError};
+use crate::volume::keyslots::{self, KeyslotError, Traces};
 use crate::volume::tickets;
 use crate::volume::tokens::{self, TokenError};
-
-/// The PBKDF2 iterations of the keyslots that we make.
-const OUR_ITERATIONS: u64 = 1000;
 
 /// One unfinished change of one volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Journal {
-    /// The UUID in the volume's header.
+    /// The UUID in the volume's header, or what stands for it.
     pub uuid: String,
     /// The volume's name at the key servers; none for a token that cannot be read.
     pub volume: Option<VolumeId>,
@@ -40,6 +35,12 @@ pub struct Journal {
     pub keyslots: Vec<JournalledKeyslot>,
     /// The backup of the header from before.
     pub backup: Option<PathBuf>,
+    /// The envelope file, where the volume has one.
+    #[serde(default)]
+    pub envelope: Option<PathBuf>,
+    /// The line that was added to crypttab, or was about to be.
+    #[serde(default)]
+    pub crypttab_line: Option<String>,
 }
 
 /// A keyslot in a journal.
@@ -61,9 +62,6 @@ pub enum UndoError {
     /// A keyslot.
     #[error(transparent)]
     Keyslot(#[from] KeyslotError),
-    /// The header could not be read.
-    #[error(transparent)]
-    Header(#[from] HeaderError),
     /// The journal.
     #[error(transparent)]
     Files(#[from] FilesError),
@@ -73,12 +71,14 @@ impl Journal {
     /// The journal of a volume that nothing has happened to.
     pub fn new(target: &Target) -> Self {
         Self {
-            uuid: target.uuid.clone(),
+            uuid: target.key(),
             volume: None,
             servers: Vec::new(),
             tokens: Vec::new(),
             keyslots: Vec::new(),
             backup: None,
+            envelope: None,
+            crypttab_line: None,
         }
     }
 
@@ -87,7 +87,7 @@ impl Journal {
     /// # Errors
     /// `Read`, `Format`.
     pub fn load(files: &Files, target: &Target) -> Result<Option<Self>, FilesError> {
-        let path = path(files, &target.uuid);
+        let path = path(files, &target.key());
         if !path.exists() {
             return Ok(None);
         }
@@ -117,9 +117,9 @@ impl Journal {
         files::remove(&path(files, &self.uuid))
     }
 
-    /// Takes back what the journal names: first the tokens, then the keyslots; then, the header being as before,
-    /// its backup goes, the key servers are told as far as they can be reached, and the journal goes. Can be
-    /// repeated.
+    /// Takes back what the journal names: first tokens and envelope file, then the keyslots; then, the header being as
+    /// before, its backup and the line of crypttab go, the key servers are told as far as they can be reached, and the
+    /// journal goes. Can be repeated.
     ///
     /// # Errors
     /// A variant of [`UndoError`]; the journal is still there.
@@ -130,9 +130,15 @@ impl Journal {
         servers: &[KeyServer],
     ) -> Result<(), UndoError> {
         self.remove_tokens(target)?;
+        if let Some(envelope) = self.envelope.as_ref().filter(|path| path.exists()) {
+            files::remove(envelope)?;
+        }
         self.destroy_keyslots(target)?;
         if let Some(backup) = &self.backup {
             files::remove(backup)?;
+        }
+        if let Some(line) = &self.crypttab_line {
+            crypttab_line::remove(files, line)?;
         }
         if let Some(volume) = self.volume {
             self.retire(volume, servers);
@@ -141,24 +147,29 @@ impl Journal {
     }
 
     fn remove_tokens(&self, target: &Target) -> Result<(), TokenError> {
-        for found in tokens::find(&target.device)? {
+        let Some(header) = target.luks2_header() else {
+            return Ok(());
+        };
+        for found in tokens::find(header)? {
             let same_volume = found
                 .token
                 .as_ref()
                 .is_ok_and(|token| Some(token.volume) == self.volume);
             if same_volume || self.tokens.contains(&found.id) {
-                tokens::remove(&target.device, found.id)?;
+                tokens::remove(header, found.id)?;
             }
         }
-        tickets::remove(&target.device, self.volume)
+        tickets::remove(header, self.volume)
     }
 
     fn destroy_keyslots(&self, target: &Target) -> Result<(), UndoError> {
+        let Some(header) = target.place.luks_header() else {
+            return Ok(());
+        };
         for journalled in &self.keyslots {
-            let header = HeaderCopy::read(&target.device)?;
-            if journalled.is_in(header.json()) {
-                let slot = journalled.slot;
-                keyslots::destroy_keyslot(&target.device, slot, Some(slot))?;
+            let slot = journalled.slot;
+            if journalled.is(keyslots::traces(header, slot)?.as_ref()) {
+                keyslots::destroy_keyslot(header, slot, Some(slot))?;
             }
         }
         Ok(())
@@ -183,38 +194,21 @@ impl Journal {
 }
 
 impl JournalledKeyslot {
-    /// Keyslot `slot` of the header `json` as it stands there now.
-    pub fn of(json: &Value, slot: u32) -> Self {
-        let salt = json["keyslots"][slot.to_string()]["kdf"]["salt"].as_str();
+    /// Keyslot `slot` as it is in the header now.
+    pub fn of(traces: Option<&Traces>, slot: u32) -> Self {
         Self {
             slot,
-            salt: salt.map(str::to_owned),
+            salt: traces.and_then(|traces| traces.salt.clone()),
         }
-    }
-
-    /// Whether the keyslot is such as we make them.
-    pub fn looks_like_ours(&self, json: &Value) -> bool {
-        let kdf = &json["keyslots"][self.slot.to_string()]["kdf"];
-        kdf["type"] == "pbkdf2" && kdf["iterations"] == OUR_ITERATIONS
     }
 
     /// Whether the keyslot is in the header and still the one that was meant. Where its salt was not written down
     /// (interrupted in between), it must look as we make them, and no token of anybody may name it.
-    fn is_in(&self, json: &Value) -> bool {
-        let slot = self.slot.to_string();
-        let keyslot = &json["keyslots"][&slot];
-        match &self.salt {
-            _ if keyslot.is_null() => false,
-            Some(salt) => keyslot["kdf"]["salt"] == *salt,
-            None => {
-                let named = |token: &Value| {
-                    let keyslots = token["keyslots"].as_array();
-                    keyslots.is_some_and(|all| all.iter().any(|one| *one == slot))
-                };
-                let tokens = json["tokens"].as_object();
-                let is_named = tokens.is_some_and(|all| all.values().any(named));
-                self.looks_like_ours(json) && !is_named
-            }
+    fn is(&self, now: Option<&Traces>) -> bool {
+        match (now, &self.salt) {
+            (None, _) => false,
+            (Some(now), Some(_)) => now.salt == self.salt,
+            (Some(now), None) => now.cheapest && !now.named,
         }
     }
 }
@@ -230,9 +224,10 @@ fn path(files: &Files, uuid: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
+    use crate::volume::place::{Kind, Place};
 
     fn header(kdf: &Value, token: &Value) -> Value {
         json!({ "keyslots": { "1": { "type": "luks2", "kdf": kdf } }, "tokens": { "0": token } })
@@ -258,7 +253,12 @@ mod tests {
             (about(2, None), header(&ours, &none), false),
             (about(2, Some("aa")), header(&ours, &none), false),
         ] {
-            assert_eq!(keyslot.is_in(&header), expected, "{keyslot:?} in {header}");
+            let now = Traces::of_luks2(&header, keyslot.slot);
+            assert_eq!(
+                keyslot.is(now.as_ref()),
+                expected,
+                "{keyslot:?} in {header}"
+            );
         }
     }
 
@@ -267,8 +267,12 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let files = Files::under(root.path());
         let target = Target {
+            place: Place::attached("/dev/null"),
             device: "/dev/null".into(),
+            kind: Kind::Luks2,
             uuid: "../../etc/passwd".to_owned(),
+            name: "a".to_owned(),
+            entries: Vec::new(),
         };
         let mut journal = Journal::new(&target);
         journal.keyslots.push(JournalledKeyslot {

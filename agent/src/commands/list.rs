@@ -10,9 +10,12 @@ use serde::Serialize;
 use super::target::{Target, read_crypttab};
 use crate::failure::chain;
 use crate::files::{Files, FilesError};
+use crate::volume::binding;
 use crate::volume::crypttab::{Entry, Key};
+use crate::volume::envelopes;
 use crate::volume::keyslots;
-use crate::volume::tokens;
+use crate::volume::place::{HeaderPlace, Kind};
+use crate::volume::plain::Settings;
 
 /// How a listing is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +36,9 @@ pub struct Listed {
     pub source: String,
     /// The device, if it is there.
     pub device: Option<PathBuf>,
-    /// The UUID in its header, if that could be read.
+    /// Its kind, such as `LUKS2`, if that could be read.
+    pub kind: Option<&'static str>,
+    /// The UUID in its header, if that could be read; of a plain volume that of its binding.
     pub uuid: Option<String>,
     /// Whether the mapping is open now.
     pub open: bool,
@@ -47,18 +52,18 @@ pub struct Listed {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "state")]
 pub enum Binding {
-    /// A token with an envelope for each of these key servers.
+    /// A token or an envelope file with an envelope for each of these key servers.
     Bound {
         /// Its name at the key servers.
         volume: VolumeId,
-        /// The keyslot that holds the machine secret.
-        keyslot: u32,
+        /// The keyslot that holds the machine secret; a plain volume has none.
+        keyslot: Option<u32>,
         /// The key servers.
         servers: Vec<ServerId>,
     },
-    /// No token of latchkey.
+    /// Neither.
     NotBound,
-    /// The device is missing or no LUKS2, or its token is damaged; `problems` says more.
+    /// The device is missing or not what crypttab says, or its token is damaged; `problems` says more.
     Unknown,
 }
 
@@ -119,6 +124,14 @@ pub fn volumes(files: &Files) -> Result<Vec<Listed>, FilesError> {
         .map(|server| server.settings.id)
         .collect();
     let entries = read_crypttab(files)?;
+    for name in envelopes::names(files) {
+        if entries.iter().all(|entry| entry.name != name) {
+            log::warn!(
+                "'{}' belongs to no line of crypttab; if its volume is gone, remove the file",
+                envelopes::path(files, &name).display()
+            );
+        }
+    }
     Ok(entries
         .iter()
         .map(|entry| volume(files, entry, &joined))
@@ -134,18 +147,20 @@ fn volume(files: &Files, entry: &Entry, joined: &[ServerId]) -> Listed {
             None
         }
     };
-    let (binding, uuid) = match &device {
-        Some(device) => binding(device, joined, &mut problems),
+    let (binding, target) = match &device {
+        Some(device) => binding(files, entry, device, joined, &mut problems),
         None => {
             problems.push("the device is not there".to_owned());
             (Binding::Unknown, None)
         }
     };
+    let uuid = target.as_ref().map(|target| target.uuid.clone());
     Listed {
         name: entry.name.clone(),
         source: entry.source.to_string(),
         open: crate::volume::mapping::name_is_taken(&entry.name),
-        uuid,
+        kind: target.map(|target| target.kind.name()),
+        uuid: uuid.filter(|uuid| !uuid.is_empty()),
         device,
         binding,
         problems,
@@ -160,28 +175,38 @@ fn problems_of_entry(entry: &Entry) -> Vec<String> {
     for option in entry.options.unsupported() {
         problems.push(format!("latchkey does not honour the option '{option}'"));
     }
+    for option in &entry.options.formatted_by {
+        problems.push(format!("'{option}' formats it anew whenever it is opened"));
+    }
     problems
 }
 
-/// The state of a device's binding, and the UUID in its header.
+/// The state of a device's binding, and what it is.
 fn binding(
+    files: &Files,
+    entry: &Entry,
     device: &std::path::Path,
     joined: &[ServerId],
     problems: &mut Vec<String>,
-) -> (Binding, Option<String>) {
-    let target = match Target::find(device) {
-        Ok(target) => target,
+) -> (Binding, Option<Target>) {
+    // The device as the kernel calls it: links do not tell one volume from another.
+    let device = device.canonicalize().unwrap_or_else(|_| device.to_owned());
+    match Target::of_entry(files, entry, device) {
+        Ok(target) => (binding_of(files, &target, joined, problems), Some(target)),
         Err(error) => {
             problems.push(first_line(&chain(&error)));
-            return (Binding::Unknown, None);
+            (Binding::Unknown, None)
         }
-    };
-    let binding = binding_of(&target, joined, problems);
-    (binding, Some(target.uuid))
+    }
 }
 
-fn binding_of(target: &Target, joined: &[ServerId], problems: &mut Vec<String>) -> Binding {
-    let mut found = match tokens::find(&target.device) {
+fn binding_of(
+    files: &Files,
+    target: &Target,
+    joined: &[ServerId],
+    problems: &mut Vec<String>,
+) -> Binding {
+    let mut found = match binding::find(files, &target.name, &target.place) {
         Ok(found) => found,
         Err(error) => {
             problems.push(first_line(&chain(&error)));
@@ -208,11 +233,28 @@ fn bound(
     joined: &[ServerId],
     problems: &mut Vec<String>,
 ) -> Binding {
-    let Bound::Luks2(bound) = &token.bound;
     let servers: Vec<ServerId> = token.envelopes.iter().map(|e| e.server).collect();
-    let keyslots = keyslots::list(&target.device).unwrap_or_default();
-    if !keyslots.iter().any(|one| one.slot == bound.keyslot) {
-        problems.push(format!("keyslot {} of the binding is gone", bound.keyslot));
+    let bound_kind = Kind::of_bound(&token.bound);
+    if bound_kind != target.kind {
+        problems.push(format!(
+            "it is {}, bound was {}",
+            target.kind.name(),
+            bound_kind.name()
+        ));
+    }
+    if let (Some(slot), Some(header)) = (token.bound.keyslot(), target.place.luks_header()) {
+        let keyslots = keyslots::list(header).unwrap_or_default();
+        if !keyslots.iter().any(|one| one.slot == slot) {
+            problems.push(format!("keyslot {slot} of the binding is gone"));
+        }
+    }
+    if let (Bound::Plain(bound), HeaderPlace::None(options)) = (&token.bound, &target.place.header)
+    {
+        match Settings::of(options).map(|settings| settings.check(bound)) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => problems.push(error.to_string()),
+            Err(error) => problems.push(first_line(&error.to_string())),
+        }
     }
     if token.uuid != target.uuid {
         problems.push(format!(
@@ -231,7 +273,7 @@ fn bound(
     }
     Binding::Bound {
         volume: token.volume,
-        keyslot: bound.keyslot,
+        keyslot: token.bound.keyslot(),
         servers,
     }
 }

@@ -3,6 +3,8 @@
 
 pub mod arm_reboot;
 pub mod bind;
+pub mod crypttab_line;
+pub mod image_files;
 pub mod initramfs;
 pub mod join;
 pub mod journal;

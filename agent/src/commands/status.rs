@@ -210,10 +210,8 @@ fn print(status: &Status, format: Format) -> io::Result<()> {
             Binding::Bound {
                 volume, keyslot, ..
             } => {
-                writeln!(
-                    out,
-                    "volume '{name}' is bound as {volume}, keyslot {keyslot}"
-                )?;
+                let keyslot = keyslot.map_or(String::new(), |slot| format!(", keyslot {slot}"));
+                writeln!(out, "volume '{name}' is bound as {volume}{keyslot}")?;
             }
             Binding::NotBound => writeln!(out, "volume '{name}' is not bound")?,
             Binding::Unknown => writeln!(out, "volume '{name}' cannot be read")?,

@@ -1,20 +1,35 @@
-//! The volume that a command is about: a LUKS2 device and its line in crypttab.
+//! The volume that a command is about: a device and its line in crypttab, which together say of which kind it is.
 
 use std::path::{Path, PathBuf};
 
-use crate::files::{self, Files, FilesError};
-use crate::volume::crypttab::{self, Entry, Key};
-use crate::volume::device::{self, DeviceError, Probe};
-use crate::volume::mapping;
-use crate::volume::source::Source;
+use latchkey_protocol::encoding::hex;
+use sha2::{Digest, Sha256};
 
-/// A LUKS2 device.
+use crate::files::{self, Files, FilesError};
+use crate::volume::crypttab::{self, Entry, Key, Options};
+use crate::volume::device::{self, DeviceError, Probe};
+use crate::volume::envelopes;
+use crate::volume::gate::Position;
+use crate::volume::header::HeaderError;
+use crate::volume::mapping;
+use crate::volume::place::{HeaderPlace, Kind, Place};
+use crate::volume::source::{Source, SourceError};
+
+/// A volume that a command is about.
 #[derive(Debug, Clone)]
 pub struct Target {
-    /// Its path.
+    /// Where it lies.
+    pub place: Place,
+    /// The device with its data.
     pub device: PathBuf,
-    /// The UUID in its header.
+    /// Its kind.
+    pub kind: Kind,
+    /// The UUID in its header; of a plain volume that of its binding, empty before it is bound.
     pub uuid: String,
+    /// The mapping's name in crypttab.
+    pub name: String,
+    /// The lines of crypttab for it.
+    pub entries: Vec<Entry>,
 }
 
 /// A command's argument means no volume that latchkey can bind.
@@ -23,12 +38,18 @@ pub enum TargetError {
     /// No LUKS device.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// LUKS of the first version.
+    /// LUKS1 with its header elsewhere.
     #[error(
-        "'{0}' is LUKS1; latchkey binds LUKS2\n\
-         'cryptsetup convert --type luks2' converts the header while the volume is closed"
+        "'{0}' is LUKS1 with a detached header, which latchkey does not bind\n\
+         'cryptsetup convert --type luks2' on the header converts it while the volume is closed"
     )]
-    Luks1(PathBuf),
+    DetachedLuks1(PathBuf),
+    /// `header=` names something else.
+    #[error("'{0}', which 'header=' names, has no LUKS header")]
+    NoHeader(PathBuf),
+    /// The header cannot be read.
+    #[error(transparent)]
+    Header(HeaderError),
     /// Reading the device failed.
     #[error("failed to read '{path}'")]
     Read {
@@ -42,17 +63,65 @@ pub enum TargetError {
     #[error(transparent)]
     Files(#[from] FilesError),
     /// crypttab has no line for the device.
-    #[error(
-        "'{device}' has no line in '{crypttab}', so nothing opens it at boot\n\
-         add this line, then run this again:\n{line}"
-    )]
+    #[error("'{device}' has no line in '{crypttab}', so nothing opens it at boot")]
     NoEntry {
         /// The device.
         device: PathBuf,
         /// The file.
         crypttab: PathBuf,
-        /// What to add.
-        line: String,
+    },
+    /// `--options`, but there is a line.
+    #[error(
+        "'{device}' has the line '{name}' in '{crypttab}' already\n\
+         change its options there; --options is for a volume without a line"
+    )]
+    Present {
+        /// The device.
+        device: PathBuf,
+        /// The mapping of the line.
+        name: String,
+        /// The file.
+        crypttab: PathBuf,
+    },
+    /// Nothing tells what the mapping is to be called.
+    #[error("'{0}' has no line in crypttab\nchoose the name of its mapping with --name")]
+    NoName(PathBuf),
+    /// Another device's line has that name.
+    #[error("'{crypttab}' has a line '{name}' for another device\nchoose another name with --name")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// The file.
+        crypttab: PathBuf,
+    },
+    /// No mapping can be called so.
+    #[error("'{0}' cannot be the name of a mapping\nchoose another one with --name")]
+    NewName(String),
+    /// Options that change how the volume is opened.
+    #[error(
+        "'{name}' has the option '{options}' in crypttab, which latchkey does not know how to honour; \
+         the boot would leave this volume to the passphrase\n\
+         remove it, or leave this volume unbound"
+    )]
+    Unsupported {
+        /// The mapping.
+        name: String,
+        /// As written.
+        options: String,
+    },
+    /// crypttab's source is on two devices.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// `swap` or `tmp`.
+    #[error(
+        "'{name}' has the option '{option}' in crypttab: it is formatted anew whenever it is opened, so there is nothing to bind\n\
+         remove the option if what it holds is to stay, as for a swap area to resume from"
+    )]
+    Formatted {
+        /// The mapping.
+        name: String,
+        /// As written.
+        option: String,
     },
     /// `--name` and crypttab disagree.
     #[error("'{crypttab}' has no line '{name}' for '{device}', but: {others}")]
@@ -95,47 +164,185 @@ pub enum TargetError {
     KeyScript(String),
 }
 
+/// A line of crypttab that `bind` is to write where there is none.
+#[derive(Debug, Clone, Default)]
+pub struct NewLine {
+    /// The mapping's name, if it is chosen.
+    pub name: Option<String>,
+    /// The fourth field, if it is chosen.
+    pub options: Option<String>,
+}
+
 impl Target {
-    /// The LUKS2 device that `argument` means: a device, an image file, a mapping or a mount point.
+    /// The volume that `argument` means: a device, an image file, a mapping or a mount point. Which kind it is, its
+    /// line in crypttab says (`name` chooses among several), else the device itself.
     ///
     /// # Errors
-    /// `Device`, `Luks1`, `Read`.
-    pub fn find(argument: &Path) -> Result<Self, TargetError> {
-        let device = device::find(argument)?;
-        let probe = device::probe(&device).map_err(|source| TargetError::Read {
-            path: device.clone(),
-            source,
-        })?;
-        match probe {
-            Probe::Luks2 { uuid } => Ok(Self { device, uuid }),
-            Probe::Luks1 { .. } => Err(TargetError::Luks1(device)),
-            Probe::NotLuks => Err(DeviceError::NotLuks(device).into()),
-            Probe::Missing => Err(DeviceError::Missing(device).into()),
-            Probe::NotADevice => Err(DeviceError::NotADevice(device).into()),
-        }
-    }
-
-    /// Whether a crypttab entry means this device.
-    pub fn is_meant_by(&self, entry: &Entry, files: &Files) -> bool {
-        if let Source::Uuid(uuid) = &entry.source {
-            return *uuid == self.uuid;
-        }
-        let Ok(Some(link)) = entry.source.resolve_below(files.root()) else {
-            return false;
+    /// `Device`, `DetachedLuks1`, `NoHeader`, `Header`, `Files`.
+    pub fn find(files: &Files, argument: &Path, name: Option<&str>) -> Result<Self, TargetError> {
+        let (device, entries) = Self::entries(files, argument)?;
+        let chosen = entries
+            .iter()
+            .find(|entry| name.is_none_or(|name| entry.name == name))
+            .or(entries.first())
+            .cloned();
+        let options = chosen.as_ref().map(|entry| &entry.options);
+        let place = match options {
+            Some(options) => Place::of(options, device, files.root()),
+            None => Place::attached(device),
         };
-        let same = |path: &Path| path.canonicalize().is_ok_and(|path| path == self.device);
-        same(&link) || same(&files.root().join(link.strip_prefix("/").unwrap_or(&link)))
+        let mut target = Self::of_place(place, chosen.map(|entry| entry.name))?;
+        target.entries = entries;
+        target.take_uuid_of_binding(files)?;
+        Ok(target)
     }
 
-    /// The crypttab entry by which the boot opens this device; `name` chooses among several.
-    ///
-    /// Options that latchkey does not honour are warned of: the boot then leaves the volume to the prompt.
+    /// As [`Target::find`], where crypttab may lack the line: then `new` says what it is to be.
     ///
     /// # Errors
-    /// `Files`, `NoEntry`, `OtherName`, `Several`, `KeyFile`, `KeyScript`.
+    /// As [`Target::find`]; `Options`, `NewName`, `Present`.
+    pub fn find_or_new(
+        files: &Files,
+        argument: &Path,
+        new: &NewLine,
+    ) -> Result<(Self, Option<String>), TargetError> {
+        let (device, entries) = Self::entries(files, argument)?;
+        if !entries.is_empty() {
+            let other = |options: &String| entries.iter().all(|e| e.options.text != *options);
+            if new.options.as_ref().is_some_and(other) {
+                return Err(TargetError::Present {
+                    device,
+                    name: entries[0].name.clone(),
+                    crypttab: files.crypttab(),
+                });
+            }
+            return Ok((Self::find(files, argument, new.name.as_deref())?, None));
+        }
+        let options = Options::parse(new.options.as_deref().unwrap_or(NEW_OPTIONS));
+        let place = Place::of(&options, device, files.root());
+        let target = Self::of_place(place, None)?;
+        let open = mapping::mapping_on(&target.device).map(|mapping| mapping.name);
+        let made = (!target.uuid.is_empty()).then(|| format!("luks-{}", target.uuid));
+        let name = new.name.clone().or(open).or(made);
+        let name = name.ok_or_else(|| TargetError::NoName(target.device.clone()))?;
+        if read_crypttab(files)?.iter().any(|entry| entry.name == name) {
+            return Err(TargetError::NameTaken {
+                name,
+                crypttab: files.crypttab(),
+            });
+        }
+        let source = match target.kind {
+            Kind::Luks2 | Kind::Luks1 => Source::Uuid(target.uuid.clone()),
+            _ => Source::lasting(&target.device, files.root()),
+        };
+        let line = format!(
+            "{} {} none {}",
+            crypttab::escape(&name),
+            crypttab::escape(&source.to_string()),
+            options.text
+        );
+        let entry = crypttab::parse(&line).pop();
+        let entry = entry
+            .and_then(Result::ok)
+            .filter(|entry| entry.name == name);
+        let entry = entry.ok_or_else(|| TargetError::NewName(name.clone()))?;
+        let mut target = Self {
+            name,
+            entries: vec![entry],
+            ..target
+        };
+        target.take_uuid_of_binding(files)?;
+        Ok((target, Some(line)))
+    }
+
+    /// The volume of a line of crypttab whose source is `device`.
+    ///
+    /// # Errors
+    /// As [`Target::find`].
+    pub fn of_entry(files: &Files, entry: &Entry, device: PathBuf) -> Result<Self, TargetError> {
+        let place = Place::of(&entry.options, device, files.root());
+        let mut target = Self::of_place(place, Some(entry.name.clone()))?;
+        target.entries = vec![entry.clone()];
+        target.take_uuid_of_binding(files)?;
+        Ok(target)
+    }
+
+    fn of_place(place: Place, name: Option<String>) -> Result<Self, TargetError> {
+        let (kind, uuid) = place
+            .identify()
+            .map_err(|error| match (&place.header, error) {
+                (HeaderPlace::Attached, HeaderError::NotLuks1(device)) => {
+                    DeviceError::NotLuks(device).into()
+                }
+                (_, HeaderError::NotLuks1(header)) => TargetError::NoHeader(header),
+                (_, error) => TargetError::Header(error),
+            })?;
+        if kind == Kind::DetachedLuks1 {
+            return Err(TargetError::DetachedLuks1(place.device));
+        }
+        let uuid = uuid.unwrap_or_default();
+        Ok(Self {
+            device: place.device.clone(),
+            name: name.unwrap_or_else(|| format!("luks-{uuid}")),
+            place,
+            kind,
+            uuid,
+            entries: Vec::new(),
+        })
+    }
+
+    /// A plain volume has its UUID from its binding; a LUKS1 volume without a line of crypttab its name.
+    fn take_uuid_of_binding(&mut self, files: &Files) -> Result<(), FilesError> {
+        match self.kind {
+            Kind::Plain => {
+                if let Some(Ok(token)) = envelopes::read(files, &self.name)? {
+                    self.uuid = token.uuid;
+                }
+            }
+            Kind::Luks1 if self.entries.is_empty() => {
+                if let Some(name) = envelopes::name_of(files, &self.uuid) {
+                    self.name = name;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// What the journal of a change of this volume is called.
+    pub fn key(&self) -> String {
+        match self.kind {
+            Kind::Plain => {
+                let digest = Sha256::digest(self.name.as_bytes());
+                format!("plain-{}", hex(&digest[..16]))
+            }
+            _ => self.uuid.clone(),
+        }
+    }
+
+    /// What its LUKS2 header lies on, if it has one.
+    pub fn luks2_header(&self) -> Option<&Path> {
+        match self.kind {
+            Kind::Luks2 | Kind::DetachedLuks2 => self.place.luks_header(),
+            Kind::Luks1 | Kind::DetachedLuks1 | Kind::Plain => None,
+        }
+    }
+
+    /// Whether its header is attached.
+    pub fn position(&self) -> Position {
+        match self.kind {
+            Kind::DetachedLuks2 | Kind::DetachedLuks1 => Position::Detached,
+            Kind::Luks2 | Kind::Luks1 | Kind::Plain => Position::Attached,
+        }
+    }
+
+    /// The crypttab entry by which the boot opens this volume; `name` chooses among several.
+    ///
+    /// # Errors
+    /// `OtherName`, `Several`, `KeyFile`, `KeyScript`, `Unsupported`, `Formatted`, `Source`; `NoEntry`.
     pub fn entry(&self, files: &Files, name: Option<&str>) -> Result<Entry, TargetError> {
         let crypttab = files.crypttab();
-        let mut entries = self.entries(files)?;
+        let mut entries = self.entries.clone();
         let names = |entries: &[Entry]| {
             let names: Vec<String> = entries.iter().map(|e| format!("'{}'", e.name)).collect();
             names.join(", ")
@@ -163,34 +370,49 @@ impl Target {
         }
         let Some(entry) = entries.pop() else {
             return Err(TargetError::NoEntry {
-                line: self.missing_line(name),
                 device: self.device.clone(),
                 crypttab,
             });
         };
         check_key(&entry)?;
-        for option in entry.options.unsupported() {
-            log::warn!(
-                "'{}' has the option '{option}' in crypttab, which latchkey does not honour: \
-                 while it is there, the boot leaves this volume to the passphrase",
-                entry.name
-            );
-        }
+        check_options(&entry)?;
+        // The boot would not guess which of two devices is meant.
+        entry.source.resolve_below(files.root())?;
         Ok(entry)
     }
 
-    fn entries(&self, files: &Files) -> Result<Vec<Entry>, TargetError> {
+    /// The device that `argument` means, and the lines of crypttab for it.
+    fn entries(files: &Files, argument: &Path) -> Result<(PathBuf, Vec<Entry>), TargetError> {
+        let device = device::find(argument)?;
+        let probe = device::probe(&device).map_err(|source| TargetError::Read {
+            path: device.clone(),
+            source,
+        })?;
+        let uuid = match probe {
+            Probe::Luks2 { uuid } | Probe::Luks1 { uuid } => Some(uuid),
+            Probe::NotLuks => None,
+            Probe::Missing => return Err(DeviceError::Missing(device).into()),
+            Probe::NotADevice => return Err(DeviceError::NotADevice(device).into()),
+        };
         let mut entries = read_crypttab(files)?;
-        entries.retain(|entry| self.is_meant_by(entry, files));
-        Ok(entries)
+        entries.retain(|entry| is_meant(entry, &device, uuid.as_deref(), files));
+        Ok((device, entries))
     }
+}
 
-    fn missing_line(&self, name: Option<&str>) -> String {
-        let open = mapping::mapping_on(&self.device).map(|mapping| mapping.name);
-        let name = name.map(str::to_owned).or(open);
-        let name = name.unwrap_or_else(|| format!("luks-{}", self.uuid));
-        format!("{name} UUID={} none luks,initramfs", self.uuid)
+/// The options of a line that `bind` writes, unless it is told others.
+const NEW_OPTIONS: &str = "luks,initramfs";
+
+/// Whether a crypttab entry means the device with this UUID in its header.
+fn is_meant(entry: &Entry, device: &Path, luks_uuid: Option<&str>, files: &Files) -> bool {
+    if let (Source::Uuid(wanted), Some(uuid)) = (&entry.source, luks_uuid) {
+        return wanted == uuid;
     }
+    let Ok(Some(link)) = entry.source.resolve_below(files.root()) else {
+        return false;
+    };
+    let same = |path: &Path| path.canonicalize().is_ok_and(|path| path == device);
+    same(&link) || same(&files.root().join(link.strip_prefix("/").unwrap_or(&link)))
 }
 
 /// The entries of crypttab; lines that are none are warned of. Empty if there is no such file.
@@ -210,6 +432,25 @@ pub fn read_crypttab(files: &Files) -> Result<Vec<Entry>, FilesError> {
         }
     }
     Ok(entries)
+}
+
+fn check_options(entry: &Entry) -> Result<(), TargetError> {
+    let name = || entry.name.clone();
+    if let Some(option) = entry.options.formatted_by.first() {
+        return Err(TargetError::Formatted {
+            name: name(),
+            option: option.clone(),
+        });
+    }
+    let unsupported = entry.options.unsupported();
+    if unsupported.is_empty() {
+        Ok(())
+    } else {
+        Err(TargetError::Unsupported {
+            name: name(),
+            options: unsupported.join("', '"),
+        })
+    }
 }
 
 fn check_key(entry: &Entry) -> Result<(), TargetError> {

@@ -1,8 +1,7 @@
-//! `latchkey unbind`: takes a binding away. The keyslots that people use stay, and one must be there.
+//! `latchkey unbind`: takes a binding away. The keyslots that people use stay, and one must be there. The line of
+//! crypttab stays too: the volume is still opened at boot, by its passphrase.
 
 use std::path::PathBuf;
-
-use latchkey_protocol::envelope::Bound;
 
 use super::initramfs::{self, Rebuild, RebuildError};
 use super::journal::{Journal, JournalledKeyslot, UndoError};
@@ -10,9 +9,10 @@ use super::target::{Target, TargetError};
 use crate::failure::chain;
 use crate::files::{Files, FilesError, Role};
 use crate::server::KeyServer;
+use crate::volume::binding::{self, At, BindingError, Found};
 use crate::volume::header::{HeaderCopy, HeaderError};
 use crate::volume::keyslots::{self, KeyslotError};
-use crate::volume::tokens::{self, FoundToken, TokenError};
+use crate::volume::place::Kind;
 
 /// What `latchkey unbind` is told.
 #[derive(Debug, Clone)]
@@ -32,7 +32,7 @@ pub enum UnbindError {
     /// Files of ours.
     #[error(transparent)]
     Files(#[from] FilesError),
-    /// No token of ours.
+    /// Neither a token of ours nor an envelope file.
     #[error("'{}' is not bound", .0.display())]
     NotBound(PathBuf),
     /// Nobody could open the volume any more.
@@ -45,9 +45,9 @@ pub enum UnbindError {
     /// The keyslots cannot be read.
     #[error(transparent)]
     Keyslot(#[from] KeyslotError),
-    /// The tokens cannot be read.
+    /// The tokens or the envelope file cannot be read.
     #[error(transparent)]
-    Token(#[from] TokenError),
+    Binding(#[from] BindingError),
     /// The header cannot be read.
     #[error(transparent)]
     Header(#[from] HeaderError),
@@ -65,27 +65,27 @@ pub enum UnbindError {
     },
 }
 
-/// Removes latchkey's tokens and keyslots from a volume and tells the key servers.
+/// Removes latchkey's tokens, envelope file and keyslots from a volume and tells the key servers.
 ///
 /// # Errors
 /// A variant of [`UnbindError`].
 pub fn run(files: &Files, arguments: &Arguments) -> Result<(), UnbindError> {
     let _lock = files.lock()?;
-    let target = Target::find(&arguments.device)?;
+    let target = Target::find(files, &arguments.device, None)?;
     let servers = reachable_or_not(files)?;
     let interrupted = Journal::load(files, &target)?;
-    let found = tokens::find(&target.device)?;
+    let found = binding::find(files, &target.name, &target.place)?;
     if interrupted.is_none() && found.is_empty() {
         return Err(UnbindError::NotBound(target.device));
     }
-    check_others(&target)?;
+    check_others(&target, &found)?;
     if let Some(journal) = interrupted {
         journal
             .undo(files, &target, &servers)
             .map_err(UnbindError::Undo)?;
     }
-    for token in found {
-        let journal = journal_of(&target, token)?;
+    for one in found {
+        let journal = journal_of(&target, one)?;
         journal.save(files)?;
         journal
             .undo(files, &target, &servers)
@@ -114,45 +114,73 @@ fn reachable_or_not(files: &Files) -> Result<Vec<KeyServer>, FilesError> {
     Ok(servers)
 }
 
-/// At least one keyslot must be a person's.
-fn check_others(target: &Target) -> Result<(), UnbindError> {
-    if keyslots::list(&target.device)?.iter().any(|one| !one.ours) {
+/// At least one keyslot must be a person's. Of a plain volume nothing is taken away but the envelope.
+fn check_others(target: &Target, found: &[Found]) -> Result<(), UnbindError> {
+    let Some(header) = target.place.luks_header() else {
+        return Ok(());
+    };
+    // A LUKS1 header does not say which keyslot is ours.
+    let bound = |slot: u32| {
+        let tokens = found.iter().filter_map(|found| found.token.as_ref().ok());
+        target.kind == Kind::Luks1 && tokens.into_iter().any(|t| t.bound.keyslot() == Some(slot))
+    };
+    let keyslots = keyslots::list(header)?;
+    if keyslots.iter().any(|one| !one.ours && !bound(one.slot)) {
         Ok(())
     } else {
         Err(UnbindError::NoOther(target.device.clone()))
     }
 }
 
-/// What there is to take away for one token. Of a token that cannot be read, the keyslots that libcryptsetup keeps
-/// with it.
-fn journal_of(target: &Target, found: FoundToken) -> Result<Journal, UnbindError> {
-    let header = HeaderCopy::read(&target.device)?;
-    let json = header.json();
+/// What there is to take away for one token or envelope file. Of a token that cannot be read, the keyslots that
+/// libcryptsetup keeps with it.
+fn journal_of(target: &Target, found: Found) -> Result<Journal, UnbindError> {
     let mut journal = Journal::new(target);
-    journal.tokens = vec![found.id];
-    let mut slots: Vec<u32> = json["tokens"][found.id.to_string()]["keyslots"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|slot| slot.as_str()?.parse().ok())
-        .collect();
+    let mut slots = Vec::new();
+    match &found.at {
+        At::Token(id) => {
+            journal.tokens = vec![*id];
+            if let Some(header) = target.luks2_header() {
+                let header = HeaderCopy::read(header)?;
+                let kept = header.json()["tokens"][id.to_string()]["keyslots"].as_array();
+                let number = |slot: &serde_json::Value| slot.as_str()?.parse::<u32>().ok();
+                slots.extend(kept.into_iter().flatten().filter_map(number));
+            }
+        }
+        At::File(path) => journal.envelope = Some(path.clone()),
+    }
     match found.token {
         Ok(token) => {
-            let Bound::Luks2(bound) = &token.bound;
-            slots.retain(|slot| *slot == bound.keyslot);
+            match found.at {
+                At::Token(_) => slots.retain(|slot| Some(*slot) == token.bound.keyslot()),
+                At::File(_) => slots.extend(token.bound.keyslot()),
+            }
             journal.volume = Some(token.volume);
             journal.servers = token.envelopes.iter().map(|e| e.server).collect();
         }
-        Err(error) => log::warn!(
-            "token {} cannot be read ({error}): the key servers cannot be told which volume it was",
-            found.id
-        ),
+        Err(error) => {
+            log::warn!(
+                "{} cannot be read ({error}): the key servers cannot be told which volume it was",
+                found.at
+            );
+            if target.kind == Kind::Luks1 {
+                log::warn!(
+                    "which keyslot was latchkey's cannot be told either, and it stays: 'cryptsetup luksDump' shows one of \
+                     1000 iterations, which 'cryptsetup luksKillSlot' removes"
+                );
+            }
+        }
     }
-    // A token is not authenticated: whatever it names, a keyslot that does not look like ours stays.
-    journal.keyslots = slots
-        .into_iter()
-        .map(|slot| JournalledKeyslot::of(json, slot))
-        .filter(|keyslot| keyslot.looks_like_ours(json))
-        .collect();
+    // Neither is authenticated: whatever it names, a keyslot that does not look like ours stays.
+    if let Some(header) = target.place.luks_header() {
+        for slot in slots {
+            let traces = keyslots::traces(header, slot)?;
+            if traces.as_ref().is_some_and(|traces| traces.cheapest) {
+                journal
+                    .keyslots
+                    .push(JournalledKeyslot::of(traces.as_ref(), slot));
+            }
+        }
+    }
     Ok(journal)
 }

@@ -15,6 +15,8 @@ pub type ServerIndex = usize;
 pub struct Plan {
     /// The mappings of crypttab(5), by name.
     pub volumes: Vec<String>,
+    /// Those of them that the boot does not need (`nofail`).
+    pub optional: Vec<VolumeIndex>,
     /// The key servers, in the order to ask them.
     pub servers: Vec<PlannedServer>,
     /// Why nothing may be opened automatically in this boot, if so: there is only the prompt then.
@@ -209,6 +211,8 @@ pub enum Outcome {
     NothingBound,
     /// A device did not appear in time; what was there is open.
     DeviceMissing,
+    /// What the boot needs is open; it does not wait for the rest.
+    OptionalLeft,
     /// Told to stop.
     Stopped,
     /// There is nothing more that we could do; the native prompt can.

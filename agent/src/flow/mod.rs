@@ -8,11 +8,13 @@
 //! - the prompt stands whenever a bound volume is locked and no passphrase is being tried;
 //! - credentials are wiped before a mapping is made of a typed passphrase, and before the flow ends;
 //! - a mapping is made of one thing at a time, so the first success wins;
-//! - whatever a key server says, the prompt stays.
+//! - whatever a key server says, the prompt stays;
+//! - a volume that the boot does not need never holds up those that it does.
 
 mod asking;
 mod events;
 mod status;
+mod volume;
 
 use std::time::Duration;
 
@@ -23,6 +25,10 @@ pub use events::{
     Action, Answer, Event, Header, Outcome, Plan, PlannedServer, PromptLoss, Refusal, ServerIndex,
     Shown, Tried, Verdict, VolumeIndex,
 };
+use volume::{State, Volume};
+
+/// How much longer the boot takes for volumes that it does not need, once the others are open.
+const OPTIONAL_LIMIT: Duration = Duration::from_secs(10);
 
 /// The state machine.
 #[derive(Debug)]
@@ -31,6 +37,8 @@ pub struct Flow {
     asking: Asking,
     only_prompt: Option<String>,
     device_limit: Duration,
+    /// When all that the boot needs was open.
+    needed_done: Option<Duration>,
     network: Network,
     credentials: bool,
     prompt: Prompt,
@@ -38,30 +46,6 @@ pub struct Flow {
     waiting_for_devices: bool,
     status: String,
     finished: bool,
-}
-
-#[derive(Debug)]
-struct Volume {
-    name: String,
-    state: State,
-    /// Its name at the key servers, if it is bound.
-    id: Option<VolumeId>,
-    /// What its token offers, while it may still be opened automatically.
-    envelopes: Vec<(ServerIndex, Generation)>,
-    /// Servers whose share the shell holds.
-    released: Vec<ServerIndex>,
-    /// Why it will not be opened automatically, once that is so.
-    refused: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Missing,
-    NotBound,
-    Locked,
-    OpeningAutomatically(ServerIndex),
-    OpeningTyped,
-    Open,
 }
 
 #[derive(Debug)]
@@ -82,13 +66,17 @@ enum Prompt {
 impl Flow {
     /// A flow and what to do first.
     pub fn start(plan: Plan) -> (Self, Vec<Action>) {
-        let volumes = plan.volumes.into_iter().map(Volume::new).collect();
+        let mut volumes: Vec<Volume> = plan.volumes.into_iter().map(Volume::new).collect();
+        for (index, volume) in volumes.iter_mut().enumerate() {
+            volume.optional = plan.optional.contains(&index);
+        }
         let mut flow = Self {
             volumes,
             asking: Asking::new(plan.servers, plan.seed),
             credentials: true,
             only_prompt: plan.only_prompt,
             device_limit: plan.device_limit,
+            needed_done: None,
             network: Network::Down("waiting for the network".to_owned()),
             prompt: Prompt::Absent,
             wrong: 0,
@@ -290,6 +278,9 @@ impl Flow {
 
     /// Everything that follows from the state as it now is.
     fn advance(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        if self.needed_done.is_none() && self.needed().all(Volume::is_done) {
+            self.needed_done = Some(now);
+        }
         if let Some(outcome) = self.outcome(now) {
             self.finish(outcome, actions);
             return;
@@ -312,15 +303,15 @@ impl Flow {
         } else {
             None
         };
-        if let Some(wake) = device_limit.into_iter().chain(due).min() {
+        let limits = device_limit.into_iter().chain(self.optional_limit());
+        if let Some(wake) = limits.chain(due).min() {
             actions.push(Action::WakeAt(wake));
         }
     }
 
     fn outcome(&self, now: Duration) -> Option<Outcome> {
-        let open = |volume: &Volume| matches!(volume.state, State::Open | State::NotBound);
-        let settled = |volume: &Volume| open(volume) || volume.is_missing();
-        if self.volumes.iter().all(open) {
+        let settled = |volume: &Volume| volume.is_done() || volume.is_missing();
+        if self.volumes.iter().all(Volume::is_done) {
             let any_open = self
                 .volumes
                 .iter()
@@ -334,12 +325,32 @@ impl Flow {
         if self.volumes.iter().all(settled) && now >= self.device_limit {
             return Some(Outcome::DeviceMissing);
         }
+        let busy = self.prompt == Prompt::Trying || self.volumes.iter().any(Volume::is_opening);
+        if !busy && self.optional_limit().is_some_and(|limit| now >= limit) {
+            return Some(Outcome::OptionalLeft);
+        }
         let idle = self
             .volumes
             .iter()
             .all(|volume| settled(volume) || volume.is_locked());
         let helpless = self.prompt == Prompt::Impossible && !self.automatic_is_possible();
         (idle && helpless).then_some(Outcome::NativePrompt)
+    }
+
+    /// The volumes that the boot does not go on without.
+    fn needed(&self) -> impl Iterator<Item = &Volume> {
+        self.volumes.iter().filter(|volume| !volume.optional)
+    }
+
+    /// When the boot goes on without the volumes that it does not need, once that is known.
+    fn optional_limit(&self) -> Option<Duration> {
+        let left = |volume: &Volume| volume.optional && !volume.is_done();
+        let done = self.needed_done.filter(|_| self.volumes.iter().any(left))?;
+        if self.needed().next().is_some() {
+            Some(done + OPTIONAL_LIMIT)
+        } else {
+            Some(self.device_limit)
+        }
     }
 
     /// Whether any volume could still be opened without a person.
@@ -457,42 +468,5 @@ impl Flow {
         (0..self.volumes.len())
             .filter(|index| filter(&self.volumes[*index]))
             .collect()
-    }
-}
-
-impl Volume {
-    fn new(name: String) -> Self {
-        Self {
-            name,
-            state: State::Missing,
-            id: None,
-            envelopes: Vec::new(),
-            released: Vec::new(),
-            refused: None,
-        }
-    }
-
-    fn refuse(&mut self, why: String, actions: &mut Vec<Action>) {
-        actions.push(Action::Say(format!(
-            "'{}' is not opened automatically: {why}",
-            self.name
-        )));
-        self.released.clear();
-        self.refused = Some(why);
-    }
-
-    fn is_missing(&self) -> bool {
-        self.state == State::Missing
-    }
-
-    fn is_locked(&self) -> bool {
-        self.state == State::Locked
-    }
-
-    fn is_opening(&self) -> bool {
-        matches!(
-            self.state,
-            State::OpeningAutomatically(_) | State::OpeningTyped
-        )
     }
 }

@@ -98,6 +98,12 @@ pub fn run(files: &Files, settings: &Settings) -> Result<Outcome, UnlockError> {
     };
     let plan = Plan {
         volumes: entries.iter().map(|entry| entry.name.clone()).collect(),
+        optional: entries
+            .iter()
+            .enumerate()
+            .filter(|(_, entry)| entry.options.nofail)
+            .map(|(index, _)| index)
+            .collect(),
         servers: credentials
             .as_ref()
             .map(planned_servers)

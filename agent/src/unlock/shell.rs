@@ -89,7 +89,7 @@ impl Shell {
     ) -> io::Result<Self> {
         let (sender, messages) = mpsc::unbounded_channel();
         let to_worker = sender.clone();
-        let worker = Worker::start(entries.clone(), move |event| {
+        let worker = Worker::start(files.clone(), entries.clone(), move |event| {
             let _ = to_worker.send(Message::Worker(event));
         })?;
         let to_session = sender.clone();
@@ -221,8 +221,15 @@ impl Shell {
             if !matches!(device, Device::Missing) {
                 continue;
             }
-            match self.entries[index].source.resolve() {
+            let entry = &self.entries[index];
+            let header_is_missing = || {
+                let header = entry.options.header.as_ref();
+                header.is_some_and(|header| !header.exists())
+            };
+            match entry.source.resolve() {
                 Ok(None) => {}
+                // A header on a device of its own comes when that does.
+                Ok(Some(_)) if header_is_missing() => {}
                 Ok(Some(path)) => {
                     let real = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
                     if seen.contains(&real) {

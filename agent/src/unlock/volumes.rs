@@ -42,10 +42,19 @@ pub fn of_this_boot(
             );
             return Ok(Vec::new());
         }
-        for_dracut(read(&text, &mut tell), command_line, &of_image)
+        let mut entries = for_dracut(read(&text, &mut tell), command_line, &of_image);
+        // systemd opens such a volume when something asks for it; Debian's scripts open it all the same.
+        entries.retain(|entry| {
+            if entry.options.noauto {
+                tell(&format!("'{}' is left alone: option 'noauto'", entry.name));
+            }
+            !entry.options.noauto
+        });
+        entries
     };
     entries.retain(|entry| {
-        let unsupported = entry.options.unsupported();
+        let mut unsupported = entry.options.unsupported();
+        unsupported.extend(entry.options.formatted_by.iter().map(String::as_str));
         if !unsupported.is_empty() {
             tell(&format!(
                 "'{}' is left alone: option '{}'",
@@ -262,6 +271,23 @@ mod tests {
         assert!(line(&both).read_only && !line(&both).discard);
         let all = format!("rd.luks.options=discard rd.luks.options={B}=readonly rd.luks.uuid={A}");
         assert!(line(&all).discard && !line(&all).read_only);
+    }
+
+    #[test]
+    fn noauto_counts_where_it_counts_for_the_framework() {
+        let line = format!("a UUID={A} none luks,noauto\nb UUID={B} none luks\n");
+        assert_eq!(
+            boot(&[("etc/crypttab", line.as_str())], ""),
+            volumes(&[("b", B)])
+        );
+        let files = [("cryptroot/crypttab", line.as_str())];
+        assert_eq!(boot(&files, ""), volumes(&[("a", A), ("b", B)]));
+    }
+
+    #[test]
+    fn what_is_formatted_whenever_it_is_opened_is_left_alone() {
+        let line = format!("a UUID={A} none luks,swap\nb UUID={B} none luks,tmp=ext4\n");
+        assert_eq!(boot(&[("cryptroot/crypttab", line.as_str())], ""), []);
     }
 
     #[test]

@@ -12,13 +12,16 @@ use latchkey_protocol::{Generation, ServerId, Share};
 use latchkey_secret::SecretBytes;
 
 use crate::failure::chain;
+use crate::files::Files;
 use crate::flow::{Event, Header, Refusal, Shown, Tried, VolumeIndex};
+use crate::volume::binding;
 use crate::volume::crypttab::Entry;
 use crate::volume::gate;
-use crate::volume::header::{HeaderCopy, HeaderError};
+use crate::volume::header::HeaderCopy;
 use crate::volume::open::{OpenError, open_automatically};
-use crate::volume::typed::{PassphraseError, TypedKey, check_passphrase};
-use crate::volume::{tickets, tokens};
+use crate::volume::place::{HeaderPlace, Place};
+use crate::volume::tickets;
+use crate::volume::typed::{PassphraseError, TypedKey, check_typed};
 
 /// The thread.
 #[derive(Debug)]
@@ -55,6 +58,7 @@ impl Worker {
     /// # Errors
     /// The thread could not be started.
     pub fn start(
+        files: Files,
         entries: Vec<Entry>,
         event: impl Fn(Event) + Send + 'static,
     ) -> std::io::Result<Self> {
@@ -64,6 +68,7 @@ impl Worker {
             .spawn(move || {
                 let found = entries.iter().map(|_| None).collect();
                 Volumes {
+                    files,
                     entries,
                     found,
                     typed: BTreeMap::new(),
@@ -90,9 +95,10 @@ impl Worker {
 }
 
 struct Volumes {
+    files: Files,
     entries: Vec<Entry>,
-    /// The device of each volume that was probed, and its token.
-    found: Vec<Option<(PathBuf, Option<Token>)>>,
+    /// Where each volume lies that was probed, and its token.
+    found: Vec<Option<(Place, Option<Token>)>>,
     /// Volume keys that a typed passphrase opened.
     typed: BTreeMap<VolumeIndex, TypedKey>,
 }
@@ -123,16 +129,20 @@ impl Volumes {
     }
 
     fn probe(&mut self, volume: VolumeIndex, device: PathBuf) -> Header {
-        let copy = match HeaderCopy::read(&device) {
-            Ok(copy) => copy,
-            Err(HeaderError::NotLuks2(_)) => return Header::NotBound,
+        let entry = &self.entries[volume];
+        let place = Place::of(&entry.options, device, self.files.root());
+        let found = match binding::find(&self.files, &entry.name, &place) {
+            Ok(found) => found,
             Err(error) => {
-                self.found[volume] = Some((device, None));
+                self.found[volume] = Some((place, None));
                 return Header::Unusable(chain(&error));
             }
         };
+        if found.is_empty() {
+            return Header::NotBound;
+        }
         let mut broken = None;
-        for token in tokens::find_in(copy.json()) {
+        for token in found {
             match token.token {
                 Ok(token) => {
                     let envelopes = token
@@ -140,14 +150,14 @@ impl Volumes {
                         .iter()
                         .map(|envelope| (envelope.server, envelope.generation));
                     let header =
-                        Header::Bound(token.volume, envelopes.collect(), shown(&copy, &token));
-                    self.found[volume] = Some((device, Some(token)));
+                        Header::Bound(token.volume, envelopes.collect(), shown(&place, &token));
+                    self.found[volume] = Some((place, Some(token)));
                     return header;
                 }
-                Err(error) => broken = Some(format!("token {}: {error}", token.id)),
+                Err(error) => broken = Some(format!("{}: {error}", token.at)),
             }
         }
-        self.found[volume] = Some((device, None));
+        self.found[volume] = Some((place, None));
         broken.map_or(Header::NotBound, Header::Unusable)
     }
 
@@ -158,7 +168,7 @@ impl Volumes {
         share: &Share,
         generation: Generation,
     ) -> Result<(), Refusal> {
-        let Some((device, Some(token))) = &self.found[volume] else {
+        let Some((place, Some(token))) = &self.found[volume] else {
             return Err(Refusal::Gate("its token is gone".to_owned()));
         };
         let envelope = token
@@ -177,7 +187,7 @@ impl Volumes {
                 EnvelopeError::Changed => Refusal::Gate(error.to_string()),
                 _ => Refusal::Share(error.to_string()),
             })?;
-        match open_automatically(&self.entries[volume], device, token, &secret) {
+        match open_automatically(&self.entries[volume], place, token, &secret) {
             Ok(_) => Ok(()),
             Err(error @ OpenError::Secret(_)) => Err(Refusal::Share(chain(&error))),
             Err(error) => Err(Refusal::Gate(chain(&error))),
@@ -188,10 +198,10 @@ impl Volumes {
         self.typed.clear();
         let mut problem = None;
         for volume in volumes {
-            let Some((device, _)) = &self.found[*volume] else {
+            let Some((place, token)) = &self.found[*volume] else {
                 continue;
             };
-            match check_passphrase(device, passphrase) {
+            match check_typed(&self.entries[*volume], place, token.as_ref(), passphrase) {
                 Ok(key) => {
                     self.typed.insert(*volume, key);
                 }
@@ -221,11 +231,23 @@ impl Volumes {
     }
 }
 
-/// What key servers want to see of the header that was read.
-fn shown(copy: &HeaderCopy, token: &Token) -> Shown {
+/// What key servers want to see of a volume. Tickets lie only in a header in front of its data: a detached one in the
+/// image is a copy, and does not move on with them.
+fn shown(place: &Place, token: &Token) -> Shown {
+    let header = match (&token.bound, &place.header) {
+        (Bound::Luks2(bound), HeaderPlace::Attached) => HeaderCopy::read(&place.device)
+            .ok()
+            .map(|copy| (copy, bound)),
+        _ => None,
+    };
+    let Some((copy, bound)) = header else {
+        return Shown {
+            tickets: Vec::new(),
+            fingerprint: gate::fingerprint_as_bound(&token.uuid, &token.bound),
+        };
+    };
     let tickets = tickets::find_in(copy.json(), token.volume);
     let servers = token.envelopes.iter().map(|envelope| envelope.server);
-    let Bound::Luks2(bound) = &token.bound;
     Shown {
         tickets: servers
             .filter_map(|server| Some((server, tickets.of(server)?)))

@@ -13,7 +13,7 @@ const PBKDF2: [&str; 4] = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "100
 #[track_caller]
 fn assert_opens(volume: &Volume, kind: &str) {
     match check_passphrase(volume.path(), &passphrase(PASSPHRASE)) {
-        Ok(typed) => assert_eq!(typed.keyslot(), 0, "{kind}"),
+        Ok(typed) => assert_eq!(typed.keyslot(), Some(0), "{kind}"),
         Err(error) => panic!("{kind}: {error:?}"),
     }
     let wrong = check_passphrase(volume.path(), &passphrase("wrong"));

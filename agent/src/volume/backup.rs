@@ -1,12 +1,13 @@
 //! A backup of a header before anything in it is changed.
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::context::{self, CryptError};
 use super::header::{HeaderCopy, HeaderError};
+use super::luks1::Luks1Copy;
 
 /// There is no backup that could be relied on.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +48,7 @@ pub enum BackupError {
     },
 }
 
-/// Writes the LUKS2 header of `device` with all keyslots into the new file `file` (mode 0600), through to the disk,
+/// Writes the LUKS header of `device` with all keyslots into the new file `file` (mode 0600), through to the disk,
 /// and compares it with the device. No file is left after a failure.
 ///
 /// # Errors
@@ -75,7 +76,7 @@ fn write(device: &Path, file: &Path) -> Result<(), BackupError> {
         file: file.to_owned(),
         source,
     };
-    let mut context = context::luks2(device).map_err(failed)?;
+    let mut context = context::luks(device).map_err(failed)?;
     context
         .backup_handle()
         .header_backup(None, file)
@@ -99,9 +100,22 @@ fn sync(file: &Path) -> Result<(), BackupError> {
 
 /// The backup loads as a header of its own and is, byte by byte, the beginning of the device.
 fn compare(device: &Path, file: &Path) -> Result<(), BackupError> {
-    let (original, copy) = (HeaderCopy::read(device)?, HeaderCopy::read(file)?);
-    let same = original.uuid() == copy.uuid() && original.json() == copy.json();
-    if same && begins_alike(device, file)? {
+    let (same, from) = match HeaderCopy::read(device) {
+        Err(HeaderError::NotLuks2(_)) => {
+            let (original, copy) = (
+                Luks1Copy::read(device, device)?,
+                Luks1Copy::read(file, file)?,
+            );
+            // libcryptsetup clears the bytes between the header and the first keyslot in the backup.
+            (original.facts() == copy.facts(), LUKS1_FIRST_AREA)
+        }
+        original => {
+            let (original, copy) = (original?, HeaderCopy::read(file)?);
+            let same = original.uuid() == copy.uuid() && original.json() == copy.json();
+            (same, 0)
+        }
+    };
+    if same && is_alike(device, file, from)? {
         Ok(())
     } else {
         Err(BackupError::Differs {
@@ -111,10 +125,17 @@ fn compare(device: &Path, file: &Path) -> Result<(), BackupError> {
     }
 }
 
-fn begins_alike(device: &Path, file: &Path) -> Result<bool, BackupError> {
+/// Where LUKS1 has its first keyslot's area (`LUKS_ALIGN_KEYSLOTS`).
+const LUKS1_FIRST_AREA: u64 = 4096;
+
+/// Whether the file is what the device begins with, but for what stands before byte `from`.
+fn is_alike(device: &Path, file: &Path, from: u64) -> Result<bool, BackupError> {
     let alike = || -> io::Result<bool> {
         let mut copy = File::open(file)?;
         let mut original = File::open(device)?.take(copy.metadata()?.len());
+        copy.seek(SeekFrom::Start(from))?;
+        original.get_mut().seek(SeekFrom::Start(from))?;
+        original.set_limit(original.limit().saturating_sub(from));
         let (mut ours, mut theirs) = (vec![0; 1 << 20], vec![0; 1 << 20]);
         loop {
             let read = copy.read(&mut ours)?;

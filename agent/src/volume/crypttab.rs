@@ -1,11 +1,13 @@
-//! `/etc/crypttab`, in the dialect of Debian's cryptsetup (crypttab(5)).
+//! `/etc/crypttab`, in the dialects of Debian's cryptsetup and of systemd (crypttab(5) of each).
 //!
-//! One line per volume: name, source device, key file, options; octal escapes in every field. It leaves out what
-//! this version cannot honour (plain dm-crypt, detached headers, key scripts): such options are kept as text and
-//! named by [`Options::unsupported`], so that nothing is opened in another way than the administrator wrote.
+//! One line per volume: name, source device, key file, options; octal escapes in every field. [`Options`] says what
+//! of the fourth field is honoured, and names what is not.
+
+mod options;
 
 use std::path::PathBuf;
-use std::time::Duration;
+
+pub use options::{Format, Options, PlainOptions};
 
 use super::source::Source;
 
@@ -29,43 +31,6 @@ pub enum Key {
     None,
     /// A file, or whatever the key script makes of the text.
     File(PathBuf),
-}
-
-/// Options of a volume. What is not listed has its default.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Options {
-    /// `luks`: refuse anything else. Without it both kinds of LUKS are recognised all the same.
-    pub luks: bool,
-    /// `discard`.
-    pub discard: bool,
-    /// `readonly` or `read-only`.
-    pub read_only: bool,
-    /// `no-read-workqueue`.
-    pub no_read_workqueue: bool,
-    /// `no-write-workqueue`.
-    pub no_write_workqueue: bool,
-    /// `same-cpu-crypt`.
-    pub same_cpu_crypt: bool,
-    /// `submit-from-crypt-cpus`.
-    pub submit_from_crypt_cpus: bool,
-    /// `initramfs`: Debian opens it in the initramfs whatever its content.
-    pub initramfs: bool,
-    /// `x-initrd.attach`: systemd's and dracut's word for the same.
-    pub initrd_attach: bool,
-    /// `nofail`.
-    pub nofail: bool,
-    /// `noauto`.
-    pub noauto: bool,
-    /// `_netdev`.
-    pub netdev: bool,
-    /// `tries=`: attempts at the prompt; 0 is no limit.
-    pub tries: Option<u32>,
-    /// `timeout=`: how long to prompt; zero is no limit.
-    pub timeout: Option<Duration>,
-    /// Everything else, as written.
-    pub other: Vec<String>,
-    /// The whole field, as written.
-    pub text: String,
 }
 
 /// A line of crypttab that is no entry.
@@ -96,16 +61,6 @@ pub enum LineError {
         name: String,
     },
 }
-
-/// Options that change nothing about how a volume is opened: messages, order at boot, checks after opening.
-const WITHOUT_EFFECT: [&str; 6] = [
-    "loud",
-    "quiet",
-    "noearly",
-    "password-echo",
-    "headless",
-    "luks",
-];
 
 /// Reads a whole crypttab. A bad line spoils no other one.
 pub fn parse(text: &str) -> Vec<Result<Entry, LineError>> {
@@ -169,85 +124,28 @@ pub(super) fn unescape(field: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-impl Options {
-    /// Reads the fourth field; the last of two contradicting options holds.
-    pub fn parse(text: &str) -> Self {
-        let mut options = Self {
-            text: text.to_owned(),
-            ..Self::default()
-        };
-        for option in text.split(',').map(str::trim) {
-            options.add(option);
-        }
-        options
-    }
-
-    /// Options that change how the volume is opened and that this version cannot honour, as written.
-    pub fn unsupported(&self) -> Vec<&str> {
-        self.other
-            .iter()
-            .map(String::as_str)
-            .filter(|option| {
-                let name = option.split('=').next().unwrap_or_default();
-                !WITHOUT_EFFECT.contains(&name) && !name.starts_with("x-")
-            })
-            .collect()
-    }
-
-    fn add(&mut self, option: &str) {
-        let flag = match option {
-            "" | "none" | "-" => return,
-            "luks" => &mut self.luks,
-            "discard" | "allow-discards" => &mut self.discard,
-            "readonly" | "read-only" => &mut self.read_only,
-            "no-read-workqueue" => &mut self.no_read_workqueue,
-            "no-write-workqueue" => &mut self.no_write_workqueue,
-            "same-cpu-crypt" => &mut self.same_cpu_crypt,
-            "submit-from-crypt-cpus" => &mut self.submit_from_crypt_cpus,
-            "initramfs" => &mut self.initramfs,
-            "x-initrd.attach" => &mut self.initrd_attach,
-            "nofail" => &mut self.nofail,
-            "noauto" => &mut self.noauto,
-            "_netdev" => &mut self.netdev,
-            _ => return self.add_value(option),
-        };
-        *flag = true;
-    }
-
-    fn add_value(&mut self, option: &str) {
-        if let Some(tries) = option.strip_prefix("tries=").and_then(|n| n.parse().ok()) {
-            self.tries = Some(tries);
-        } else if let Some(timeout) = option.strip_prefix("timeout=").and_then(time_span) {
-            self.timeout = Some(timeout);
+/// A field as crypttab has it: white space, backslashes and a leading `#` as octal escapes.
+pub fn escape(field: &str) -> String {
+    let mut escaped = String::with_capacity(field.len());
+    for (position, c) in field.char_indices() {
+        if c.is_ascii_whitespace()
+            || c == '\\'
+            || c.is_ascii_control()
+            || (c == '#' && position == 0)
+        {
+            escaped.push_str(&format!("\\{:03o}", u32::from(c)));
         } else {
-            self.other.push(option.to_owned());
+            escaped.push(c);
         }
     }
-}
-
-/// A number with an optional unit (systemd.time(7)): seconds if there is none. Sums such as `1min 30s` are not read.
-fn time_span(text: &str) -> Option<Duration> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let number: u64 = text[..digits].parse().ok()?;
-    let millis = match &text[digits..] {
-        "" | "s" | "sec" => 1_000,
-        "ms" => 1,
-        "m" | "min" => 60_000,
-        "h" => 3_600_000,
-        _ => return None,
-    };
-    number.checked_mul(millis).map(Duration::from_millis)
+    escaped
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use proptest::prelude::*;
 
-    fn one(line: &str) -> Entry {
-        let mut entries = parse(line);
-        assert_eq!(entries.len(), 1, "{line:?}");
-        entries.remove(0).unwrap()
-    }
+    use super::*;
 
     #[test]
     fn a_usual_debian_file_reads() {
@@ -267,7 +165,8 @@ mod tests {
             Source::Uuid("8a3d7d0e-0d5b-4f3c-9d52-1e1fa2a1c0de".into())
         );
         assert_eq!(root.key, Key::None);
-        assert!(root.options.luks && root.options.discard && root.options.initramfs);
+        assert_eq!(root.options.format, Format::Luks);
+        assert!(root.options.discard && root.options.initramfs);
         assert!(root.options.unsupported().is_empty());
         assert_eq!(
             entries[1],
@@ -278,68 +177,16 @@ mod tests {
         );
         let swap = entries[2].as_ref().unwrap();
         assert_eq!(swap.source, Source::Label("my\\swap".into()));
+        assert_eq!(swap.options.formatted_by, ["swap"]);
         assert_eq!(
-            swap.options.unsupported(),
-            ["swap", "cipher=aes-xts-plain64"]
+            swap.options.plain.cipher.as_deref(),
+            Some("aes-xts-plain64")
         );
         let short = entries[3].as_ref().unwrap();
         assert_eq!(
             (&short.key, &short.options),
             (&Key::None, &Options::default())
         );
-    }
-
-    #[test]
-    fn every_option_of_this_version_is_recognised() {
-        let options = one(
-            "a /dev/b none luks,discard,readonly,no-read-workqueue,no-write-workqueue,same-cpu-crypt,\
-             submit-from-crypt-cpus,initramfs,x-initrd.attach,nofail,noauto,_netdev,tries=0,timeout=2min,quiet,x-a=b",
-        )
-        .options;
-        assert_eq!(
-            options,
-            Options {
-                luks: true,
-                discard: true,
-                read_only: true,
-                no_read_workqueue: true,
-                no_write_workqueue: true,
-                same_cpu_crypt: true,
-                submit_from_crypt_cpus: true,
-                initramfs: true,
-                initrd_attach: true,
-                nofail: true,
-                noauto: true,
-                netdev: true,
-                tries: Some(0),
-                timeout: Some(Duration::from_secs(120)),
-                other: vec!["quiet".into(), "x-a=b".into()],
-                text: options.text.clone(),
-            }
-        );
-        assert!(options.unsupported().is_empty());
-    }
-
-    #[test]
-    fn what_cannot_be_honoured_is_named() {
-        for option in [
-            "plain",
-            "keyscript=decrypt_derived",
-            "header=/boot/header",
-            "size=256",
-            "hash=sha256",
-            "tcrypt",
-            "bitlk",
-            "keyfile-offset=4",
-            "key-slot=1",
-            "tpm2-device=auto",
-            "tries=many",
-            "timeout=1fortnight",
-            "discards",
-        ] {
-            let entry = one(&format!("a /dev/b none luks,{option}"));
-            assert_eq!(entry.options.unsupported(), [option]);
-        }
     }
 
     #[test]
@@ -385,6 +232,30 @@ mod tests {
             ("\\7", "\u{7}"),
         ] {
             assert_eq!(unescape(from), to, "{from:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_parser_panic_and_each_line_has_one_answer(
+            lines in proptest::collection::vec("[^\n\r\u{85}\u{2028}]{0,60}", 0..6),
+        ) {
+            let text = lines.join("\n");
+            let expected = text
+                .lines()
+                .map(str::trim)
+                .filter(|line| !line.is_empty() && !line.starts_with('#'))
+                .count();
+            prop_assert_eq!(parse(&text).len(), expected);
+        }
+
+        #[test]
+        fn what_was_escaped_reads_back(name in "[ -.0-~ä]{1,20}", source in "/[ -~ä]{1,30}") {
+            prop_assume!(!name.starts_with('.'));
+            let line = format!("{} {} none luks", escape(&name), escape(&source));
+            let entry = parse(&line).remove(0).unwrap();
+            prop_assert_eq!(entry.name, name);
+            prop_assert_eq!(entry.source, Source::parse(&source));
         }
     }
 }

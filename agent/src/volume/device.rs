@@ -38,9 +38,11 @@ pub enum DeviceError {
     /// A directory without a file system of its own, or something else.
     #[error("'{0}' is neither a block device nor a mount point")]
     NotADevice(PathBuf),
-    /// There is no LUKS below the argument.
+    /// There is no LUKS below the argument, and nothing says that it is encrypted otherwise.
     #[error(
-        "'{0}' is not encrypted with LUKS\nlatchkey opens existing LUKS volumes; 'cryptsetup luksFormat' makes one and destroys what was there"
+        "'{0}' is not encrypted with LUKS, and no line of crypttab says otherwise\n\
+         for plain dm-crypt or a detached header: --name NAME --options plain,cipher=…,hash=…,size=… or header=…\n\
+         latchkey formats nothing; 'cryptsetup luksFormat' makes a volume and destroys what was there"
     )]
     NotLuks(PathBuf),
     /// The file system lies on several LUKS devices.
@@ -99,11 +101,12 @@ pub fn probe(device: &Path) -> io::Result<Probe> {
     })
 }
 
-/// The LUKS device that `argument` means: a device, a mapping's name or path, or a mount point of a file system that
-/// lies on one.
+/// The encrypted device that `argument` means: a device, a mapping's name or path, or a mount point of a file system
+/// that lies on one. A device that has no LUKS header and is no mapping is taken as it is: it may be plain, or its
+/// header may lie elsewhere.
 ///
 /// # Errors
-/// Every variant of [`DeviceError`].
+/// Every variant of [`DeviceError`] but `NotLuks`.
 pub fn find(argument: &Path) -> Result<PathBuf, DeviceError> {
     let named = argument
         .to_str()
@@ -119,7 +122,10 @@ pub fn find(argument: &Path) -> Result<PathBuf, DeviceError> {
     match probe(&path).map_err(|error| unreadable(argument, error))? {
         Probe::Luks2 { .. } | Probe::Luks1 { .. } => Ok(path),
         Probe::Missing => Err(DeviceError::Missing(argument.to_owned())),
-        Probe::NotLuks => below(argument, &path),
+        Probe::NotLuks => match below(argument, &path) {
+            Err(DeviceError::NotLuks(_)) => Ok(path),
+            found => found,
+        },
         Probe::NotADevice => mounted(argument, &path),
     }
 }
@@ -191,17 +197,12 @@ mod tests {
     }
 
     #[test]
-    fn an_argument_that_means_no_luks_device_is_refused_by_what_it_is() {
-        let plain = image(b"", 0);
+    fn an_argument_that_means_no_device_is_refused_by_what_it_is() {
         let directory = tempfile::tempdir().unwrap();
         let cases = [
             (
                 Path::new("/absent"),
                 "'/absent' is no device, mapping or mount point".to_owned(),
-            ),
-            (
-                plain.path(),
-                format!("'{}' is not encrypted with LUKS", plain.path().display()),
             ),
             (
                 directory.path(),
@@ -215,5 +216,14 @@ mod tests {
             let error = find(argument).unwrap_err().to_string();
             assert_eq!(error.lines().next(), Some(message.as_str()));
         }
+    }
+
+    #[test]
+    fn a_device_without_luks_header_is_taken_as_it_is() {
+        let plain = image(b"", 0);
+        assert_eq!(
+            find(plain.path()).unwrap(),
+            plain.path().canonicalize().unwrap()
+        );
     }
 }

@@ -49,6 +49,15 @@ const STRIPES: u64 = 4000;
 const BINARY_HEADER: u64 = 4096;
 const FINGERPRINT_DOMAIN: &[u8] = b"latchkey header v1";
 
+/// Whether a header stands in front of its data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Position {
+    /// It does, so the data begins behind it.
+    Attached,
+    /// It lies elsewhere.
+    Detached,
+}
+
 /// Checks a header, given by its UUID and JSON, against what was bound.
 ///
 /// # Errors
@@ -58,6 +67,7 @@ pub fn check(
     json: &Value,
     bound_uuid: &str,
     bound: &BoundLuks2,
+    position: Position,
 ) -> Result<(), GateError> {
     if uuid != bound_uuid {
         return Err(GateError::Uuid {
@@ -77,7 +87,7 @@ pub fn check(
     )?;
     check_config(config)?;
     check_segment(object(header, "segments")?, &Segment::from(bound))?;
-    check_keyslot(object(header, "keyslots")?, config, bound)?;
+    check_keyslot(object(header, "keyslots")?, config, bound, position)?;
     check_digest(object(header, "digests")?, bound)
 }
 
@@ -128,6 +138,12 @@ pub fn fingerprint(uuid: &str, json: &Value, bound: &BoundLuks2) -> Bytes<32> {
         Err(_) => Vec::new(),
     };
     let encoded = length_prefixed(&[FINGERPRINT_DOMAIN, uuid.as_bytes(), &found]);
+    Bytes(Sha256::digest(encoded).into())
+}
+
+/// As [`fingerprint`], of a volume whose header shows key servers nothing of its own.
+pub fn fingerprint_as_bound(uuid: &str, bound: &Bound) -> Bytes<32> {
+    let encoded = length_prefixed(&[FINGERPRINT_DOMAIN, uuid.as_bytes(), &bound.encode()]);
     Bytes(Sha256::digest(encoded).into())
 }
 
@@ -236,6 +252,7 @@ fn check_keyslot(
     keyslots: &Map<String, Value>,
     config: &Map<String, Value>,
     bound: &BoundLuks2,
+    position: Position,
 ) -> Result<(), GateError> {
     check_keyslot_types(keyslots)?;
     let keyslot = keyslots
@@ -255,7 +272,7 @@ fn check_keyslot(
     }
     check_kdf(&keyslot["kdf"], bound)?;
     check_anti_forensic(&keyslot["af"])?;
-    check_area(&keyslot["area"], config, bound)
+    check_area(&keyslot["area"], config, bound, position)
 }
 
 fn check_keyslot_types(keyslots: &Map<String, Value>) -> Result<(), GateError> {
@@ -304,6 +321,7 @@ fn check_area(
     area: &Value,
     config: &Map<String, Value>,
     bound: &BoundLuks2,
+    position: Position,
 ) -> Result<(), GateError> {
     if text(area, "type")? != "raw" {
         return Err(GateError::Area);
@@ -325,7 +343,7 @@ fn check_area(
         Some(
             start <= offset
                 && offset.checked_add(size)? <= end
-                && end <= bound.offset
+                && (position == Position::Detached || end <= bound.offset)
                 && u64::from(bound.key_size).checked_mul(STRIPES)? <= size,
         )
     };
@@ -366,7 +384,7 @@ fn check_digest(digests: &Map<String, Value>, bound: &BoundLuks2) -> Result<(), 
 }
 
 /// dm-crypt's null cipher, with whatever mode.
-fn is_null(cipher: &str) -> bool {
+pub(super) fn is_null(cipher: &str) -> bool {
     cipher.is_empty() || cipher == "null" || cipher.contains("cipher_null")
 }
 

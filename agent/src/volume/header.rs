@@ -31,7 +31,7 @@ const HEADER_LIMIT: u64 = 136 << 20;
 const AREA_LIMIT: u64 = 1 << 20;
 
 const MAGIC_PRIMARY: &[u8; 8] = b"LUKS\xba\xbe\x00\x02";
-const MAGIC_LUKS1: &[u8; 8] = b"LUKS\xba\xbe\x00\x01";
+pub(super) const MAGIC_LUKS1: &[u8; 8] = b"LUKS\xba\xbe\x00\x01";
 const MAGIC_SECONDARY: &[u8; 8] = b"SKUL\xba\xbe\x00\x02";
 
 /// A LUKS2 header in memory, and the device that it was read from.
@@ -40,6 +40,7 @@ pub struct HeaderCopy {
     copy: File,
     source: File,
     device: PathBuf,
+    data: PathBuf,
     json: Value,
     uuid: String,
 }
@@ -59,11 +60,14 @@ pub enum HeaderError {
     /// There is no LUKS2 header.
     #[error("'{0}' has no LUKS2 header")]
     NotLuks2(PathBuf),
+    /// There is no LUKS1 header.
+    #[error("'{0}' has no LUKS1 header")]
+    NotLuks1(PathBuf),
     /// There is no memory for the copy.
     #[error("failed to copy the header into memory")]
     Memory(#[source] io::Error),
     /// libcryptsetup refuses the header.
-    #[error("the LUKS2 header of '{device}' is damaged")]
+    #[error("the LUKS header of '{device}' is damaged")]
     Damaged {
         /// The device.
         device: PathBuf,
@@ -87,6 +91,14 @@ impl HeaderCopy {
     /// # Errors
     /// `Read`, `NotLuks2`, `Memory`, `Damaged`.
     pub fn read(device: &Path) -> Result<Self, HeaderError> {
+        Self::read_detached(device, device)
+    }
+
+    /// As [`HeaderCopy::read`], where the data lies on another device than the header.
+    ///
+    /// # Errors
+    /// As [`HeaderCopy::read`].
+    pub fn read_detached(device: &Path, data: &Path) -> Result<Self, HeaderError> {
         let unreadable = |source| HeaderError::Read {
             device: device.to_owned(),
             source,
@@ -116,6 +128,7 @@ impl HeaderCopy {
             copy,
             source,
             device: device.to_owned(),
+            data: data.to_owned(),
             json: Value::Null,
             uuid: String::new(),
         };
@@ -163,13 +176,7 @@ impl HeaderCopy {
     /// # Errors
     /// `Memory`.
     pub fn seal(&self) -> Result<(), HeaderError> {
-        let seals = SealFlag::F_SEAL_WRITE
-            | SealFlag::F_SEAL_GROW
-            | SealFlag::F_SEAL_SHRINK
-            | SealFlag::F_SEAL_SEAL;
-        fcntl(&self.copy, FcntlArg::F_ADD_SEALS(seals))
-            .map(drop)
-            .map_err(|errno| HeaderError::Memory(errno.into()))
+        seal(&self.copy)
     }
 
     /// The header's JSON as libcryptsetup understood it.
@@ -187,13 +194,18 @@ impl HeaderCopy {
         &self.device
     }
 
+    /// The device with the data.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
     /// A context with this copy loaded and the device for the data.
     ///
     /// # Errors
     /// What libcryptsetup says.
     pub(crate) fn context(&self) -> Result<CryptDevice, CryptError> {
         let path = format!("/proc/self/fd/{}", self.copy.as_raw_fd());
-        let mut context = context::detached(Path::new(&path), &self.device)?;
+        let mut context = context::detached(Path::new(&path), &self.data)?;
         context::load(&mut context, EncryptionFormat::Luks2)?;
         Ok(context)
     }
@@ -243,8 +255,18 @@ fn read_rest(source: &File, metadata: &mut Vec<u8>, length: u64) -> io::Result<(
     source.read_exact_at(&mut metadata[start..], start as u64)
 }
 
+pub(super) fn seal(copy: &File) -> Result<(), HeaderError> {
+    let seals = SealFlag::F_SEAL_WRITE
+        | SealFlag::F_SEAL_GROW
+        | SealFlag::F_SEAL_SHRINK
+        | SealFlag::F_SEAL_SEAL;
+    fcntl(copy, FcntlArg::F_ADD_SEALS(seals))
+        .map(drop)
+        .map_err(|errno| HeaderError::Memory(errno.into()))
+}
+
 /// A sparse file in memory, of [`HEADER_LIMIT`] bytes, that begins with `content`.
-fn anonymous_file(content: &[u8]) -> io::Result<File> {
+pub(super) fn anonymous_file(content: &[u8]) -> io::Result<File> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let file = File::from(memfd_create("luks-header", flags)?);
     file.set_len(HEADER_LIMIT)?;

@@ -1,30 +1,38 @@
 //! Keyslots: which are ours, making one, proving others, destroying one.
 //!
-//! Our keyslot holds 256 random bits, so its key derivation costs the least that LUKS2 allows: 1000 iterations of
-//! PBKDF2, which no memory limit and no slow processor hurts (systemd and clevis do the same). It has the priority
-//! `ignore`: a typed passphrase loses no time on it, and no other unlocker tries it unasked. Keyslots that are not
-//! latchkey's are never changed.
+//! Our keyslot holds 256 random bits, so its key derivation costs the least that LUKS allows: 1000 iterations of
+//! PBKDF2, which no memory limit and no slow processor hurts (systemd and clevis do the same). In LUKS2 it has the
+//! priority `ignore`: a typed passphrase loses no time on it, and no other unlocker tries it unasked. LUKS1 has neither
+//! priorities nor tokens, so there only the envelope file tells ours from others. Keyslots that are not latchkey's are
+//! never changed.
+//!
+//! Where a header is detached, `device` is what the header lies on.
+
+mod traces;
 
 use std::path::{Path, PathBuf};
 
-use latchkey_protocol::envelope::{BoundLuks2, MachineSecret};
+use latchkey_protocol::envelope::{Bound, MachineSecret};
 use latchkey_secret::{SecretBytes, SecretError, process};
 use libcryptsetup_rs::consts::flags::{CryptPbkdf, CryptVolumeKey};
-use libcryptsetup_rs::consts::vals::{CryptKdf, KeyslotPriority};
-use libcryptsetup_rs::{CryptPbkdfType, Either};
+use libcryptsetup_rs::consts::vals::{CryptKdf, EncryptionFormat, KeyslotPriority};
+use libcryptsetup_rs::{CryptDevice, CryptPbkdfType, Either};
 use nix::errno::Errno;
 use serde_json::Value;
 
 use super::context::{self, CryptError};
-use super::gate::{self, GateError};
+use super::gate::{self, GateError, Position};
 use super::header::{HeaderCopy, HeaderError};
+use super::luks1::{self, Luks1Copy};
 use super::open::{self, KeyError};
 use super::tokens;
 use super::typed::{self, PassphraseError};
 
+pub use traces::Traces;
+
 /// LUKS2 on-disk format: the most keyslots that a header has.
 const KEYSLOTS_LIMIT: u32 = 32;
-/// The least that LUKS2 allows (`MIN_PBKDF2_ITERATIONS` of libcryptsetup).
+/// The least that LUKS allows (`MIN_PBKDF2_ITERATIONS` of libcryptsetup).
 const ITERATIONS: u32 = 1000;
 
 /// A keyslot of a LUKS2 header.
@@ -49,7 +57,7 @@ pub struct BoundFacts {
     /// The UUID in the header.
     pub uuid: String,
     /// What automatic opening will insist on.
-    pub bound: BoundLuks2,
+    pub bound: Bound,
 }
 
 /// Nothing was done to a keyslot.
@@ -120,12 +128,53 @@ pub enum KeyslotError {
     },
 }
 
+/// A copy of either kind of LUKS header.
+enum AnyHeader {
+    Luks2(HeaderCopy),
+    Luks1(Luks1Copy),
+}
+
+impl AnyHeader {
+    fn read(device: &Path) -> Result<Self, HeaderError> {
+        match HeaderCopy::read(device) {
+            Err(HeaderError::NotLuks2(_)) => Luks1Copy::read(device, device).map(Self::Luks1),
+            header => header.map(Self::Luks2),
+        }
+    }
+
+    fn format(&self) -> EncryptionFormat {
+        match self {
+            Self::Luks2(_) => EncryptionFormat::Luks2,
+            Self::Luks1(_) => EncryptionFormat::Luks1,
+        }
+    }
+
+    /// A context that changes what is on `device`.
+    fn writer(&self, device: &Path) -> Result<CryptDevice, CryptError> {
+        let mut context = context::attached(device)?;
+        context::load(&mut context, self.format())?;
+        Ok(context)
+    }
+}
+
 /// The keyslots of `device`, in the order of their numbers. The header is only read.
 ///
 /// # Errors
 /// `Header`.
 pub fn list(device: &Path) -> Result<Vec<Keyslot>, KeyslotError> {
-    let header = HeaderCopy::read(device)?;
+    let header = match AnyHeader::read(device)? {
+        AnyHeader::Luks2(header) => header,
+        AnyHeader::Luks1(header) => {
+            let keyslot = |slot| Keyslot {
+                slot,
+                kdf: "pbkdf2".to_owned(),
+                memory_kib: 0,
+                typed: true,
+                ours: false,
+            };
+            return Ok(header.facts().active().map(keyslot).collect());
+        }
+    };
     let named = named_by_tokens(header.json());
     let mut keyslots: Vec<Keyslot> = header.json()["keyslots"]
         .as_object()
@@ -158,7 +207,7 @@ pub fn prove_other_keyslot(
     device: &Path,
     passphrase: &SecretBytes,
     not: Option<u32>,
-) -> Result<u32, KeyslotError> {
+) -> Result<Option<u32>, KeyslotError> {
     Ok(typed::check_passphrase_except(device, passphrase, not)?.keyslot())
 }
 
@@ -167,12 +216,18 @@ pub fn prove_other_keyslot(
 /// # Errors
 /// `NoFreeKeyslot`, `Header`.
 pub fn free_keyslot(device: &Path) -> Result<u32, KeyslotError> {
-    let header = HeaderCopy::read(device)?;
-    let taken = &header.json()["keyslots"];
-    (0..KEYSLOTS_LIMIT)
-        .find(|slot| taken[slot.to_string()].is_null())
-        .filter(|_| has_room(header.json()))
-        .ok_or_else(|| KeyslotError::NoFreeKeyslot(device.to_owned()))
+    let free = match AnyHeader::read(device)? {
+        AnyHeader::Luks2(header) => {
+            let taken = &header.json()["keyslots"];
+            (0..KEYSLOTS_LIMIT)
+                .find(|slot| taken[slot.to_string()].is_null())
+                .filter(|_| has_room(header.json()))
+        }
+        AnyHeader::Luks1(header) => {
+            (0..luks1::KEYSLOTS).find(|slot| header.facts().keyslot(*slot).is_none())
+        }
+    };
+    free.ok_or_else(|| KeyslotError::NoFreeKeyslot(device.to_owned()))
 }
 
 /// Whether the keyslots' region has a gap for one more area such as the present ones have. libcryptsetup would
@@ -229,7 +284,8 @@ pub fn add_keyslot(
         slot,
         source,
     };
-    let mut context = context::luks2(device).map_err(failed)?;
+    let header = AnyHeader::read(device)?;
+    let mut context = header.writer(device).map_err(failed)?;
     if list(device)?.iter().any(|keyslot| keyslot.slot == slot) {
         return Err(KeyslotError::NoFreeKeyslot(device.to_owned()));
     }
@@ -246,6 +302,9 @@ pub fn add_keyslot(
     );
     process::wipe_stack();
     added.map_err(|error| failed(error.into()))?;
+    if let AnyHeader::Luks1(_) = header {
+        return Ok(()); // it has no priorities
+    }
     let ignored = context
         .keyslot_handle()
         .set_priority(slot, KeyslotPriority::Ignore);
@@ -295,7 +354,7 @@ pub fn destroy_keyslot(
         slot,
         source,
     };
-    let mut context = context::luks2(device).map_err(failed)?;
+    let mut context = AnyHeader::read(device)?.writer(device).map_err(failed)?;
     context
         .keyslot_handle()
         .destroy(slot)
@@ -308,12 +367,15 @@ pub fn destroy_keyslot(
 /// # Errors
 /// `Unfit`, `Header`.
 pub fn check_fit(device: &Path) -> Result<(), KeyslotError> {
-    let header = HeaderCopy::read(device)?;
     let unfit = |source| KeyslotError::Unfit {
         device: device.to_owned(),
         source,
     };
-    gate::check_fit(header.json()).map_err(unfit)
+    match AnyHeader::read(device)? {
+        AnyHeader::Luks2(header) => gate::check_fit(header.json()),
+        AnyHeader::Luks1(header) => luks1::check_fit(header.facts()),
+    }
+    .map_err(unfit)
 }
 
 /// What a token must say of keyslot `slot`, which `secret` opens; checked to pass the gate.
@@ -322,38 +384,69 @@ pub fn check_fit(device: &Path) -> Result<(), KeyslotError> {
 /// `WrongSecret`, `Unfit`, `Header`, `Crypt`.
 pub fn bound_facts(
     device: &Path,
+    position: Position,
     slot: u32,
     secret: &MachineSecret,
 ) -> Result<BoundFacts, KeyslotError> {
-    let header = HeaderCopy::read(device)?;
-    header.copy_keyslot(slot)?;
-    header.seal()?;
     let failed = |source| KeyslotError::Crypt {
         device: device.to_owned(),
         slot,
         source,
     };
-    let mut context = header.context().map_err(failed)?;
-    let key = open::volume_key(&mut context, slot, secret.0.expose_secret());
-    process::wipe_stack();
-    let key = key.map_err(|error| match error {
-        KeyError::Secret(error) => KeyslotError::Secret(error),
-        KeyError::Crypt(source) if source.is(Errno::EPERM) => KeyslotError::WrongSecret {
-            device: device.to_owned(),
-            slot,
-        },
-        KeyError::Crypt(source) => failed(source),
-    })?;
     let unfit = |source| KeyslotError::Unfit {
         device: device.to_owned(),
         source,
     };
-    let volume_key_id = open::volume_key_id(&key, header.uuid());
-    let bound = gate::facts(header.json(), slot, volume_key_id).map_err(unfit)?;
-    gate::check(header.uuid(), header.json(), header.uuid(), &bound).map_err(unfit)?;
-    Ok(BoundFacts {
-        uuid: header.uuid().to_owned(),
-        bound,
+    let key_in = |context: Result<CryptDevice, CryptError>| {
+        let mut context = context.map_err(failed)?;
+        let key = open::volume_key(&mut context, slot, secret.0.expose_secret());
+        process::wipe_stack();
+        key.map_err(|error| match error {
+            KeyError::Secret(error) => KeyslotError::Secret(error),
+            KeyError::Crypt(source) if source.is(Errno::EPERM) => KeyslotError::WrongSecret {
+                device: device.to_owned(),
+                slot,
+            },
+            KeyError::Crypt(source) => failed(source),
+        })
+    };
+    match AnyHeader::read(device)? {
+        AnyHeader::Luks2(header) => {
+            header.copy_keyslot(slot)?;
+            header.seal()?;
+            let id = open::volume_key_id(&key_in(header.context())?, header.uuid());
+            let bound = gate::facts(header.json(), slot, id).map_err(unfit)?;
+            let uuid = header.uuid().to_owned();
+            gate::check(&uuid, header.json(), &uuid, &bound, position).map_err(unfit)?;
+            let bound = match position {
+                Position::Attached => Bound::Luks2(bound),
+                Position::Detached => Bound::DetachedLuks2(bound),
+            };
+            Ok(BoundFacts { uuid, bound })
+        }
+        AnyHeader::Luks1(header) => {
+            let uuid = header.facts().uuid.clone();
+            let id = open::volume_key_id(&key_in(header.context())?, &uuid);
+            let bound = luks1::bound_facts(header.facts(), slot, id).map_err(unfit)?;
+            luks1::check(header.facts(), &uuid, &bound).map_err(unfit)?;
+            let bound = Bound::Luks1(bound);
+            Ok(BoundFacts { uuid, bound })
+        }
+    }
+}
+
+/// What tells a keyslot from every other one, for the journal of a binding.
+///
+/// # Errors
+/// `Header`.
+pub fn traces(device: &Path, slot: u32) -> Result<Option<Traces>, KeyslotError> {
+    Ok(match AnyHeader::read(device)? {
+        AnyHeader::Luks2(header) => Traces::of_luks2(header.json(), slot),
+        AnyHeader::Luks1(header) => header.facts().keyslot(slot).map(|keyslot| Traces {
+            salt: Some(keyslot.salt.clone()),
+            cheapest: keyslot.iterations == ITERATIONS,
+            named: false,
+        }),
     })
 }
 

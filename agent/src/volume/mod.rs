@@ -1,19 +1,26 @@
-//! Everything that touches LUKS headers, keyslots, tokens and mappings.
+//! Everything that touches headers, keyslots, envelopes on disk and mappings.
 //!
 //! libcryptsetup does the cryptography and the device-mapper work; this module decides what it may be given.
 //! Opening without a person goes through [`open::open_automatically`] only: a copy of the header is checked
-//! against what was bound, and that very copy is opened. A typed passphrase goes through
-//! [`typed::check_passphrase`]. libcryptsetup must be called from one thread at a time.
+//! against what was bound, and that very copy is opened. A typed passphrase goes through [`typed`]. Each kind of
+//! volume ([`place::Kind`]) has a file: LUKS2 `header` and `gate`, LUKS1 `luks1`, plain dm-crypt `plain`.
+//! libcryptsetup must be called from one thread at a time.
 
 pub mod backup;
+pub mod binding;
 mod context;
 pub mod crypttab;
 pub mod device;
+pub mod envelopes;
 pub mod gate;
 pub mod header;
 pub mod keyslots;
+pub mod luks1;
 pub mod mapping;
 pub mod open;
+pub mod place;
+pub mod plain;
+pub mod signature;
 pub mod source;
 pub mod stack;
 pub mod tickets;
@@ -22,6 +29,8 @@ pub mod typed;
 
 #[cfg(test)]
 mod algorithm_tests;
+#[cfg(test)]
+mod kinds_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

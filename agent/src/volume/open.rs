@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use hmac::{Hmac, KeyInit, Mac};
 use latchkey_protocol::encoding::{Bytes, length_prefixed};
-use latchkey_protocol::envelope::{Bound, BoundLuks2, MachineSecret, Token};
+use latchkey_protocol::envelope::{
+    Bound, BoundLuks1, BoundLuks2, BoundPlain, MachineSecret, Token,
+};
 use latchkey_secret::{SecretBytes, SecretError, process};
 use libcryptsetup_rs::CryptDevice;
 use libcryptsetup_rs::consts::flags::CryptActivate;
@@ -18,8 +20,11 @@ use subtle::ConstantTimeEq;
 
 use super::context::CryptError;
 use super::crypttab::{Entry, Options};
-use super::gate::{self, GateError};
+use super::gate::{self, GateError, Position};
 use super::header::{HeaderCopy, HeaderError};
+use super::luks1::{self, Luks1Copy};
+use super::place::{HeaderPlace, Kind, Place};
+use super::plain::{self, ContentError, Settings, SettingsError};
 
 const KEY_ID_DOMAIN: &[u8] = b"latchkey volume key v1";
 /// Most bytes of a volume key that dm-crypt takes: AES-XTS has 64, integrity adds to it.
@@ -42,8 +47,8 @@ pub enum OpenError {
     /// The header could not be copied.
     #[error(transparent)]
     Header(#[from] HeaderError),
-    /// The header is not the one that was bound.
-    #[error("refused to open '{device}' automatically: its header changed since it was bound")]
+    /// The volume is not as it was bound.
+    #[error("refused to open '{device}' automatically: it is not as it was bound")]
     Gate {
         /// The device.
         device: PathBuf,
@@ -59,7 +64,19 @@ pub enum OpenError {
         /// The bound keyslot.
         slot: u32,
     },
-    /// The keyslot holds another volume key than the bound one.
+    /// crypttab does not say how to make the plain mapping.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// A plain volume holds nothing that is known.
+    #[error("refused to open '{device}' automatically")]
+    Content {
+        /// The device.
+        device: PathBuf,
+        /// What was found, or why nothing was.
+        #[source]
+        source: ContentError,
+    },
+    /// The keyslot holds another volume key than the bound one, or the machine secret of a plain volume is wrong.
     #[error(
         "refused to open '{device}' automatically: its volume key is not the one that was bound"
     )]
@@ -86,24 +103,27 @@ pub enum OpenError {
     },
 }
 
-/// Opens `device` under the crypttab entry's name with the machine secret out of `token`'s envelope.
+/// Opens the volume at `place` under the crypttab entry's name with the machine secret out of `token`'s envelope.
 ///
 /// # Errors
 /// Every variant of [`OpenError`]; the passphrase is not concerned by any.
 pub fn open_automatically(
     entry: &Entry,
-    device: &Path,
+    place: &Place,
     token: &Token,
     secret: &MachineSecret,
 ) -> Result<Opened, OpenError> {
-    let mut unlocked = unlock(&entry.name, device, token, secret)?;
+    let mut unlocked = unlock(&entry.name, place, token, secret)?;
     let Unlocked { context, key, .. } = &mut unlocked;
+    if let Bound::Plain(_) = token.bound {
+        look_into(&place.device, context, key)?;
+    }
     activate(context, &entry.name, &entry.options, key).map_err(|source| {
         if source.is(Errno::EEXIST) {
             OpenError::AlreadyOpen(entry.name.clone())
         } else {
             OpenError::Crypt {
-                device: device.to_owned(),
+                device: place.device.clone(),
                 name: entry.name.clone(),
                 source,
             }
@@ -111,75 +131,189 @@ pub fn open_automatically(
     })?;
     Ok(Opened {
         name: entry.name.clone(),
-        device: device.to_owned(),
+        device: place.device.clone(),
         uuid: token.uuid.clone(),
     })
 }
 
-/// Everything of [`open_automatically`] but the mapping: would this secret open this volume?
+/// Everything of [`open_automatically`] but mappings: would this secret open this volume?
 ///
 /// # Errors
 /// As [`open_automatically`].
 pub fn check_automatically(
-    device: &Path,
+    place: &Place,
     token: &Token,
     secret: &MachineSecret,
 ) -> Result<(), OpenError> {
-    unlock("", device, token, secret).map(drop)
+    unlock("", place, token, secret).map(drop)
 }
 
-/// A context made of the checked copy, and the volume key, which is the bound one.
+/// A context made of what was checked, and the volume key, which is the bound one.
 struct Unlocked {
     context: CryptDevice,
     key: SecretBytes,
-    /// The context names this copy by its descriptor, so it goes last.
-    _header: HeaderCopy,
+    /// The context names a copy by its descriptor, so it goes last.
+    _header: Copied,
+}
+
+/// What a context names.
+enum Copied {
+    Luks2 { _copy: HeaderCopy },
+    Luks1 { _copy: Luks1Copy },
+    Nothing,
 }
 
 fn unlock(
     name: &str,
-    device: &Path,
+    place: &Place,
     token: &Token,
     secret: &MachineSecret,
 ) -> Result<Unlocked, OpenError> {
-    let Bound::Luks2(bound) = &token.bound;
-    let header = HeaderCopy::read(device)?;
-    gate::check(header.uuid(), header.json(), &token.uuid, bound).map_err(|source| {
+    let attempt = Attempt {
+        name,
+        place,
+        uuid: &token.uuid,
+        secret,
+    };
+    match (&token.bound, &place.header) {
+        (Bound::Luks2(bound), HeaderPlace::Attached) => {
+            attempt.luks2(&place.device, bound, Position::Attached)
+        }
+        (Bound::DetachedLuks2(bound), HeaderPlace::Detached(header)) => {
+            attempt.luks2(header, bound, Position::Detached)
+        }
+        (Bound::Luks1(bound), HeaderPlace::Attached) => attempt.luks1(bound),
+        (Bound::Plain(bound), HeaderPlace::None(options)) => {
+            attempt.plain(bound, &Settings::of(options)?)
+        }
+        (bound, header) => Err(attempt.gate(GateError::Kind {
+            found: match header {
+                HeaderPlace::Attached => "one with its header in front of the data",
+                HeaderPlace::Detached(_) => "one with a detached header",
+                HeaderPlace::None(_) => Kind::Plain.name(),
+            },
+            bound: Kind::of_bound(bound).name(),
+        })),
+    }
+}
+
+/// A machine secret and the volume that it is to open.
+struct Attempt<'a> {
+    name: &'a str,
+    place: &'a Place,
+    uuid: &'a str,
+    secret: &'a MachineSecret,
+}
+
+impl Attempt<'_> {
+    fn luks2(
+        &self,
+        header: &Path,
+        bound: &BoundLuks2,
+        position: Position,
+    ) -> Result<Unlocked, OpenError> {
+        let header = HeaderCopy::read_detached(header, &self.place.device)?;
+        gate::check(header.uuid(), header.json(), self.uuid, bound, position)
+            .map_err(|source| self.gate(source))?;
+        header.copy_keyslot(bound.keyslot)?;
+        header.seal()?;
+        let mut context = header.context().map_err(|source| self.failed(source))?;
+        let key = self.keyslot(&mut context, bound.keyslot)?;
+        self.check_key(&key, &bound.volume_key_id)?;
+        Ok(Unlocked {
+            context,
+            key,
+            _header: Copied::Luks2 { _copy: header },
+        })
+    }
+
+    fn luks1(&self, bound: &BoundLuks1) -> Result<Unlocked, OpenError> {
+        let device = &self.place.device;
+        let header = Luks1Copy::read(device, device)?;
+        luks1::check(header.facts(), self.uuid, bound).map_err(|source| self.gate(source))?;
+        let mut context = header.context().map_err(|source| self.failed(source))?;
+        let key = self.keyslot(&mut context, bound.keyslot)?;
+        self.check_key(&key, &bound.volume_key_id)?;
+        Ok(Unlocked {
+            context,
+            key,
+            _header: Copied::Luks1 { _copy: header },
+        })
+    }
+
+    fn plain(&self, bound: &BoundPlain, settings: &Settings) -> Result<Unlocked, OpenError> {
+        settings.check(bound).map_err(|source| self.gate(source))?;
+        // Of what was bound, not of what was compared with it.
+        let settings = Settings::from(bound);
+        let mut context = settings
+            .context(&self.place.device)
+            .map_err(|source| self.failed(source))?;
+        let key = settings
+            .key_of_secret(&mut context, self.secret, bound.secret)
+            .map_err(|error| match error {
+                KeyError::Secret(error) => OpenError::Secret(error),
+                KeyError::Crypt(source) => self.failed(source),
+            })?
+            .ok_or_else(|| self.wrong_key())?;
+        self.check_key(&key, &bound.volume_key_id)?;
+        Ok(Unlocked {
+            context,
+            key,
+            _header: Copied::Nothing,
+        })
+    }
+
+    fn keyslot(&self, context: &mut CryptDevice, slot: u32) -> Result<SecretBytes, OpenError> {
+        let key = volume_key(context, slot, self.secret.0.expose_secret());
+        process::wipe_stack();
+        key.map_err(|error| match error {
+            KeyError::Secret(error) => OpenError::Secret(error),
+            KeyError::Crypt(source) if source.is(Errno::EPERM) => OpenError::WrongSecret {
+                device: self.place.device.clone(),
+                slot,
+            },
+            KeyError::Crypt(source) => self.failed(source),
+        })
+    }
+
+    fn check_key(&self, key: &SecretBytes, bound: &Bytes<32>) -> Result<(), OpenError> {
+        if is_bound_key(key, self.uuid, bound) {
+            Ok(())
+        } else {
+            Err(self.wrong_key())
+        }
+    }
+
+    fn wrong_key(&self) -> OpenError {
+        OpenError::WrongVolumeKey {
+            device: self.place.device.clone(),
+        }
+    }
+
+    fn gate(&self, source: GateError) -> OpenError {
         OpenError::Gate {
-            device: device.to_owned(),
+            device: self.place.device.clone(),
             source,
         }
-    })?;
-    header.copy_keyslot(bound.keyslot)?;
-    header.seal()?;
-
-    let failed = |source| OpenError::Crypt {
-        device: device.to_owned(),
-        name: name.to_owned(),
-        source,
-    };
-    let mut context = header.context().map_err(failed)?;
-    let passphrase = secret.0.expose_secret();
-    let key = volume_key(&mut context, bound.keyslot, passphrase);
-    process::wipe_stack();
-    let key = key.map_err(|error| match error {
-        KeyError::Secret(error) => OpenError::Secret(error),
-        KeyError::Crypt(source) if source.is(Errno::EPERM) => OpenError::WrongSecret {
-            device: device.to_owned(),
-            slot: bound.keyslot,
-        },
-        KeyError::Crypt(source) => failed(source),
-    })?;
-    if !is_bound_key(&key, &token.uuid, bound) {
-        return Err(OpenError::WrongVolumeKey {
-            device: device.to_owned(),
-        });
     }
-    Ok(Unlocked {
-        context,
-        key,
-        _header: header,
-    })
+
+    fn failed(&self, source: CryptError) -> OpenError {
+        OpenError::Crypt {
+            device: self.place.device.clone(),
+            name: self.name.to_owned(),
+            source,
+        }
+    }
+}
+
+/// Refuses a plain volume that would be noise.
+fn look_into(device: &Path, context: &mut CryptDevice, key: &SecretBytes) -> Result<(), OpenError> {
+    let content = plain::content(context, key).map_err(|source| OpenError::Content {
+        device: device.to_owned(),
+        source,
+    })?;
+    log::debug!("'{}' holds {content}", device.display());
+    Ok(())
 }
 
 /// Why there is no volume key.
@@ -236,11 +370,8 @@ pub fn volume_key_id(key: &SecretBytes, uuid: &str) -> Bytes<32> {
 }
 
 /// Whether `key` is the volume key that was bound, in constant time.
-pub(crate) fn is_bound_key(key: &SecretBytes, uuid: &str, bound: &BoundLuks2) -> bool {
-    volume_key_id(key, uuid)
-        .0
-        .ct_eq(&bound.volume_key_id.0)
-        .into()
+pub(crate) fn is_bound_key(key: &SecretBytes, uuid: &str, bound: &Bytes<32>) -> bool {
+    volume_key_id(key, uuid).0.ct_eq(&bound.0).into()
 }
 
 fn flags(options: &Options) -> CryptActivate {

@@ -91,6 +91,29 @@ impl Source {
         Ok(Some(link))
     }
 
+    /// A name for `device` that does not depend on the order in which devices are found, where udev has one.
+    pub fn lasting(device: &Path, root: &Path) -> Self {
+        let link_in = |directory: &str| {
+            let directory = below(root, &Path::new("/dev/disk").join(directory));
+            let mut names: Vec<_> = std::fs::read_dir(directory)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .filter(|link| link.path().canonicalize().is_ok_and(|real| real == device))
+                .filter_map(|link| link.file_name().into_string().ok())
+                .collect();
+            names.sort();
+            names.into_iter().next()
+        };
+        if let Some(uuid) = link_in("by-partuuid") {
+            return Self::PartUuid(uuid);
+        }
+        match link_in("by-id") {
+            Some(name) => Self::Path(Path::new("/dev/disk/by-id").join(name)),
+            None => Self::Path(device.to_owned()),
+        }
+    }
+
     /// The path that udev makes for it.
     fn link(&self) -> PathBuf {
         let (directory, value) = match self {
@@ -244,6 +267,32 @@ mod tests {
         ] {
             assert_eq!(source.link(), Path::new(&link));
         }
+    }
+
+    #[test]
+    fn a_lasting_name_is_the_partition_s_or_the_disk_s_own() {
+        let root = root(&[("254:3", "vda3", "", &[]), ("254:16", "vdb", "", &[])]);
+        let at = |path: &str| root.path().join(path);
+        for (link, device) in [
+            ("dev/disk/by-partuuid/0a-03", "vda3"),
+            ("dev/disk/by-id/virtio-z-part3", "vda3"),
+            ("dev/disk/by-id/virtio-b", "vdb"),
+            ("dev/disk/by-id/virtio-c", "vdb"),
+        ] {
+            fs::create_dir_all(at(link).parent().unwrap()).unwrap();
+            symlink(Path::new("../..").join(device), at(link)).unwrap();
+        }
+        let lasting = |device: &str| {
+            let device = at("dev").join(device).canonicalize().unwrap();
+            Source::lasting(&device, root.path()).to_string()
+        };
+        assert_eq!(lasting("vda3"), "PARTUUID=0a-03");
+        assert_eq!(lasting("vdb"), "/dev/disk/by-id/virtio-b");
+        fs::write(at("dev/vdc"), "").unwrap();
+        assert_eq!(
+            lasting("vdc"),
+            at("dev/vdc").canonicalize().unwrap().to_str().unwrap()
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use latchkey_protocol::envelope::{Bound, MachineSecret, Released, Token, TokenKind};
+use latchkey_protocol::envelope::{Bound, BoundLuks2, MachineSecret, Released, Token, TokenKind};
 use latchkey_protocol::ids::{Generation, ServerId, VolumeId};
 use latchkey_protocol::release::Share;
 use latchkey_protocol::wire::Version;
@@ -17,6 +17,8 @@ use libcryptsetup_rs::{CryptPbkdfType, Either};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::gate::Position;
+use super::place::Place;
 use super::{context, keyslots, tokens};
 
 /// What a person types at the volumes below.
@@ -61,6 +63,16 @@ impl Volume {
         Self::in_file(EncryptionFormat::Luks1)
     }
 
+    /// A header in a file of its own for the data on `data`.
+    pub(crate) fn detached_luks2(data: &Path) -> Self {
+        let volume = Self::empty();
+        let header = volume.path().to_str().unwrap();
+        let cheap = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"];
+        let arguments = [&["--type", "luks2", "--header", header][..], &cheap].concat();
+        Self::run_luks_format(&arguments, data).unwrap();
+        volume
+    }
+
     /// With another cipher and another length of the volume key, in bytes.
     pub(crate) fn luks2_encrypted_by(cipher: (&str, &str), key: usize) -> Self {
         let volume = Self::empty();
@@ -71,17 +83,22 @@ impl Volume {
     /// As the host's `cryptsetup luksFormat` makes it; else what that said.
     pub(crate) fn by_cryptsetup(arguments: &[&str]) -> Result<Self, String> {
         let volume = Self::empty();
+        Self::run_luks_format(arguments, volume.path())?;
+        Ok(volume)
+    }
+
+    fn run_luks_format(arguments: &[&str], device: &Path) -> Result<(), String> {
         let mut key = tempfile::NamedTempFile::new().unwrap();
         key.write_all(PASSPHRASE.as_bytes()).unwrap();
         let output = Command::new("cryptsetup")
             .args(["luksFormat", "--batch-mode", "--key-file"])
             .arg(key.path())
             .args(arguments)
-            .arg(volume.path())
+            .arg(device)
             .output()
             .unwrap();
         if output.status.success() {
-            Ok(volume)
+            Ok(())
         } else {
             Err(String::from_utf8_lossy(&output.stderr).into_owned())
         }
@@ -89,6 +106,10 @@ impl Volume {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        Place::attached(self.path())
     }
 
     /// Adds a keyslot as a person would.
@@ -105,25 +126,8 @@ impl Volume {
         let secret = MachineSecret::random().unwrap();
         let slot = keyslots::free_keyslot(self.path()).unwrap();
         keyslots::add_keyslot(self.path(), slot, &passphrase(PASSPHRASE), &secret).unwrap();
-        let facts = keyslots::bound_facts(self.path(), slot, &secret).unwrap();
-        let mut token = Token {
-            kind: TokenKind::Latchkey,
-            keyslots: vec![slot.to_string()],
-            version: Version::default(),
-            volume: VolumeId::random().unwrap(),
-            uuid: facts.uuid,
-            bound: Bound::Luks2(facts.bound),
-            envelopes: vec![],
-        };
-        let share = Share(Secret::random().unwrap());
-        let released = Released {
-            share: &share,
-            volume: token.volume,
-            generation: Generation(1),
-        };
-        let server = ServerId::of_ca(b"a key server");
-        let envelope = token.seal(server, released, &secret).unwrap();
-        token.envelopes.push(envelope);
+        let facts = keyslots::bound_facts(self.path(), Position::Attached, slot, &secret).unwrap();
+        let (token, share) = sealed(facts.uuid, facts.bound, &secret);
         let token_id = tokens::add(self.path(), &token).unwrap();
         BoundVolume {
             volume: self,
@@ -221,6 +225,38 @@ impl Volume {
             .add_by_key(None, None, PASSPHRASE.as_bytes(), CryptVolumeKey::empty())
             .unwrap();
     }
+}
+
+impl BoundVolume {
+    pub(crate) fn luks2_facts(&self) -> &BoundLuks2 {
+        match &self.token.bound {
+            Bound::Luks2(facts) => facts,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A token with one envelope for `secret`, and the share that opens it.
+pub(crate) fn sealed(uuid: String, bound: Bound, secret: &MachineSecret) -> (Token, Share) {
+    let mut token = Token {
+        kind: TokenKind::Latchkey,
+        keyslots: bound.keyslot().iter().map(u32::to_string).collect(),
+        version: Version::default(),
+        volume: VolumeId::random().unwrap(),
+        uuid,
+        bound,
+        envelopes: vec![],
+    };
+    let share = Share(Secret::random().unwrap());
+    let released = Released {
+        share: &share,
+        volume: token.volume,
+        generation: Generation(1),
+    };
+    let server = ServerId::of_ca(b"a key server");
+    let envelope = token.seal(server, released, secret).unwrap();
+    token.envelopes.push(envelope);
+    (token, share)
 }
 
 pub(crate) fn passphrase(text: &str) -> SecretBytes {

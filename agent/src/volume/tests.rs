@@ -8,7 +8,7 @@ use latchkey_protocol::ids::Generation;
 use serde_json::json;
 
 use super::backup::{self, BackupError};
-use super::gate::GateError;
+use super::gate::{GateError, Position};
 use super::header::{HeaderCopy, HeaderError};
 use super::keyslots::{self, KeyslotError};
 use super::open::{self, OpenError, check_automatically};
@@ -17,7 +17,7 @@ use super::tokens::{self, TokenError};
 use super::typed::{Attempt, Mismatch, PassphraseError, check_passphrase};
 
 fn check(bound: &BoundVolume) -> Result<(), OpenError> {
-    check_automatically(bound.volume.path(), &bound.token, &bound.secret)
+    check_automatically(&bound.volume.place(), &bound.token, &bound.secret)
 }
 
 #[track_caller]
@@ -33,7 +33,7 @@ fn a_bound_volume_opens_with_the_secret_and_with_the_passphrase() {
     let bound = Volume::luks2().bind();
     check(&bound).unwrap();
     let typed = check_passphrase(bound.volume.path(), &passphrase(PASSPHRASE)).unwrap();
-    assert_eq!(typed.keyslot(), 0);
+    assert_eq!(typed.keyslot(), Some(0));
     assert_eq!(typed.uuid(), bound.token.uuid);
     typed.matches_bound(&bound.token).unwrap();
 }
@@ -73,7 +73,7 @@ fn the_machine_secret_is_not_tried_as_a_passphrase() {
 #[test]
 fn what_was_copied_is_opened_whatever_the_device_says_later() {
     let bound = Volume::luks2().bind();
-    let Bound::Luks2(facts) = &bound.token.bound;
+    let facts = bound.luks2_facts();
     let header = HeaderCopy::read(bound.volume.path()).unwrap();
     header.copy_keyslot(facts.keyslot).unwrap();
     header.seal().unwrap();
@@ -127,7 +127,7 @@ fn the_volume_key_of_another_volume_is_refused() {
     context.context_handle().set_uuid(Some(uuid)).unwrap();
     drop(context);
     keyslots::add_keyslot(own.path(), 1, &passphrase(PASSPHRASE), &bound.secret).unwrap();
-    let error = check_automatically(own.path(), &bound.token, &bound.secret).unwrap_err();
+    let error = check_automatically(&own.place(), &bound.token, &bound.secret).unwrap_err();
     assert!(matches!(error, OpenError::WrongVolumeKey { .. }), "{error}");
     let typed = check_passphrase(own.path(), &passphrase(PASSPHRASE)).unwrap();
     assert_eq!(typed.matches_bound(&bound.token), Err(Mismatch::VolumeKey));
@@ -345,11 +345,12 @@ fn a_keyslot_that_needs_too_much_memory_hinders_no_other() {
         Attempt {
             passphrase: &passphrase(text),
             except: None,
+            only: None,
             memory: Some(1 << 20),
         }
-        .run(volume.path())
+        .run(volume.path(), volume.path())
     };
-    assert_eq!(attempt("second").unwrap().keyslot(), second);
+    assert_eq!(attempt("second").unwrap().keyslot(), Some(second));
     let error = attempt(PASSPHRASE).unwrap_err();
     assert!(
         error
@@ -382,7 +383,7 @@ fn a_token_survives_what_libcryptsetup_writes_around_it() {
         generation: Generation(1),
     };
     let secret = token.open(&token.envelopes[0], released).unwrap();
-    check_automatically(path, token, &secret).unwrap();
+    check_automatically(&bound.volume.place(), token, &secret).unwrap();
 }
 
 #[test]
@@ -521,7 +522,7 @@ fn adding_a_keyslot_needs_a_right_passphrase_and_changes_nothing_without() {
     );
     assert_eq!(keyslots::list(volume.path()).unwrap(), before);
     assert!(matches!(
-        keyslots::bound_facts(volume.path(), 0, &secret),
+        keyslots::bound_facts(volume.path(), Position::Attached, 0, &secret),
         Err(KeyslotError::WrongSecret { slot: 0, .. })
     ));
 }
@@ -530,8 +531,11 @@ fn adding_a_keyslot_needs_a_right_passphrase_and_changes_nothing_without() {
 fn a_passphrase_is_proved_on_another_keyslot() {
     let volume = Volume::luks2();
     let second = volume.add_passphrase("second");
-    let prove =
-        |text: &str, not| keyslots::prove_other_keyslot(volume.path(), &passphrase(text), not).ok();
+    let prove = |text: &str, not| {
+        keyslots::prove_other_keyslot(volume.path(), &passphrase(text), not)
+            .ok()
+            .flatten()
+    };
     assert_eq!(prove(PASSPHRASE, None), Some(0));
     assert_eq!(prove(PASSPHRASE, Some(second)), Some(0));
     assert_eq!(prove(PASSPHRASE, Some(0)), None);
@@ -565,7 +569,7 @@ fn a_keyslot_without_the_volume_key_opens_nothing() {
 fn luks1_opens_by_passphrase_and_has_no_tokens() {
     let volume = Volume::luks1();
     let typed = check_passphrase(volume.path(), &passphrase(PASSPHRASE)).unwrap();
-    assert_eq!(typed.keyslot(), 0);
+    assert_eq!(typed.keyslot(), Some(0));
     let error = check_passphrase(volume.path(), &passphrase("wrong")).unwrap_err();
     assert!(
         matches!(error, PassphraseError::WrongPassphrase(_)),
@@ -576,7 +580,7 @@ fn luks1_opens_by_passphrase_and_has_no_tokens() {
         Err(TokenError::Header(HeaderError::NotLuks2(_)))
     ));
     let bound = Volume::luks2().bind();
-    assert_eq!(typed.matches_bound(&bound.token), Err(Mismatch::Format));
+    assert_eq!(typed.matches_bound(&bound.token), Err(Mismatch::Kind));
     let empty = tempfile::NamedTempFile::new().unwrap();
     empty.as_file().set_len(1 << 20).unwrap();
     let error = check_passphrase(empty.path(), &passphrase(PASSPHRASE)).unwrap_err();
@@ -674,7 +678,7 @@ fn mappings_are_made_from_the_checked_copy_and_taken_down() {
     let entry = crypttab::parse(&line).remove(0).unwrap();
     let name = entry.name.as_str();
     let open = |bound: &BoundVolume| {
-        open::open_automatically(&entry, &device, &bound.token, &bound.secret)
+        open::open_automatically(&entry, &bound.volume.place(), &bound.token, &bound.secret)
     };
 
     let opened = open(&bound).unwrap();
@@ -689,7 +693,9 @@ fn mappings_are_made_from_the_checked_copy_and_taken_down() {
     close(name).unwrap();
     assert_eq!(mapping(name), None);
 
-    let Bound::Luks2(facts) = &mut bound.token.bound;
+    let Bound::Luks2(facts) = &mut bound.token.bound else {
+        panic!("{:?}", bound.token.bound);
+    };
     facts.volume_key_id.0[0] ^= 1;
     let error = open(&bound).unwrap_err();
     assert!(matches!(error, OpenError::WrongVolumeKey { .. }), "{error}");

@@ -100,6 +100,7 @@ mod tests {
 
     use super::*;
     use crate::volume::open::check_automatically;
+    use crate::volume::place::Place;
     use crate::volume::testing::Volume;
 
     fn tickets(volume: VolumeId, value: u8) -> Tickets {
@@ -130,7 +131,7 @@ mod tests {
             assert_eq!(after["tokens"][&id], before["tokens"][&id]);
         }
         // The gate takes the header as it took it before.
-        check_automatically(path, &bound.token, &bound.secret).unwrap();
+        check_automatically(&Place::attached(path), &bound.token, &bound.secret).unwrap();
         remove(path, Some(bound.token.volume)).unwrap();
         assert_eq!(
             HeaderCopy::read(path).unwrap().json()["tokens"],

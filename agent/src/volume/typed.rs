@@ -2,22 +2,26 @@
 //!
 //! Checking and making the mapping are two steps, so that the caller can wipe its credentials in between. Whatever
 //! keyslot the passphrase opens is good: what the binding says only warns here, see [`TypedKey::matches_bound`].
-//! Keyslots of priority `ignore`, as latchkey's own, are left out, as by every other unlocker.
+//! Keyslots of priority `ignore`, as latchkey's own, are left out, as by every other unlocker. A plain volume has no
+//! keyslot: there a passphrase is right if it gives the volume key that was bound.
 
 use std::path::{Path, PathBuf};
 
-use latchkey_protocol::envelope::{Bound, Token};
+use latchkey_protocol::encoding::Bytes;
+use latchkey_protocol::envelope::{Bound, BoundLuks2, PlainSecret, Token};
 use latchkey_secret::{SecretBytes, SecretError, process};
 use libcryptsetup_rs::CryptDevice;
-use libcryptsetup_rs::consts::vals::EncryptionFormat;
 use nix::errno::Errno;
 use serde_json::Value;
 
-use super::context::{self, CryptError};
+use super::context::CryptError;
 use super::crypttab::Entry;
-use super::gate::{self, GateError};
+use super::gate::{self, GateError, Position};
 use super::header::{HeaderCopy, HeaderError};
+use super::luks1::{self, Luks1Copy};
 use super::open::{self, KeyError, Opened, VOLUME_KEY_LIMIT};
+use super::place::Place;
+use super::plain::Settings;
 
 /// The volume key that a right passphrase gave, and the header that it belongs to.
 #[derive(Debug)]
@@ -25,7 +29,7 @@ pub struct TypedKey {
     device: PathBuf,
     uuid: String,
     key: SecretBytes,
-    keyslot: u32,
+    keyslot: Option<u32>,
     header: Header,
 }
 
@@ -52,6 +56,9 @@ pub enum PassphraseError {
         "'{0}' is being reencrypted, or its header needs a newer cryptsetup\nopen it with the prompt of cryptsetup, which follows"
     )]
     Reencryption(PathBuf),
+    /// A plain volume of a raw volume key.
+    #[error("'{0}' is opened by a volume key, not by a passphrase")]
+    NoPassphrase(PathBuf),
     /// Neither LUKS2 nor LUKS1.
     #[error("'{0}' has no LUKS header")]
     NotLuks(PathBuf),
@@ -84,18 +91,18 @@ pub enum Mismatch {
     /// Another volume key.
     #[error("the volume key is not the one that was bound")]
     VolumeKey,
-    /// The header is of LUKS1.
-    #[error("the header is of LUKS1, bound was LUKS2")]
-    Format,
+    /// Another kind of volume.
+    #[error("the volume is of another kind than the one that was bound")]
+    Kind,
 }
 
-/// Where the header for the mapping comes from.
+/// What the mapping is made of: the copy that the passphrase was checked on.
 #[derive(Debug)]
 enum Header {
-    /// The copy that the passphrase was checked on.
     Luks2(HeaderCopy),
-    /// The device: LUKS1 is opened by passphrase only, and is not gated.
-    Luks1,
+    Luks1(Luks1Copy),
+    /// No header, but what was bound.
+    Plain(Settings),
 }
 
 /// Finds a keyslot that `passphrase` opens, and takes the volume key from it. Makes no mapping.
@@ -106,12 +113,69 @@ pub fn check_passphrase(
     device: &Path,
     passphrase: &SecretBytes,
 ) -> Result<TypedKey, PassphraseError> {
+    check_passphrase_except(device, passphrase, None)
+}
+
+/// Finds out whether `passphrase` opens the volume of a crypttab entry at `place`, as the native unlocker would: a
+/// `keyslot=` is the only one that counts. Without its binding a plain volume is left to that.
+///
+/// # Errors
+/// Every variant of [`PassphraseError`] but `AlreadyOpen`. `Memory` only if no other keyslot opens.
+pub fn check_typed(
+    entry: &Entry,
+    place: &Place,
+    token: Option<&Token>,
+    passphrase: &SecretBytes,
+) -> Result<TypedKey, PassphraseError> {
+    let Some(header) = place.luks_header() else {
+        return check_plain(place, token, passphrase);
+    };
     Attempt {
         passphrase,
         except: None,
+        only: entry.options.keyslot,
         memory: total_memory(),
     }
-    .run(device)
+    .run(header, &place.device)
+}
+
+fn check_plain(
+    place: &Place,
+    token: Option<&Token>,
+    passphrase: &SecretBytes,
+) -> Result<TypedKey, PassphraseError> {
+    let device = &place.device;
+    let wrong = || PassphraseError::WrongPassphrase(device.clone());
+    let Some(token) = token else {
+        return Err(wrong());
+    };
+    let Bound::Plain(bound) = &token.bound else {
+        return Err(wrong());
+    };
+    if bound.secret == PlainSecret::VolumeKey {
+        return Err(PassphraseError::NoPassphrase(device.clone()));
+    }
+    let settings = Settings::from(bound);
+    let failed = |source| PassphraseError::Crypt {
+        device: device.clone(),
+        source,
+    };
+    let mut context = settings.context(device).map_err(failed)?;
+    let key = settings.key_of_passphrase(&mut context, passphrase.expose_secret());
+    let key = key.map_err(|error| match error {
+        KeyError::Secret(error) => PassphraseError::Secret(error),
+        KeyError::Crypt(source) => failed(source),
+    })?;
+    if !open::is_bound_key(&key, &token.uuid, &bound.volume_key_id) {
+        return Err(wrong());
+    }
+    Ok(TypedKey {
+        device: device.clone(),
+        uuid: token.uuid.clone(),
+        key,
+        keyslot: None,
+        header: Header::Plain(settings),
+    })
 }
 
 /// As [`check_passphrase`], without keyslot `except`.
@@ -123,9 +187,10 @@ pub(crate) fn check_passphrase_except(
     Attempt {
         passphrase,
         except,
+        only: None,
         memory: total_memory(),
     }
-    .run(device)
+    .run(device, device)
 }
 
 impl TypedKey {
@@ -158,25 +223,49 @@ impl TypedKey {
     /// # Errors
     /// The first difference.
     pub fn matches_bound(&self, token: &Token) -> Result<(), Mismatch> {
-        let Header::Luks2(header) = &self.header else {
-            return Err(Mismatch::Format);
+        let bound_key = match (&self.header, &token.bound) {
+            (Header::Luks2(header), Bound::Luks2(bound)) => {
+                self.luks2_matches(header, token, bound, Position::Attached)?
+            }
+            (Header::Luks2(header), Bound::DetachedLuks2(bound)) => {
+                self.luks2_matches(header, token, bound, Position::Detached)?
+            }
+            (Header::Luks1(header), Bound::Luks1(bound)) => {
+                luks1::check(header.facts(), &token.uuid, bound).map_err(Mismatch::Header)?;
+                &bound.volume_key_id
+            }
+            (Header::Plain(settings), Bound::Plain(bound)) => {
+                settings.check(bound).map_err(Mismatch::Header)?;
+                &bound.volume_key_id
+            }
+            _ => return Err(Mismatch::Kind),
         };
-        let Bound::Luks2(bound) = &token.bound;
-        gate::check(&self.uuid, header.json(), &token.uuid, bound).map_err(Mismatch::Header)?;
-        if open::is_bound_key(&self.key, &self.uuid, bound) {
+        if open::is_bound_key(&self.key, &self.uuid, bound_key) {
             Ok(())
         } else {
             Err(Mismatch::VolumeKey)
         }
     }
 
-    /// The UUID in the header.
+    fn luks2_matches<'a>(
+        &self,
+        header: &HeaderCopy,
+        token: &Token,
+        bound: &'a BoundLuks2,
+        position: Position,
+    ) -> Result<&'a Bytes<32>, Mismatch> {
+        gate::check(&self.uuid, header.json(), &token.uuid, bound, position)
+            .map_err(Mismatch::Header)?;
+        Ok(&bound.volume_key_id)
+    }
+
+    /// The UUID in the header, or that of the binding.
     pub fn uuid(&self) -> &str {
         &self.uuid
     }
 
-    /// The keyslot that the passphrase opened.
-    pub fn keyslot(&self) -> u32 {
+    /// The keyslot that the passphrase opened, if the volume has such.
+    pub fn keyslot(&self) -> Option<u32> {
         self.keyslot
     }
 
@@ -188,7 +277,8 @@ impl TypedKey {
     fn context(&self) -> Result<CryptDevice, CryptError> {
         match &self.header {
             Header::Luks2(header) => header.context(),
-            Header::Luks1 => luks1(&self.device),
+            Header::Luks1(header) => header.context(),
+            Header::Plain(settings) => settings.context(&self.device),
         }
     }
 }
@@ -198,15 +288,21 @@ pub(crate) struct Attempt<'a> {
     pub(crate) passphrase: &'a SecretBytes,
     /// A keyslot to leave out.
     pub(crate) except: Option<u32>,
+    /// The only one to be tried.
+    pub(crate) only: Option<u32>,
     /// KiB of memory that the machine has, if known.
     pub(crate) memory: Option<u64>,
 }
 
 impl Attempt<'_> {
-    pub(crate) fn run(&self, device: &Path) -> Result<TypedKey, PassphraseError> {
-        let key = match HeaderCopy::read(device) {
+    pub(crate) fn run(&self, header: &Path, data: &Path) -> Result<TypedKey, PassphraseError> {
+        let key = match HeaderCopy::read_detached(header, data) {
             Ok(header) => self.luks2(header),
-            Err(HeaderError::NotLuks2(_)) => self.luks1(device),
+            Err(HeaderError::NotLuks2(_)) => match Luks1Copy::read(header, data) {
+                Ok(header) => self.luks1(header),
+                Err(HeaderError::NotLuks1(_)) => Err(PassphraseError::NotLuks(header.to_owned())),
+                Err(error) => Err(error.into()),
+            },
             Err(error) => Err(error.into()),
         };
         process::wipe_stack();
@@ -214,7 +310,7 @@ impl Attempt<'_> {
     }
 
     fn luks2(&self, header: HeaderCopy) -> Result<TypedKey, PassphraseError> {
-        let device = header.device().to_owned();
+        let device = header.data().to_owned();
         if is_reencrypting(header.json()) {
             return Err(PassphraseError::Reencryption(device));
         }
@@ -231,7 +327,7 @@ impl Attempt<'_> {
                         device,
                         uuid: header.uuid().to_owned(),
                         key,
-                        keyslot: slot,
+                        keyslot: Some(slot),
                         header: Header::Luks2(header),
                     });
                 }
@@ -283,21 +379,22 @@ impl Attempt<'_> {
         Ok(is_volume_key.then_some(key))
     }
 
-    fn luks1(&self, device: &Path) -> Result<TypedKey, PassphraseError> {
+    fn luks1(&self, header: Luks1Copy) -> Result<TypedKey, PassphraseError> {
+        let device = header.data().to_owned();
         let failed = |source| PassphraseError::Crypt {
-            device: device.to_owned(),
+            device: device.clone(),
             source,
         };
-        let mut context = luks1(device).map_err(|_| PassphraseError::NotLuks(device.to_owned()))?;
-        for slot in self.chosen((0..LUKS1_KEYSLOTS).collect()) {
+        let mut context = header.context().map_err(failed)?;
+        for slot in self.chosen(header.facts().active().collect()) {
             match open::volume_key(&mut context, slot, self.passphrase.expose_secret()) {
                 Ok(key) => {
                     return Ok(TypedKey {
-                        device: device.to_owned(),
-                        uuid: context::uuid(&mut context).map_err(failed)?,
+                        uuid: header.facts().uuid.clone(),
+                        device,
                         key,
-                        keyslot: slot,
-                        header: Header::Luks1,
+                        keyslot: Some(slot),
+                        header: Header::Luks1(header),
                     });
                 }
                 Err(KeyError::Secret(error)) => return Err(error.into()),
@@ -305,27 +402,20 @@ impl Attempt<'_> {
                 Err(KeyError::Crypt(source)) => return Err(failed(source)),
             }
         }
-        Err(PassphraseError::WrongPassphrase(device.to_owned()))
+        Err(PassphraseError::WrongPassphrase(device))
     }
 
     fn chosen(&self, slots: Vec<u32>) -> impl Iterator<Item = u32> {
-        let except = self.except;
-        slots.into_iter().filter(move |slot| Some(*slot) != except)
+        let (except, only) = (self.except, self.only);
+        slots
+            .into_iter()
+            .filter(move |slot| Some(*slot) != except && only.is_none_or(|only| only == *slot))
     }
 }
 
 /// libcryptsetup's errors for a passphrase that is not the keyslot's, and for a keyslot that is none of the volume.
 fn is_wrong(error: &CryptError) -> bool {
     error.is(Errno::EPERM) || error.is(Errno::ENOENT)
-}
-
-/// LUKS1 on-disk format, 1.2.3: `LUKS_NUMKEYS`.
-const LUKS1_KEYSLOTS: u32 = 8;
-
-fn luks1(device: &Path) -> Result<CryptDevice, CryptError> {
-    let mut context = context::attached(device)?;
-    context::load(&mut context, EncryptionFormat::Luks1)?;
-    Ok(context)
 }
 
 /// Keyslots that a passphrase may open, those of priority `prefer` first.

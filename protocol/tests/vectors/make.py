@@ -75,17 +75,7 @@ def seal_envelope(token, server, share, generation, secret, salt, nonce):
         hkdf_extract(salt, share), lp(b"latchkey envelope v1", uuid_text, volume, u32(generation)), 64
     )
     key, commitment = okm[:32], okm[32:]
-    bound = token["bound"]["luks2"]
-    encoded = lp(
-        b"luks2",
-        u32(bound["keyslot"]),
-        u32(bound["iterations"]),
-        bound["cipher"].encode(),
-        u32(bound["key-size"]),
-        u32(bound["sector-size"]),
-        u64(bound["offset"]),
-        base64.b64decode(bound["volume-key-id"]),
-    )
+    encoded = encode_bound(token["bound"])
     aad = lp(
         b"latchkey envelope v1", volume, uuid_text, encoded, server, u32(generation), salt, commitment
     )
@@ -99,6 +89,53 @@ def seal_envelope(token, server, share, generation, secret, salt, nonce):
     }
 
 
+def encode_bound(bound):
+    ((kind, facts),) = bound.items()
+
+    def number(field):
+        return u32(facts[field])
+
+    def text(field):
+        return facts[field].encode()
+
+    volume_key_id = base64.b64decode(facts["volume-key-id"])
+    if kind in ("luks2", "detached-luks2"):
+        return lp(
+            kind.encode(),
+            number("keyslot"),
+            number("iterations"),
+            text("cipher"),
+            number("key-size"),
+            number("sector-size"),
+            u64(facts["offset"]),
+            volume_key_id,
+        )
+    if kind == "luks1":
+        return lp(
+            b"luks1",
+            number("keyslot"),
+            number("iterations"),
+            text("cipher"),
+            text("hash"),
+            number("key-size"),
+            u64(facts["offset"]),
+            number("digest-iterations"),
+            volume_key_id,
+        )
+    assert kind == "plain"
+    return lp(
+        b"plain",
+        text("secret"),
+        text("cipher"),
+        text("hash"),
+        number("key-size"),
+        number("sector-size"),
+        u64(facts["offset"]),
+        u64(facts["skip"]),
+        volume_key_id,
+    )
+
+
 def envelope_vectors():
     good = [
         envelope_case("one key server", 1, 32, {}, "5e9f3c1e-7a44-4f0c-8d3e-52a1c0ffee00"),
@@ -110,26 +147,67 @@ def envelope_vectors():
             "00000000-0000-4000-8000-000000000000",
         ),
         envelope_case("a secret of one byte, a cipher in kernel spelling", 1, 1, {"cipher": "capi:xts(aes)-plain64"}, ""),
+        envelope_case("a detached header", 1, 32, {"offset": 0}, UUID, "detached-luks2"),
+        envelope_case("LUKS1", 2, 32, {}, UUID, "luks1"),
+        envelope_case("plain by passphrase", 1, 13, {}, UUID, "plain"),
+        envelope_case(
+            "plain by volume key",
+            1,
+            64,
+            {"secret": "volume-key", "hash": "plain", "skip": 2**64 - 1, "sector-size": 4096},
+            UUID,
+            "plain",
+        ),
     ]
-    return {"good": good, "bad_json": bad_tokens(good[0]), "refused": refused_envelopes(good[0])}
+    refused = refused_envelopes(good[0])
+    for case in good[3:6]:
+        refused += refused_facts(case)
+    return {"good": good, "bad_json": bad_tokens(good[0]) + bad_kinds(good[3:]), "refused": refused}
 
 
-def envelope_case(name, servers, secret_length, bound, uuid_text):
+UUID = "7d1f0e5c-2b7e-4a55-9a3c-1b2c3d4e5f60"
+FACTS = {
+    "luks2": {
+        "keyslot": 1,
+        "iterations": 1000,
+        "cipher": "aes-xts-plain64",
+        "key-size": 64,
+        "sector-size": 512,
+        "offset": 16777216,
+    },
+    "luks1": {
+        "keyslot": 1,
+        "iterations": 1000,
+        "cipher": "aes-xts-plain64",
+        "hash": "sha256",
+        "key-size": 64,
+        "offset": 2097152,
+        "digest-iterations": 123456,
+    },
+    "plain": {
+        "secret": "passphrase",
+        "cipher": "twofish-xts-plain64",
+        "hash": "sha512",
+        "key-size": 64,
+        "sector-size": 512,
+        "offset": 1048576,
+        "skip": 2048,
+    },
+}
+FACTS["detached-luks2"] = FACTS["luks2"]
+
+
+def envelope_case(name, servers, secret_length, bound, uuid_text, kind="luks2"):
     volume_key = pattern(name + " volume key", 64)
     token = {
         "type": "latchkey",
-        "keyslots": ["1"],
+        "keyslots": [] if kind == "plain" else ["1"],
         "version": 1,
         "volume": str(uuid.UUID(bytes=pattern(name + " volume", 16), version=4)),
         "uuid": uuid_text,
         "bound": {
-            "luks2": {
-                "keyslot": 1,
-                "iterations": 1000,
-                "cipher": "aes-xts-plain64",
-                "key-size": 64,
-                "sector-size": 512,
-                "offset": 16777216,
+            kind: FACTS[kind]
+            | {
                 "volume-key-id": b64(
                     hmac.new(
                         volume_key, lp(b"latchkey volume key v1", uuid_text.encode()), hashlib.sha256
@@ -223,6 +301,42 @@ def bad_tokens(case):
     bad.append({"why": "cut off", "json": text[:-1]})
     bad.append({"why": "empty", "json": ""})
     return bad
+
+
+def bad_kinds(cases):
+    """Of each other kind of volume: no fact may be missing, none added, and no two kinds be mixed."""
+    bad = []
+    for case in cases:
+        ((kind, facts),) = case["token"]["bound"].items()
+
+        def changed(why, bound, case=case, kind=kind):
+            bad.append({"why": f"{kind}: {why}", "json": json.dumps(dict(case["token"], bound=bound))})
+
+        for field in facts:
+            changed(f"no '{field}'", {kind: {key: facts[key] for key in facts if key != field}})
+            changed(f"'{field}' is null", {kind: dict(facts, **{field: None})})
+        changed("an unknown fact", {kind: dict(facts, extra=1)})
+        changed("as a list", {kind: list(facts.values())})
+        changed("two kinds", {kind: facts, "luks2": FACTS["luks2"]})
+        if kind == "plain":
+            changed("an unknown kind of secret", {kind: dict(facts, secret="key-file")})
+    return bad
+
+
+def refused_facts(case):
+    """Each fact of another kind of volume, changed, with the right share."""
+    refused = []
+    ((kind, facts),) = case["token"]["bound"].items()
+    for field, value in facts.items():
+        other = {"secret": "volume-key", "volume-key-id": b64(pattern("other", 32))}.get(field)
+        other = other or (value + 1 if isinstance(value, int) else value + "x")
+        token = dict(case["token"], bound={kind: dict(facts, **{field: other})})
+        share = case["shares"][0]
+        refused.append({"why": f"{kind}: {field}", "error": "changed", "token": token, "share": share})
+    if kind == "detached-luks2":
+        token = dict(case["token"], bound={"luks2": facts})
+        refused.append({"why": "an attached header", "error": "changed", "token": token, "share": share})
+    return refused
 
 
 def not_canonical(value):

@@ -9,6 +9,7 @@ mod gate;
 mod generic;
 mod journal;
 mod keyserver;
+mod kinds;
 mod lvm;
 mod matrix;
 mod memory;
@@ -40,6 +41,7 @@ const SCENARIOS: &[&[Scenario]] = &[
     fallbacks::SCENARIOS,
     dropbear::SCENARIOS,
     keyserver::SCENARIOS,
+    kinds::SCENARIOS,
     lvm::SCENARIOS,
     memory::SCENARIOS,
 ];

@@ -11,6 +11,24 @@ pub enum GateError {
         /// In the token.
         bound: String,
     },
+    /// Another kind of volume.
+    #[error("the volume is {found}, bound was {bound}")]
+    Kind {
+        /// As crypttab and the device have it now.
+        found: &'static str,
+        /// As it was bound.
+        bound: &'static str,
+    },
+    /// crypttab would make another mapping of a plain volume.
+    #[error("crypttab has {option} '{found}', bound was '{bound}'")]
+    Setting {
+        /// The option.
+        option: &'static str,
+        /// In crypttab.
+        found: String,
+        /// As it was bound.
+        bound: String,
+    },
     /// Not the shape that LUKS2 prescribes.
     #[error("the header has no valid '{0}'")]
     Shape(&'static str),

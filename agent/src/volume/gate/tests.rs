@@ -65,7 +65,7 @@ fn good() -> Value {
 }
 
 fn verdict(json: &Value) -> Result<(), GateError> {
-    check(UUID, json, UUID, &bound())
+    check(UUID, json, UUID, &bound(), Position::Attached)
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn every_forged_header_is_refused_by_the_check_for_it() {
 #[test]
 fn another_uuid_is_refused() {
     for found in ["", "8A3D7D0E-0D5B-4F3C-9D52-1E1FA2A1C0DE", "other"] {
-        let error = check(found, &good(), UUID, &bound()).unwrap_err();
+        let error = check(found, &good(), UUID, &bound(), Position::Attached).unwrap_err();
         assert!(matches!(error, GateError::Uuid { .. }), "{found}");
     }
 }
@@ -228,7 +228,7 @@ fn what_was_bound_with_a_null_cipher_does_not_open_either() {
     bound.cipher = "cipher_null-ecb".into();
     let forged = changed("/segments/0/encryption", Some(json!("cipher_null-ecb")));
     assert_eq!(
-        check(UUID, &forged, UUID, &bound),
+        check(UUID, &forged, UUID, &bound, Position::Attached),
         Err(GateError::NullCipher)
     );
     assert_eq!(check_fit(&forged), Err(GateError::NullCipher));
@@ -241,4 +241,19 @@ fn no_other_json_passes_or_panics() {
         check_fit(&json).unwrap_err();
         facts(&json, 1, Bytes([0; 32])).unwrap_err();
     }
+}
+
+#[test]
+fn only_a_detached_header_may_reach_beyond_where_the_data_begins() {
+    let mut json = good();
+    json["segments"]["0"]["offset"] = json!("0");
+    let bound = BoundLuks2 {
+        offset: 0,
+        ..bound()
+    };
+    assert_eq!(
+        check(UUID, &json, UUID, &bound, Position::Attached),
+        Err(GateError::Area)
+    );
+    assert_eq!(check(UUID, &json, UUID, &bound, Position::Detached), Ok(()));
 }

@@ -1,0 +1,94 @@
+//! Envelope files, `/etc/latchkey/envelopes/NAME.json`: the token of volumes whose header has no room for one.
+//!
+//! NAME is the mapping's, which crypttab has checked to be a file's name. What is in such a file is as little secret
+//! as a token: only a key server's share opens it.
+
+use std::path::PathBuf;
+
+use latchkey_protocol::envelope::{EnvelopeError, Token};
+
+use crate::files::{self, Files, FilesError};
+
+/// An envelope file was not read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum EnvelopeFileError {
+    /// The file.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// The token itself is not fit to be written.
+    #[error("refused to write an envelope file")]
+    Token(#[from] EnvelopeError),
+    /// What is on the disk is not what was written.
+    #[error("'{}' reads back differently from what was written", .0.display())]
+    ReadBack(PathBuf),
+}
+
+/// The envelope file of the mapping `name`.
+pub fn path(files: &Files, name: &str) -> PathBuf {
+    files.envelopes().join(format!("{name}.json"))
+}
+
+/// What the envelope file of `name` says, or that it is broken; `None` if there is none.
+///
+/// # Errors
+/// `Read`.
+pub fn read(files: &Files, name: &str) -> Result<Option<Result<Token, EnvelopeError>>, FilesError> {
+    match files::read(&path(files, name)) {
+        Err(error) if error.is_missing() => Ok(None),
+        read => Ok(Some(Token::parse(&read?))),
+    }
+}
+
+/// Writes the envelope file of `name`, readable by root alone: after a power cut there is the old or the new one.
+///
+/// # Errors
+/// Every variant of [`EnvelopeFileError`].
+pub fn write(files: &Files, name: &str, token: &Token) -> Result<(), EnvelopeFileError> {
+    files::make_dir(&files.envelopes())?;
+    let path = path(files, name);
+    files::replace(&path, token.to_json()?.as_bytes())?;
+    match read(files, name)? {
+        Some(Ok(written)) if written == *token => Ok(()),
+        _ => Err(EnvelopeFileError::ReadBack(path)),
+    }
+}
+
+/// Removes the envelope file of `name`; it need not exist.
+///
+/// # Errors
+/// `Write`.
+pub fn remove(files: &Files, name: &str) -> Result<(), FilesError> {
+    if !files.envelopes().exists() {
+        return Ok(());
+    }
+    files::remove(&path(files, name))
+}
+
+/// The name whose envelope file is of the volume with this UUID.
+pub fn name_of(files: &Files, uuid: &str) -> Option<String> {
+    let is_of = |name: &String| {
+        let token = read(files, name).ok().flatten();
+        token.is_some_and(|token| token.is_ok_and(|token| token.uuid == uuid))
+    };
+    names(files).into_iter().find(is_of)
+}
+
+/// The names for which there is an envelope file.
+pub fn names(files: &Files) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(files.envelopes())
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            Some(
+                entry
+                    .file_name()
+                    .to_str()?
+                    .strip_suffix(".json")?
+                    .to_owned(),
+            )
+        })
+        .collect();
+    names.sort();
+    names
+}
