@@ -6,6 +6,7 @@ mod dropbear;
 mod fallbacks;
 mod gate;
 mod generic;
+mod image;
 mod journal;
 mod keyserver;
 mod lvm;
@@ -13,6 +14,9 @@ mod matrix;
 mod memory;
 mod network;
 mod off;
+mod oom;
+mod plymouth;
+mod questions;
 mod secrets;
 mod servers;
 mod typing;
@@ -40,6 +44,10 @@ const SCENARIOS: &[&[Scenario]] = &[
     keyserver::SCENARIOS,
     lvm::SCENARIOS,
     memory::SCENARIOS,
+    oom::SCENARIOS,
+    questions::SCENARIOS,
+    plymouth::SCENARIOS,
+    image::SCENARIOS,
 ];
 
 fn main() -> ExitCode {
