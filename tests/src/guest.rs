@@ -57,6 +57,8 @@ pub struct Guest {
     pub flavour: Flavour,
     /// What its LUKS2 volume holds.
     pub layout: Layout,
+    /// What more is installed, if anything.
+    pub more: Option<&'static str>,
     /// Its disk, a raw image that nobody writes to.
     pub disk: PathBuf,
     /// Key of the recipe that made it.
@@ -71,7 +73,11 @@ impl Guest {
 
     /// What machines that are made from it are called in the cache.
     pub fn name(&self) -> String {
-        self.layout.kind(self.flavour.name())
+        let name = self.layout.kind(self.flavour.name());
+        match self.more {
+            Some(more) => format!("{name}-{more}"),
+            None => name,
+        }
     }
 }
 
@@ -80,31 +86,38 @@ impl Guest {
 /// # Errors
 /// Whatever step of the making failed.
 pub fn guest(flavour: Flavour, layout: Layout) -> Result<Guest, GuestError> {
-    made(flavour, layout, &layout.kind(flavour.image().name()), &[])
+    made(flavour, layout, None, &[])
 }
 
-/// The same guest with more packages of Debian, cached as `kind`.
+/// The same guest with more packages of Debian, told from others by the name `more`.
 ///
 /// # Errors
 /// Whatever step of the making failed.
-pub fn guest_with(flavour: Flavour, kind: &str, packages: &[&str]) -> Result<Guest, GuestError> {
-    made(flavour, Layout::Root, kind, packages)
+pub fn guest_with(
+    flavour: Flavour,
+    more: &'static str,
+    packages: &[&str],
+) -> Result<Guest, GuestError> {
+    made(flavour, Layout::Root, Some(more), packages)
 }
 
 fn made(
     flavour: Flavour,
     layout: Layout,
-    kind: &str,
+    more: Option<&'static str>,
     packages: &[&str],
 ) -> Result<Guest, GuestError> {
     let packages = [PACKAGES, own_packages(flavour), layout.packages(), packages].concat();
     let key = || recipe_key(flavour, layout, &packages);
-    let folder = cache::folder_for(kind, key(), |folder| {
+    let kind = layout.kind(flavour.image().name());
+    let kind = more.map_or(kind.clone(), |more| format!("{kind}-{more}"));
+    let folder = cache::folder_for(&kind, key(), |folder| {
         build(folder, flavour, layout, &packages)
     })?;
     Ok(Guest {
         flavour,
         layout,
+        more,
         disk: folder.join(DISK),
         key: key().digits(),
     })

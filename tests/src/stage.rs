@@ -60,11 +60,15 @@ impl Ground {
         layout: Layout,
         product: &Product,
     ) -> Result<Self, GuestError> {
-        Ok(Self {
+        Ok(Self::of(guest::guest(flavour, layout)?, product))
+    }
+
+    fn of(guest: Guest, product: &Product) -> Self {
+        Self {
             product: product.clone(),
-            guest: guest::guest(flavour, layout)?,
+            guest,
             bound: Arc::default(),
-        })
+        }
     }
 
     /// The bound machine; made or taken from the cache when it is first asked for.
@@ -111,19 +115,31 @@ impl Stage {
     /// A stage with machines of another layout, instead of this one.
     ///
     /// # Errors
-    /// As [`Ground::prepare`].
+    /// As [`guest::guest`].
     pub fn with_layout(&self, layout: Layout) -> Result<Self, Failure> {
+        self.with_guest(|| guest::guest(self.flavour(), layout))
+    }
+
+    /// A stage with machines that have more packages of Debian, instead of this one; the name `more` tells them from others.
+    ///
+    /// # Errors
+    /// As [`guest::guest_with`].
+    pub fn with_packages(&self, more: &'static str, packages: &[&str]) -> Result<Self, Failure> {
+        self.with_guest(|| guest::guest_with(self.flavour(), more, packages))
+    }
+
+    fn with_guest(
+        &self,
+        make: impl FnOnce() -> Result<Guest, GuestError> + Send,
+    ) -> Result<Self, Failure> {
         // In a thread on the host's network, where the packages of a guest come from.
-        let prepare = || -> Result<Ground, Failure> {
+        let prepare = || -> Result<Guest, Failure> {
             network::enter_host()?;
-            Ok(Ground::prepare(
-                self.flavour(),
-                layout,
-                &self.ground.product,
-            )?)
+            Ok(make()?)
         };
-        let ground = thread::scope(|scope| scope.spawn(prepare).join())
+        let guest = thread::scope(|scope| scope.spawn(prepare).join())
             .unwrap_or_else(|_| Err("making the guest panicked".into()))?;
+        let ground = Ground::of(guest, &self.ground.product);
         Ok(Self::new(&ground, &self.logs)?)
     }
 

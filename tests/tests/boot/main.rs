@@ -7,6 +7,7 @@ mod dropbear;
 mod fallbacks;
 mod gate;
 mod generic;
+mod image;
 mod journal;
 mod keyserver;
 mod kinds;
@@ -15,6 +16,9 @@ mod matrix;
 mod memory;
 mod network;
 mod off;
+mod oom;
+mod plymouth;
+mod questions;
 mod secrets;
 mod servers;
 mod typing;
@@ -44,6 +48,10 @@ const SCENARIOS: &[&[Scenario]] = &[
     kinds::SCENARIOS,
     lvm::SCENARIOS,
     memory::SCENARIOS,
+    oom::SCENARIOS,
+    questions::SCENARIOS,
+    plymouth::SCENARIOS,
+    image::SCENARIOS,
 ];
 
 fn main() -> ExitCode {

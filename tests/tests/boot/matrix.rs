@@ -6,8 +6,8 @@ use latchkey_tests::machine::Machine;
 use latchkey_tests::stage::{Outcome, Scenario, Stage};
 
 use crate::{
-    devices, fallbacks, gate, generic, journal, memory, network, off, servers, typing, unattended,
-    verdicts,
+    devices, fallbacks, gate, generic, image, journal, memory, network, off, oom, plymouth,
+    questions, servers, typing, unattended, verdicts,
 };
 
 pub const ROWS: &[Scenario] = &[
@@ -60,6 +60,18 @@ pub const ROWS: &[Scenario] = &[
         play: typing::headless,
     },
     Scenario {
+        name: "a splash screen (Plymouth): opens by itself, and by the passphrase typed at it (prompt after)",
+        play: plymouth::splash,
+    },
+    Scenario {
+        name: "the splash screen is killed: a prompt (after)",
+        play: plymouth::killed,
+    },
+    Scenario {
+        name: "others ask systemd's password agents: each question gets its own answer (prompt after)",
+        play: questions::asked_once,
+    },
+    Scenario {
         name: "the root disk comes 120 s late: opens by itself",
         play: devices::very_late_disk,
     },
@@ -98,6 +110,14 @@ pub const ROWS: &[Scenario] = &[
     Scenario {
         name: "the agent is killed at its prompt: the native prompt (after)",
         play: fallbacks::killed,
+    },
+    Scenario {
+        name: "the kernel's OOM killer ends the agent: the native prompt (after), and no key is fetched",
+        play: oom::killed,
+    },
+    Scenario {
+        name: "an image built under a permissive umask is for root alone",
+        play: image::permissive_umask,
     },
 ];
 

@@ -1,0 +1,104 @@
+//! A splash screen: Plymouth has the console, and asks where somebody must type.
+
+use std::time::Duration;
+
+use latchkey_tests::bound::PORT;
+use latchkey_tests::guest::PASSPHRASE;
+use latchkey_tests::initramfs::script_at_start;
+use latchkey_tests::machine::{Machine, Spec};
+use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "P4 with a splash screen it opens by itself, and by passphrase without the key server",
+        play: splash,
+    },
+    Scenario {
+        name: "P4 a splash screen that is killed while it asks leaves a prompt",
+        play: killed,
+    },
+];
+
+const LIMIT: Duration = Duration::from_secs(240);
+const WORDS: &str = "quiet splash";
+const ASKS: &str = "RIG: the splash screen asks";
+
+pub fn splash(stage: &Stage) -> Outcome {
+    let stage_with = stage.with_packages("plymouth", PACKAGES)?;
+    let disk = stage_with.bound_disk()?;
+    let mut server = stage_with.key_server()?;
+    server.start(PORT)?;
+    let mut machine = Machine::start(&spec(&stage_with, &disk, "key server", WATCH)?)?;
+    machine.up()?;
+    opened(&mut machine, "was opened automatically")?;
+    machine.power_off()?;
+
+    server.stop()?;
+    let mut machine = Machine::start(&spec(&stage_with, &disk, "passphrase", WATCH)?)?;
+    machine.expect_beside(ASKS, LIMIT)?;
+    stage.note(machine.answer(stage.prompt(), PASSPHRASE)?);
+    machine.up()?;
+    opened(&mut machine, "was opened by a typed passphrase")?;
+    machine.power_off()?;
+    Ok(())
+}
+
+pub fn killed(stage: &Stage) -> Outcome {
+    let stage_with = stage.with_packages("plymouth", PACKAGES)?;
+    let disk = stage_with.bound_disk()?;
+    let script = format!("{WATCH}{KILL}");
+    let mut machine = Machine::start(&spec(&stage_with, &disk, "boot", &script)?)?;
+    machine.expect("RIG: the splash screen is gone", LIMIT)?;
+    stage.note(machine.answer(stage.prompt(), PASSPHRASE)?);
+    machine.up()?;
+    opened(&mut machine, "was opened by a typed passphrase")?;
+    machine.power_off()?;
+    Ok(())
+}
+
+/// The daemon with the themes that come with it; on a serial line it shows the details of the boot whatever the theme.
+const PACKAGES: &[&str] = &["plymouth"];
+
+/// `quiet` keeps the agent's words from a console that has a splash screen.
+fn opened(machine: &mut Machine, how: &str) -> Outcome {
+    let report = machine.check("cat /run/latchkey/report.json")?;
+    ensure(report.contains(how), || {
+        format!("the report of the boot has no '{how}': {report}")
+    })
+}
+
+fn spec(
+    stage: &Stage,
+    disk: &latchkey_tests::machine::Disk,
+    boot: &str,
+    start: &str,
+) -> Result<Spec, Failure> {
+    let path = script_at_start(stage.flavour().framework);
+    let files = [(path, start.as_bytes())];
+    let image = stage.bound()?.boot.with_files(stage.folder(), &files)?;
+    Ok(stage.machine(disk, boot).direct(&image).kernel_line(WORDS))
+}
+
+/// Says when a client of Plymouth waits for an answer: `plymouth ask-for-password`, or systemd's agent for it.
+const WATCH: &str = r#"(
+    asks() {
+        for one in /proc/[0-9]*; do
+            case "$(tr '\\0' ' ' <$one/cmdline)" in
+                *plymouth*ask-for-password* | *ask-password-agent*--plymouth*) return 0 ;;
+            esac
+        done 2>/dev/null
+        return 1
+    }
+    until asks; do sleep 1; done
+    sleep 2
+    echo 'RIG: the splash screen asks' >/dev/console
+) </dev/null >/dev/null 2>&1 &
+"#;
+
+const KILL: &str = r#"(
+    until [ -s /run/plymouth/pid ] && [ -s /run/latchkey/agent.pid ]; do sleep 1; done
+    sleep 20
+    kill -KILL "$(cat /run/plymouth/pid)"
+    echo 'RIG: the splash screen is gone' >/dev/console
+) </dev/null >/dev/null 2>&1 &
+"#;
