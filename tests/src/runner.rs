@@ -20,6 +20,8 @@ use crate::stage::{Failure, Ground, NotHere, Outcome, Scenario, Stage, chain};
 pub struct Program<'a> {
     /// The scenarios, each played on the machine of Debian 12 unless another flavour is named.
     pub scenarios: &'a [Scenario],
+    /// Further scenarios, which are played only when the command line names them.
+    pub by_name: &'a [Scenario],
     /// The rows of the table of flavours.
     pub rows: &'a [Scenario],
     /// Where logs and results go.
@@ -39,13 +41,14 @@ impl Program<'_> {
                 return ExitCode::from(2);
             }
         };
-        let all = if arguments.matrix {
-            self.rows
-        } else {
-            self.scenarios
+        let (all, more) = match (arguments.matrix, arguments.filters.as_slice()) {
+            (true, _) => (self.rows, &[][..]),
+            (false, []) => (self.scenarios, &[][..]),
+            (false, _) => (self.scenarios, self.by_name),
         };
         let wanted: Vec<&Scenario> = all
             .iter()
+            .chain(more)
             .filter(|scenario| arguments.wants(scenario))
             .collect();
         if arguments.list {
@@ -386,6 +389,7 @@ mod tests {
         fs::write(&table, "as it was seen").unwrap();
         let program = Program {
             scenarios: &[],
+            by_name: &[],
             rows: &["opens", "asks"].map(|name| Scenario {
                 name,
                 play: |_| Ok(()),

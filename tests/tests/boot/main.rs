@@ -48,6 +48,10 @@ const SCENARIOS: &[&[Scenario]] = &[
     kinds::SCENARIOS,
     lvm::SCENARIOS,
     memory::SCENARIOS,
+];
+
+/// Not seen to pass yet (docs/status.md, every boot).
+const BY_NAME: &[&[Scenario]] = &[
     oom::SCENARIOS,
     questions::SCENARIOS,
     plymouth::SCENARIOS,
@@ -55,13 +59,9 @@ const SCENARIOS: &[&[Scenario]] = &[
 ];
 
 fn main() -> ExitCode {
-    let scenarios: Vec<Scenario> = SCENARIOS
-        .iter()
-        .flat_map(|group| group.iter())
-        .copied()
-        .collect();
     let program = Program {
-        scenarios: &scenarios,
+        scenarios: &SCENARIOS.concat(),
+        by_name: &BY_NAME.concat(),
         rows: matrix::ROWS,
         folder: &Path::new(env!("CARGO_TARGET_TMPDIR")).join("boot"),
         table: &Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("docs/compatibility.md"),
