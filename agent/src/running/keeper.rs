@@ -79,7 +79,7 @@ impl Keeper {
 
     /// Keeps the stream open and answers challenges.
     pub async fn listen(self: Rc<Self>) {
-        let mut rest = Rest::new();
+        let mut rest = Rest::of_stream();
         let mut told = false;
         loop {
             let begin = Instant::now();
@@ -176,7 +176,7 @@ impl Keeper {
 
     /// Sends heartbeats, and does what they lead to.
     pub async fn beat(self: Rc<Self>) {
-        let mut rest = Rest::new();
+        let mut rest = Rest::of_heartbeats();
         let mut told = None;
         loop {
             let (pause, trouble) = self.beat_once(&mut rest).await;
