@@ -10,8 +10,10 @@ use latchkey_protocol::ServerId;
 use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::wire::{HeartbeatAnswer, LifeAnswer, LifeLine, Version};
 use tokio::sync::Notify;
+use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::answers::Answers;
 use super::board::Board;
 use super::rest::{Rest, spread};
 use super::{head, heartbeat, renewal, report, tickets};
@@ -48,6 +50,7 @@ pub struct Keeper {
     heard: Cell<bool>,
     /// Whether the tickets were looked after: headers are not read again, so that disks may sleep.
     settled: Cell<bool>,
+    answers: Answers,
 }
 
 /// Why the stream ended.
@@ -74,12 +77,13 @@ impl Keeper {
             due: Notify::new(),
             heard: Cell::new(false),
             settled: Cell::new(false),
+            answers: Answers::default(),
         }
     }
 
-    /// Keeps the stream open and answers challenges.
+    /// Keeps the stream open and answers challenges. To be run within a [`tokio::task::LocalSet`].
     pub async fn listen(self: Rc<Self>) {
-        let mut rest = Rest::new();
+        let mut rest = Rest::of_stream();
         let mut told = false;
         loop {
             let begin = Instant::now();
@@ -103,14 +107,14 @@ impl Keeper {
         }
     }
 
-    async fn follow_stream(&self, told: &mut bool) -> StreamEnd {
+    async fn follow_stream(self: &Rc<Self>, told: &mut bool) -> StreamEnd {
         match self.hear(told).await {
             Err(end) => end,
             Ok(never) => match never {},
         }
     }
 
-    async fn hear(&self, told: &mut bool) -> Result<std::convert::Infallible, StreamEnd> {
+    async fn hear(self: &Rc<Self>, told: &mut bool) -> Result<std::convert::Infallible, StreamEnd> {
         let server = self.server();
         let mut life = server
             .ask(async |client, address| client.life(address).await)
@@ -128,7 +132,11 @@ impl Keeper {
         let mut images = self.images_changed();
         loop {
             match line {
-                LifeLine::Challenge(challenge) => self.answer(challenge).await,
+                LifeLine::Challenge(challenge) => {
+                    if self.answers.add(challenge) {
+                        spawn_local(self.clone().send_answers());
+                    }
+                }
                 LifeLine::Beat(_) => {
                     let now = self.images_changed();
                     if std::mem::replace(&mut images, now) != now {
@@ -145,6 +153,13 @@ impl Keeper {
         match timeout(limit, life.next()).await {
             Ok(line) => Ok(line?),
             Err(_) => Err(StreamEnd::Silent(limit)),
+        }
+    }
+
+    /// Answers what waits, until nothing does; also when the stream ends meanwhile, because an answer has its own connection.
+    async fn send_answers(self: Rc<Self>) {
+        while let Some(challenge) = self.answers.next() {
+            self.answer(challenge).await;
         }
     }
 
@@ -176,7 +191,7 @@ impl Keeper {
 
     /// Sends heartbeats, and does what they lead to.
     pub async fn beat(self: Rc<Self>) {
-        let mut rest = Rest::new();
+        let mut rest = Rest::of_heartbeats();
         let mut told = None;
         loop {
             let (pause, trouble) = self.beat_once(&mut rest).await;

@@ -1,10 +1,11 @@
 //! `latchkey run`: what a machine does for its next boots while it runs, in one small process (`latchkey.service`).
 //!
-//! For each key server it keeps a stream open and answers challenges over it (`life`), says from time to time that it
-//! runs and keeps the newest end of the audit (`heartbeat`, `head`), moves the tickets on after each boot (`tickets`),
-//! renews the host certificate (`renewal`) and sends the report of this boot (`report`). If it is dead or a key server
-//! away, nothing on the machine suffers: the next boot is decided by what the key server knows then.
+//! For each key server it keeps a stream open and answers challenges beside it (`keeper`, `answers`), says from time to
+//! time that it runs and keeps the newest end of the audit (`heartbeat`, `head`), moves the tickets on after each boot
+//! (`tickets`), renews the host certificate (`renewal`) and sends the report of this boot (`report`). If it is dead or a key
+//! server away, nothing on the machine suffers: the next boot is decided by what the key server knows then.
 
+mod answers;
 mod board;
 mod head;
 mod heartbeat;

@@ -5,24 +5,41 @@ use std::time::Duration;
 
 /// The first pause; short, because a key server that was restarted waits for the machines to come back.
 const FIRST: Duration = Duration::from_secs(2);
-const LONGEST: Duration = Duration::from_secs(60);
+/// A key server waits 20 s for the stream of a machine that it wants to ask, then takes it for silent: whoever keeps the
+/// stream broken for a while must not gain a longer time without one.
+const LONGEST_OF_STREAM: Duration = Duration::from_secs(15);
+/// Nobody waits for a heartbeat.
+const LONGEST_OF_HEARTBEATS: Duration = Duration::from_secs(60);
 
 /// A series of pauses.
 #[derive(Debug)]
 pub struct Rest {
     step: Duration,
+    longest: Duration,
 }
 
 impl Rest {
-    /// From the shortest.
-    pub fn new() -> Self {
-        Self { step: FIRST }
+    /// Until the stream is opened again.
+    pub fn of_stream() -> Self {
+        Self::to(LONGEST_OF_STREAM)
+    }
+
+    /// Until a heartbeat is sent again.
+    pub fn of_heartbeats() -> Self {
+        Self::to(LONGEST_OF_HEARTBEATS)
+    }
+
+    fn to(longest: Duration) -> Self {
+        Self {
+            step: FIRST,
+            longest,
+        }
     }
 
     /// The next pause: between half and all of a step that doubles.
     pub fn next(&mut self) -> Duration {
         let pause = spread(self.step);
-        self.step = (self.step * 2).min(LONGEST);
+        self.step = (self.step * 2).min(self.longest);
         pause
     }
 
@@ -48,16 +65,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_to_a_minute_and_begin_anew_after_success() {
-        let mut rest = Rest::new();
-        let mut step = FIRST;
-        for _ in 0..10 {
-            let pause = rest.next();
-            assert!(step / 2 <= pause && pause <= step, "{pause:?} of {step:?}");
-            step = (step * 2).min(LONGEST);
+    fn the_stream_is_back_within_15_s_and_heartbeats_within_a_minute_never_all_at_once() {
+        for (mut rest, longest) in [(Rest::of_stream(), 15), (Rest::of_heartbeats(), 60)] {
+            let longest = Duration::from_secs(longest);
+            let mut step = FIRST;
+            for _ in 0..10 {
+                let pause = rest.next();
+                assert!(step / 2 <= pause && pause <= step, "{pause:?} of {step:?}");
+                step = (step * 2).min(longest);
+            }
+            assert_eq!(step, longest);
+            let pauses: std::collections::BTreeSet<Duration> =
+                (0..10).map(|_| rest.next()).collect();
+            assert!(pauses.len() > 1, "no jitter: {pauses:?}");
+            rest.reset();
+            assert!(rest.next() <= FIRST);
         }
-        assert_eq!(step, LONGEST);
-        rest.reset();
-        assert!(rest.next() <= FIRST);
     }
 }

@@ -3,9 +3,13 @@
 //! The key server takes the current and the next ticket from the moment that it gives the next one, so whichever the
 //! header holds when the power goes is good at the next boot. Only one process at a time moves the tickets of a key
 //! server on: two that take turns in the middle could leave a ticket in the header that is stale already.
+//!
+//! The key server answers for all volumes at once or for none. One whose share was destroyed, or that it does not know, must
+//! not hold up the others: which one that is, each says alone.
 
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, stream};
 use latchkey_protocol::ServerId;
 use latchkey_protocol::wire::{
     Arm, ConfirmRequest, Shown, TicketsRequest, VOLUMES_LIMIT, Version, VolumeTicket,
@@ -13,7 +17,7 @@ use latchkey_protocol::wire::{
 
 use super::volumes::{self, Bound};
 use crate::files::{Files, FilesError, Lock};
-use crate::server::{KeyServer, Unreachable};
+use crate::server::{Fault, KeyServer, Unreachable};
 use crate::volume::header::{HeaderCopy, HeaderError};
 use crate::volume::tickets;
 use crate::volume::tokens::{self, TokenError};
@@ -22,6 +26,8 @@ use crate::volume::tokens::{self, TokenError};
 const PAUSE: Duration = Duration::from_millis(50);
 /// How long to wait for one.
 const BUSY_LIMIT: Duration = Duration::from_secs(10);
+/// How many volumes are asked for at once when each is asked for alone.
+const AT_ONCE: usize = 8;
 
 /// What was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,10 +58,23 @@ pub enum TicketsError {
     Confirm(#[source] Unreachable),
 }
 
+/// A volume that the key server holds nothing for.
+struct Gone {
+    volume: Bound,
+    why: Loss,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    Destroyed,
+    Unknown,
+}
+
 /// Moves the tickets for `server` on in all volumes that are bound to it; with `arm`, announces a reboot in the same step.
+/// Volumes that it holds nothing for are left as they are, and named in the log.
 ///
 /// # Errors
-/// A variant of [`TicketsError`].
+/// A variant of [`TicketsError`]; `Next` also if the key server knows none of the volumes: then it may mean the machine.
 pub async fn move_on(
     files: &Files,
     server: &KeyServer,
@@ -66,14 +85,42 @@ pub async fn move_on(
     let mut volumes = volumes::bound(files)?;
     volumes.retain(|bound| bound.is_of(id));
     volumes.truncate(VOLUMES_LIMIT);
-    let tickets = if volumes.is_empty() {
-        Vec::new()
-    } else {
-        next(server, &volumes).await?
+    let mut gone = Vec::new();
+    let moved = match attempt(files, server, arm, &mut volumes, &mut gone).await {
+        // One went between the two steps; what was not confirmed is given again.
+        Err(TicketsError::Confirm(why)) if loss(&why).is_some() => {
+            attempt(files, server, arm, &mut volumes, &mut gone).await?
+        }
+        moved => moved?,
     };
+    for Gone { volume, why } in gone {
+        let lost = match why {
+            Loss::Destroyed => "destroyed the share of",
+            Loss::Unknown => "does not know",
+        };
+        log::warn!(
+            "key server {} {lost} '{}', whose ticket stays as it is; the others move on\n\
+             to have it opened at boot again: 'latchkey unbind {device}', then 'latchkey bind {device}'",
+            id.short(),
+            volume.name,
+            device = volume.device.display()
+        );
+    }
+    Ok(moved)
+}
+
+/// Next, written, confirmed for `volumes`; those that turn out to be gone move to `gone`.
+async fn attempt(
+    files: &Files,
+    server: &KeyServer,
+    arm: Option<Arm>,
+    volumes: &mut Vec<Bound>,
+    gone: &mut Vec<Gone>,
+) -> Result<Moved, TicketsError> {
+    let tickets = next(server, volumes, gone).await?;
     for (bound, ticket) in volumes.iter().zip(&tickets) {
         let _lock = free(|| files.lock()).await?;
-        write(bound, id, ticket)?;
+        write(bound, server.settings.id, ticket)?;
     }
     let request = ConfirmRequest {
         version: Version::default(),
@@ -105,7 +152,49 @@ pub fn is_missing(files: &Files, server: ServerId) -> Result<bool, FilesError> {
     Ok(volumes::bound(files)?.iter().any(lacks))
 }
 
-async fn next(server: &KeyServer, volumes: &[Bound]) -> Result<Vec<VolumeTicket>, TicketsError> {
+/// The next tickets of `volumes`, in their order; afterwards there are none in it that are gone.
+async fn next(
+    server: &KeyServer,
+    volumes: &mut Vec<Bound>,
+    gone: &mut Vec<Gone>,
+) -> Result<Vec<VolumeTicket>, TicketsError> {
+    if volumes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let refusal = match ask_next(server, volumes).await {
+        Err(why) if loss(&why).is_some() => why,
+        answered => return answered.map_err(TicketsError::Next),
+    };
+    let (mut left, mut tickets, mut lost) = (Vec::new(), Vec::new(), Vec::new());
+    // A few at once: a machine that is going down does not wait for long.
+    let answers: Vec<_> = stream::iter(volumes.iter().map(std::slice::from_ref))
+        .map(|alone| ask_next(server, alone))
+        .buffered(AT_ONCE)
+        .collect()
+        .await;
+    for (volume, answer) in std::mem::take(volumes).into_iter().zip(answers) {
+        match answer {
+            Ok(given) => {
+                left.push(volume);
+                tickets.extend(given);
+            }
+            Err(why) => match loss(&why) {
+                Some(why) => lost.push(Gone { volume, why }),
+                None => return Err(TicketsError::Next(why)),
+            },
+        }
+    }
+    // A machine that is not known is told the same as one that asks for a volume that is not known.
+    if left.is_empty() && lost.iter().all(|gone| gone.why == Loss::Unknown) {
+        return Err(TicketsError::Next(refusal));
+    }
+    gone.extend(lost);
+    *volumes = left;
+    Ok(tickets)
+}
+
+/// As many tickets as `volumes`, and in their order.
+async fn ask_next(server: &KeyServer, volumes: &[Bound]) -> Result<Vec<VolumeTicket>, Unreachable> {
     let shown = |bound: &Bound| Shown {
         volume: bound.token.volume,
         shown: bound.tickets.of(server.settings.id),
@@ -116,9 +205,20 @@ async fn next(server: &KeyServer, volumes: &[Bound]) -> Result<Vec<VolumeTicket>
     };
     let answer = server
         .ask(async |client, address| client.next_tickets(address, &request).await)
-        .await
-        .map_err(TicketsError::Next)?;
+        .await?;
     Ok(answer.tickets)
+}
+
+/// What the key server may have refused one volume for.
+fn loss(why: &Unreachable) -> Option<Loss> {
+    let Unreachable::Final(error) = why else {
+        return None;
+    };
+    match &error.fault {
+        Fault::Rejected { status: 410, .. } => Some(Loss::Destroyed),
+        fault if fault.is_for_strangers() => Some(Loss::Unknown),
+        _ => None,
+    }
 }
 
 /// Puts `ticket` into the header as it is now, through to the disk: another key server's may have moved on meanwhile.

@@ -16,6 +16,8 @@ use crate::volume::{tickets, tokens};
 /// A bound volume.
 #[derive(Debug)]
 pub struct Bound {
+    /// As crypttab calls it.
+    pub name: String,
     /// The encrypted device.
     pub device: PathBuf,
     /// What its token says.
@@ -81,6 +83,7 @@ fn read(files: &Files, entry: &Entry) -> Option<Bound> {
     let tokens = tokens::find_in(header.json());
     let token = tokens.into_iter().find_map(|found| found.token.ok())?;
     Some(Bound {
+        name: name.clone(),
         tickets: tickets::find_in(header.json(), token.volume),
         device,
         token,

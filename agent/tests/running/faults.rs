@@ -5,6 +5,8 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use latchkey_protocol::ServerId;
+use latchkey_protocol::encoding::Bytes;
+use latchkey_protocol::wire::LifeLine;
 use serde_json::json;
 
 use crate::Service;
@@ -41,6 +43,15 @@ fn joined(ca: &Ca, server: &FaultServer) -> Machine {
 
 /// A key server that answers heartbeats, and gives each stream to `stream`, with its number from 0.
 fn server(ca: &Ca, stream: impl Fn(&mut dyn Write, usize) + Send + Sync + 'static) -> FaultServer {
+    hearing(ca, stream, |_| {})
+}
+
+/// The same; each answer to a challenge goes to `hear` before it is taken.
+fn hearing(
+    ca: &Ca,
+    stream: impl Fn(&mut dyn Write, usize) + Send + Sync + 'static,
+    hear: impl Fn(&str) + Send + Sync + 'static,
+) -> FaultServer {
     let streams = std::sync::atomic::AtomicUsize::new(0);
     FaultServer::by_request(
         ca.issue("127.0.0.1", |_| {}).config(),
@@ -60,6 +71,9 @@ fn server(ca: &Ca, stream: impl Fn(&mut dyn Write, usize) + Send + Sync + 'stati
                 });
                 answer("200 OK", JSON, "", &body.to_string())
             } else {
+                if head.starts_with("POST /v1/life/answer ") {
+                    hear(&head);
+                }
                 answer("200 OK", JSON, "", "{\"version\":1}")
             };
             let _ = out.write_all(said.as_bytes());
@@ -109,6 +123,85 @@ fn a_challenge_is_answered_over_a_connection_of_its_own_while_the_stream_stands(
     );
     service.says("another one boots with its boot key");
     // One connection for each request: the stream was never interrupted.
+    assert_eq!(asked(&server, "GET /v1/life "), 1);
+    service.ends();
+    drop(open);
+}
+
+#[test]
+fn an_answer_that_hangs_holds_up_neither_the_next_one_nor_the_stream() {
+    let ca = Ca::new();
+    let second = CHALLENGE.replace("BwcH", "CAgI");
+    let both = [CHALLENGE.to_owned(), second.clone()];
+    let (open, wait) = gate();
+    let (taken, hangs) = gate();
+    let server = hearing(
+        &ca,
+        move |out, _| {
+            for challenge in &both {
+                send(out, &format!("{{\"challenge\":\"{challenge}\"}}"));
+            }
+            let _ = wait.lock().unwrap().recv();
+        },
+        move |request| {
+            if request.contains(CHALLENGE) {
+                let _ = hangs.lock().unwrap().recv();
+            }
+        },
+    );
+    let machine = joined(&ca, &server);
+    let mut service = Service::of(&machine);
+    let answers = |challenge: &str| {
+        let requests = server.requests.lock().unwrap();
+        let bodies = requests.iter().map(|bytes| String::from_utf8_lossy(bytes));
+        let of = |body: &std::borrow::Cow<'_, str>| {
+            body.starts_with("POST /v1/life/answer ") && body.contains(challenge)
+        };
+        bodies.filter(of).count()
+    };
+    service.until("both answered", || {
+        answers(CHALLENGE) > 0 && answers(&second) > 0
+    });
+    assert_eq!(answers(CHALLENGE), 1, "the hanging one was given up before");
+    assert_eq!(asked(&server, "GET /v1/life "), 1);
+    service.ends();
+    drop((open, taken));
+}
+
+#[test]
+fn of_a_flood_a_few_are_answered_at_once_and_all_in_the_end() {
+    const FLOOD: u8 = 30;
+    let ca = Ca::new();
+    let (open, wait) = gate();
+    let (release, held) = gate();
+    let heard = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = heard.clone();
+    let server = hearing(
+        &ca,
+        move |out, _| {
+            for number in 0..FLOOD {
+                let challenge = Bytes([number; 32]);
+                let line = serde_json::to_string(&LifeLine::Challenge(challenge)).unwrap();
+                send(out, &line);
+            }
+            let _ = wait.lock().unwrap().recv();
+        },
+        move |_| {
+            counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            let _ = held.lock().unwrap().recv();
+        },
+    );
+    let heard = || heard.load(std::sync::atomic::Ordering::SeqCst);
+    let machine = joined(&ca, &server);
+    let mut service = Service::of(&machine);
+    service.until("as many as may be", || heard() == 8);
+    // One is let go, and the next one comes: never more than eight stand.
+    for taken in 1..=3 {
+        release.send(()).unwrap();
+        service.until("one more", || heard() == 8 + taken);
+    }
+    drop(release);
+    service.until("all", || heard() >= usize::from(FLOOD));
     assert_eq!(asked(&server, "GET /v1/life "), 1);
     service.ends();
     drop(open);

@@ -5,6 +5,7 @@
 mod common;
 mod faults;
 mod keyserver;
+mod several;
 mod world;
 
 use std::process::{Child, Stdio};
