@@ -171,6 +171,44 @@ pub struct NewLine {
     pub name: Option<String>,
     /// The fourth field, if it is chosen.
     pub options: Option<String>,
+    /// What opens the volume.
+    pub opened_by: OpenedBy,
+}
+
+/// What opens a volume without a key server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OpenedBy {
+    /// A passphrase, at a prompt.
+    #[default]
+    Passphrase,
+    /// A volume key, which nobody can type: the boot must be able to go on without the volume.
+    VolumeKey,
+}
+
+impl NewLine {
+    /// The fourth field of the line.
+    fn text(&self) -> String {
+        let chosen = self.options.as_deref().unwrap_or(NEW_OPTIONS);
+        if self.opened_by == OpenedBy::VolumeKey {
+            with_nofail(chosen)
+        } else {
+            chosen.to_owned()
+        }
+    }
+
+    /// Whether `text` is the fourth field that was chosen.
+    fn is_chosen(&self, text: &str) -> bool {
+        let chosen = self.options.as_deref();
+        chosen.is_none_or(|chosen| text == chosen || text == self.text())
+    }
+}
+
+fn with_nofail(options: &str) -> String {
+    if Options::parse(options).nofail {
+        options.to_owned()
+    } else {
+        format!("{options},nofail")
+    }
 }
 
 impl Target {
@@ -208,8 +246,7 @@ impl Target {
     ) -> Result<(Self, Option<String>), TargetError> {
         let (device, entries) = Self::entries(files, argument)?;
         if !entries.is_empty() {
-            let other = |options: &String| entries.iter().all(|e| e.options.text != *options);
-            if new.options.as_ref().is_some_and(other) {
+            if !entries.iter().any(|e| new.is_chosen(&e.options.text)) {
                 return Err(TargetError::Present {
                     device,
                     name: entries[0].name.clone(),
@@ -218,7 +255,7 @@ impl Target {
             }
             return Ok((Self::find(files, argument, new.name.as_deref())?, None));
         }
-        let options = Options::parse(new.options.as_deref().unwrap_or(NEW_OPTIONS));
+        let options = Options::parse(&new.text());
         let place = Place::of(&options, device, files.root());
         let target = Self::of_place(place, None)?;
         let open = mapping::mapping_on(&target.device).map(|mapping| mapping.name);
@@ -464,5 +501,30 @@ fn check_key(entry: &Entry) -> Result<(), TargetError> {
             name: entry.name.clone(),
             key: key.clone(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_that_a_key_opens_gets_nofail_and_may_be_bound_again_by_the_same_words() {
+        let new = |options: Option<&str>, opened_by| NewLine {
+            name: None,
+            options: options.map(str::to_owned),
+            opened_by,
+        };
+        for (options, opened_by, text) in [
+            (Some("plain"), OpenedBy::VolumeKey, "plain,nofail"),
+            (Some("plain,nofail"), OpenedBy::VolumeKey, "plain,nofail"),
+            (Some("plain"), OpenedBy::Passphrase, "plain"),
+            (None, OpenedBy::Passphrase, "luks,initramfs"),
+        ] {
+            let new = new(options, opened_by);
+            assert_eq!(new.text(), text);
+            assert!(new.is_chosen(text) && new.is_chosen(options.unwrap_or("luks")));
+            assert_eq!(new.is_chosen("luks,discard"), options.is_none());
+        }
     }
 }

@@ -188,7 +188,11 @@ impl Shell {
         else {
             return;
         };
-        if let Err(error) = self.runtime.hand_over(&self.entries[*volume].name) {
+        self.leave(*volume);
+    }
+
+    fn leave(&self, volume: VolumeIndex) {
+        if let Err(error) = self.runtime.hand_over(&self.entries[volume].name) {
             log::warn!("{}", chain(&error)); // it waits until we have gone
         }
     }
@@ -337,6 +341,7 @@ impl Shell {
                     }
                 }
                 Action::Open(volume, server) => self.open(volume, server),
+                Action::Leave(volume) => self.leave(volume),
                 Action::Prompt(volume, wrong) => self.show_prompt(volume, wrong),
                 Action::EndPrompt => self.end_prompt().await,
                 Action::TryPassphrase(volumes) => {
