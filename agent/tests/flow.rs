@@ -106,9 +106,9 @@ impl Rig {
                 self.locked[*volume] = false;
                 self.end_opening(*volume);
             }
-            Event::NotOpened(volume, _) | Event::NotActivated(volume, _) => {
-                self.end_opening(*volume)
-            }
+            Event::NotOpened(volume, _)
+            | Event::NotActivated(volume, _)
+            | Event::Left(volume, _) => self.end_opening(*volume),
             Event::Typed => {
                 assert!(self.prompt, "only a prompt gives a passphrase");
                 self.prompt = false;
@@ -436,6 +436,16 @@ fn a_volume_that_is_left_alone_is_said_and_ends_the_flow() {
 }
 
 #[test]
+fn what_a_passphrase_opens_to_noise_is_left_and_not_prompted_for_again() {
+    let mut rig = Rig::ready();
+    rig.event(Event::Typed);
+    rig.event(Event::Tried(Tried::Right(vec![0])));
+    let actions = rig.event(Event::Left(0, "noise".into()));
+    assert!(actions.contains(&Action::Leave(0)) && !rig.prompt);
+    assert_eq!(rig.finished, Some(Outcome::NothingBound));
+}
+
+#[test]
 fn what_only_a_volume_key_opens_is_never_prompted_for() {
     let mut rig = Rig::new(plan(2, 1));
     rig.event(Event::Device(0, by_key()));
@@ -629,6 +639,7 @@ fn step(rig: &mut Rig, choice: u16, prompt_possible: &mut bool) {
             },
             (None, Some(&volume)) => match detail % 3 {
                 0 => Event::NotActivated(volume, "busy".into()),
+                1 => Event::Left(volume, "noise".into()),
                 _ => Event::Activated(
                     volume,
                     detail

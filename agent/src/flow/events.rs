@@ -63,6 +63,8 @@ pub enum Event {
     Activated(VolumeIndex, Option<String>),
     /// [`Action::Activate`] failed: why.
     NotActivated(VolumeIndex, String),
+    /// [`Action::Activate`] found something that the native unlocker has to decide: what.
+    Left(VolumeIndex, String),
     /// The boot goes on without us.
     Stop,
 }

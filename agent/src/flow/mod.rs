@@ -135,6 +135,7 @@ impl Flow {
                 )));
                 volume.state = State::Locked;
             }
+            Event::Left(index, why) => self.volumes[index].leave(index, &why, &mut actions),
             Event::Stop => {
                 self.finish(Outcome::Stopped, &mut actions);
                 return actions;

@@ -20,6 +20,7 @@ use crate::volume::gate;
 use crate::volume::header::HeaderCopy;
 use crate::volume::open::{OpenError, open_automatically};
 use crate::volume::place::{HeaderPlace, Kind, Place};
+use crate::volume::plain::{self, ContentError};
 use crate::volume::tickets;
 use crate::volume::typed::{PassphraseError, TypedKey, check_typed};
 
@@ -122,7 +123,8 @@ impl Volumes {
                 }
                 Job::Activate(volume) => match self.activate(volume) {
                     Ok(warning) => Event::Activated(volume, warning),
-                    Err(why) => Event::NotActivated(volume, why),
+                    Err(NotMapped::Unknown(why)) => Event::Left(volume, why),
+                    Err(NotMapped::Failed(why)) => Event::NotActivated(volume, why),
                 },
             });
         }
@@ -191,8 +193,9 @@ impl Volumes {
         }
     }
 
-    fn activate(&mut self, volume: VolumeIndex) -> Result<Option<String>, String> {
-        let key = self.typed.remove(&volume).ok_or("its volume key is gone")?;
+    fn activate(&mut self, volume: VolumeIndex) -> Result<Option<String>, NotMapped> {
+        let gone = || NotMapped::Failed("its volume key is gone".to_owned());
+        let key = self.typed.remove(&volume).ok_or_else(gone)?;
         let warning = match &self.found[volume] {
             Some((_, Some(token))) => key
                 .matches_bound(token)
@@ -200,9 +203,30 @@ impl Volumes {
                 .map(|mismatch| chain(&mismatch)),
             _ => None,
         };
-        key.activate(&self.entries[volume])
-            .map_err(|error| chain(&error))?;
+        key.activate(&self.entries[volume])?;
         Ok(warning)
+    }
+}
+
+/// Why a volume that a passphrase opens was not mapped.
+#[derive(Debug)]
+enum NotMapped {
+    /// It holds nothing that is known. Whether to map it all the same, the native unlocker decides.
+    Unknown(String),
+    /// Anything else.
+    Failed(String),
+}
+
+impl From<PassphraseError> for NotMapped {
+    fn from(error: PassphraseError) -> Self {
+        let why = chain(&error);
+        match error {
+            PassphraseError::Content {
+                source: ContentError::Unknown,
+                ..
+            } => Self::Unknown(why),
+            _ => Self::Failed(why),
+        }
     }
 }
 
@@ -223,6 +247,12 @@ fn look(files: &Files, name: &str, place: &Place) -> (Header, Option<Token>) {
             Ok(token) => {
                 if let At::File(_) = found.at
                     && let Some(why) = is_of_another_kind(place, &token)
+                {
+                    return (Header::LeftAlone(why), None);
+                }
+                if let (HeaderPlace::None(options), Bound::Plain(bound)) =
+                    (&place.header, &token.bound)
+                    && let Err(why) = plain::settings_as_bound(options, bound)
                 {
                     return (Header::LeftAlone(why), None);
                 }
@@ -430,5 +460,36 @@ mod tests {
         let machine = Machine::bound(PlainSecret::Passphrase);
         let header = machine.look("luks,header=/absent/header", machine.disk.path());
         assert_left_alone(&header, "/absent/header");
+    }
+
+    #[test]
+    fn a_plain_volume_that_crypttab_would_open_otherwise_is_left_alone() {
+        let machine = Machine::bound(PlainSecret::Passphrase);
+        for (from, to, why) in [
+            ("aes-xts", "twofish-xts", "cipher="),
+            ("sha256", "sha512", "hash="),
+            ("size=512", "size=256", "size="),
+            ("size=512", "size=512,offset=1", "offset="),
+            (",size=512", "", "size="),
+        ] {
+            let header = machine.look(&PLAIN.replace(from, to), machine.disk.path());
+            assert_left_alone(&header, why);
+        }
+    }
+
+    #[test]
+    fn what_holds_nothing_that_is_known_is_not_prompted_for_again() {
+        let content = |source| {
+            NotMapped::from(PassphraseError::Content {
+                device: "/dev/x".into(),
+                source,
+            })
+        };
+        assert!(matches!(
+            content(ContentError::Unknown),
+            NotMapped::Unknown(why) if why.contains("no file system")
+        ));
+        let unreadable = ContentError::Read(std::io::Error::other("broken"));
+        assert!(matches!(content(unreadable), NotMapped::Failed(_)));
     }
 }

@@ -605,6 +605,26 @@ fn a_plain_volume_that_crypttab_would_open_otherwise_is_refused() {
 }
 
 #[test]
+fn a_typed_passphrase_does_not_open_a_plain_volume_otherwise_than_crypttab_says() {
+    let mut bound = Plain::bound(TWOFISH, PlainSecret::Passphrase, PASSPHRASE.as_bytes());
+    for (from, to) in [
+        ("offset=8", "offset=0"),
+        ("skip=16", "skip=17"),
+        (",size=512", ""),
+    ] {
+        bound.entry = entry(&TWOFISH.replace(from, to));
+        let error = check_typed(
+            &bound.entry,
+            &bound.place(),
+            Some(&bound.token),
+            &passphrase(PASSPHRASE),
+        )
+        .unwrap_err();
+        assert!(matches!(error, PassphraseError::Settings { .. }), "{error}");
+    }
+}
+
+#[test]
 fn ciphers_that_do_not_encrypt_or_are_not_whole_make_no_plain_volume() {
     for cipher in [
         "cipher_null-ecb",

@@ -220,6 +220,16 @@ impl Settings {
     }
 }
 
+/// What crypttab says of a plain volume, if that is what was bound; else the first difference, for people.
+///
+/// # Errors
+/// What is missing in crypttab, or says something else.
+pub fn settings_as_bound(options: &PlainOptions, bound: &BoundPlain) -> Result<Settings, String> {
+    let settings = Settings::of(options).map_err(|error| error.to_string())?;
+    settings.check(bound).map_err(|error| error.to_string())?;
+    Ok(settings)
+}
+
 impl From<&BoundPlain> for Settings {
     fn from(bound: &BoundPlain) -> Self {
         Self {

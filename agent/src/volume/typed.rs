@@ -20,8 +20,8 @@ use super::gate::{self, GateError, Position};
 use super::header::{HeaderCopy, HeaderError};
 use super::luks1::{self, Luks1Copy};
 use super::open::{self, KeyError, Opened, VOLUME_KEY_LIMIT};
-use super::place::Place;
-use super::plain::Settings;
+use super::place::{HeaderPlace, Place};
+use super::plain::{self, ContentError, Settings};
 
 /// The volume key that a right passphrase gave, and the header that it belongs to.
 #[derive(Debug)]
@@ -59,6 +59,23 @@ pub enum PassphraseError {
     /// A plain volume of a raw volume key.
     #[error("'{0}' is opened by a volume key, not by a passphrase")]
     NoPassphrase(PathBuf),
+    /// crypttab would make another mapping of a plain volume than the one that was bound.
+    #[error("'{device}' is not as it was bound: {why}")]
+    Settings {
+        /// The device.
+        device: PathBuf,
+        /// The first difference.
+        why: String,
+    },
+    /// A plain volume holds nothing that is known, so it may be another one.
+    #[error("failed to look into '{device}'")]
+    Content {
+        /// The device.
+        device: PathBuf,
+        /// What was found.
+        #[source]
+        source: ContentError,
+    },
     /// Neither LUKS2 nor LUKS1.
     #[error("'{0}' has no LUKS header")]
     NotLuks(PathBuf),
@@ -155,7 +172,15 @@ fn check_plain(
     if bound.secret == PlainSecret::VolumeKey {
         return Err(PassphraseError::NoPassphrase(device.clone()));
     }
-    let settings = Settings::from(bound);
+    // The native unlocker would take crypttab's word, and then that is to be what was bound.
+    let HeaderPlace::None(options) = &place.header else {
+        return Err(wrong());
+    };
+    let settings = plain::settings_as_bound(options, bound);
+    let settings = settings.map_err(|why| PassphraseError::Settings {
+        device: device.clone(),
+        why,
+    })?;
     let failed = |source| PassphraseError::Crypt {
         device: device.clone(),
         source,
@@ -194,10 +219,11 @@ pub(crate) fn check_passphrase_except(
 }
 
 impl TypedKey {
-    /// Makes the mapping of the crypttab entry.
+    /// Makes the mapping of the crypttab entry. Of a plain volume only if it holds something that is known: the right
+    /// passphrase on the wrong device makes noise of it.
     ///
     /// # Errors
-    /// `AlreadyOpen`, `Crypt`.
+    /// `AlreadyOpen`, `Content`, `Crypt`.
     pub fn activate(&self, entry: &Entry) -> Result<Opened, PassphraseError> {
         let failed = |source: CryptError| {
             if source.is(Errno::EEXIST) {
@@ -210,6 +236,12 @@ impl TypedKey {
             }
         };
         let mut context = self.context().map_err(failed)?;
+        if let Header::Plain(_) = self.header {
+            plain::content(&mut context, &self.key).map_err(|source| PassphraseError::Content {
+                device: self.device.clone(),
+                source,
+            })?;
+        }
         open::activate(&mut context, &entry.name, &entry.options, &self.key).map_err(failed)?;
         Ok(Opened {
             name: entry.name.clone(),
