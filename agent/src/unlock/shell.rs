@@ -227,7 +227,7 @@ impl Shell {
             }
             let entry = &self.entries[index];
             let header_is_missing = || {
-                let header = entry.options.header.as_ref();
+                let header = entry.options.header_device();
                 header.is_some_and(|header| !header.exists())
             };
             match entry.source.resolve() {

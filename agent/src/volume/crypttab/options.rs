@@ -156,6 +156,12 @@ impl Options {
         options
     }
 
+    /// Where the header lies, if it is on a device, which may appear later than the data. A file is in the image or is not.
+    pub fn header_device(&self) -> Option<&Path> {
+        let header = self.header.as_deref()?;
+        (self.format != Format::Plain && header.starts_with("/dev")).then_some(header)
+    }
+
     /// Options that change how the volume is opened and that latchkey cannot honour, as written.
     pub fn unsupported(&self) -> Vec<&str> {
         self.other.iter().map(String::as_str).collect()
@@ -375,6 +381,24 @@ mod tests {
         let path = "/dev/disk/by-path/pci-0000:00:04.0-part1";
         let options = Options::parse(&format!("header={path}"));
         assert_eq!(options.header.as_deref(), Some(Path::new(path)));
+    }
+
+    #[test]
+    fn only_a_header_on_a_device_is_waited_for() {
+        for (options, device) in [
+            ("header=/dev/disk/by-id/usb", Some("/dev/disk/by-id/usb")),
+            ("header=/etc/header", None),
+            ("header=/device/header", None),
+            ("plain,header=/dev/sdb", None),
+            ("luks", None),
+        ] {
+            let options = Options::parse(options);
+            assert_eq!(
+                options.header_device(),
+                device.map(Path::new),
+                "{options:?}"
+            );
+        }
     }
 
     proptest! {
