@@ -187,7 +187,10 @@ impl Rig {
                     assert!(!self.wiped, "wiped twice");
                     self.wiped = true;
                 }
-                Action::WakeAt(time) => self.wake = Some(*time),
+                Action::WakeAt(time) => {
+                    assert!(*time > self.now, "woken again at once");
+                    self.wake = Some(*time);
+                }
                 Action::Finish(outcome) => {
                     assert!(
                         self.wiped && !self.prompt,
@@ -494,6 +497,32 @@ fn a_missing_device_is_left_to_the_framework_after_the_limit() {
     rig.now = Duration::from_secs(30);
     rig.event(Event::Tick);
     assert_eq!(rig.finished, Some(Outcome::DeviceMissing));
+}
+
+#[test]
+fn a_limit_that_has_passed_wakes_nobody_again() {
+    // A prompt stands for one volume while the device of another is missing.
+    let mut rig = Rig::new(plan(2, 1));
+    rig.event(Event::Device(0, bound(1)));
+    assert_eq!(rig.wake, Some(Duration::from_secs(30)));
+    for seconds in [30, 31, 3600] {
+        rig.now = Duration::from_secs(seconds);
+        rig.event(Event::Tick);
+        assert!(rig.prompt && rig.finished.is_none());
+        assert_eq!(rig.wake, None, "after {seconds} s");
+    }
+    // The same while the one that the boot does not need is being opened.
+    let mut rig = with_optional();
+    rig.event(Event::Device(1, bound(1)));
+    rig.event(Event::Typed);
+    rig.event(Event::Tried(Tried::Right(vec![0, 1])));
+    rig.event(Event::Activated(0, None));
+    assert_eq!(rig.wake, Some(Duration::from_secs(10)));
+    rig.now = Duration::from_secs(10);
+    rig.event(Event::Tick);
+    assert_eq!(rig.wake, None);
+    rig.event(Event::Activated(1, None));
+    assert_eq!(rig.finished, Some(Outcome::Open));
 }
 
 #[test]

@@ -308,7 +308,9 @@ impl Flow {
         } else {
             None
         };
+        // A limit that has passed wakes nobody again: what it means is looked at with every event.
         let limits = device_limit.into_iter().chain(self.optional_limit());
+        let limits = limits.filter(|limit| *limit > now);
         if let Some(wake) = limits.chain(due).min() {
             actions.push(Action::WakeAt(wake));
         }
