@@ -397,6 +397,29 @@ fn only_the_keyslot_that_crypttab_names_is_tried() {
     );
 }
 
+#[test]
+fn the_keyslot_that_crypttab_names_is_tried_whatever_its_priority_but_never_latchkey_s() {
+    let bound = Volume::luks2().bind();
+    let path = bound.volume.path();
+    let own = bound.token.bound.keyslot().unwrap();
+    let slot = bound.volume.add_passphrase("another");
+    bound
+        .volume
+        .forge(|json| json["keyslots"][slot.to_string()]["priority"] = 0.into());
+    let typed = |options: &str, secret: &latchkey_secret::SecretBytes| {
+        check_typed(&entry(options), &Place::attached(path), None, secret)
+    };
+    let wrong = |result| matches!(result, Err(PassphraseError::WrongPassphrase(_)));
+    let chosen = format!("luks,keyslot={slot}");
+    let key = typed(&chosen, &passphrase("another")).unwrap();
+    assert_eq!(key.keyslot(), Some(slot));
+    assert!(wrong(typed("luks", &passphrase("another"))));
+    let secret = bound.secret.0.expose_secret();
+    let mut machine = latchkey_secret::SecretBytes::with_capacity(secret.len()).unwrap();
+    machine.push(secret).unwrap();
+    assert!(wrong(typed(&format!("luks,keyslot={own}"), &machine)));
+}
+
 // Plain dm-crypt
 
 const TWOFISH: &str = "plain,cipher=twofish-xts-plain64,hash=sha512,size=512,offset=8,skip=16";

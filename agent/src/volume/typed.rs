@@ -2,13 +2,13 @@
 //!
 //! Checking and making the mapping are two steps, so that the caller can wipe its credentials in between. Whatever
 //! keyslot the passphrase opens is good: what the binding says only warns here, see [`TypedKey::matches_bound`].
-//! Keyslots of priority `ignore`, as latchkey's own, are left out, as by every other unlocker. A plain volume has no
+//! Keyslots of priority `ignore`, as latchkey's own, are left out, as by every other unlocker, unless crypttab names one. A plain volume has no
 //! keyslot: there a passphrase is right if it gives the volume key that was bound.
 
 use std::path::{Path, PathBuf};
 
 use latchkey_protocol::encoding::Bytes;
-use latchkey_protocol::envelope::{Bound, BoundLuks2, PlainSecret, Token};
+use latchkey_protocol::envelope::{Bound, BoundLuks2, PlainSecret, TOKEN_TYPE, Token};
 use latchkey_secret::{SecretBytes, SecretError, process};
 use libcryptsetup_rs::CryptDevice;
 use nix::errno::Errno;
@@ -352,7 +352,12 @@ impl Attempt<'_> {
         };
         let mut context = header.context().map_err(failed)?;
         let mut problem = None;
-        for slot in self.chosen(usable_keyslots(header.json())) {
+        let usable = match self.only {
+            Some(slot) if is_asked_for(header.json(), slot) => vec![slot],
+            Some(_) => Vec::new(),
+            None => usable_keyslots(header.json()),
+        };
+        for slot in self.chosen(usable) {
             match self.keyslot(&header, &mut context, slot) {
                 Ok(Some(key)) => {
                     return Ok(TypedKey {
@@ -450,6 +455,22 @@ fn is_wrong(error: &CryptError) -> bool {
     error.is(Errno::EPERM) || error.is(Errno::ENOENT)
 }
 
+/// Whether a keyslot that is asked for by its number may be tried: whatever its priority, but never one of latchkey.
+fn is_asked_for(json: &Value, slot: u32) -> bool {
+    let keyslot = &json["keyslots"][slot.to_string()];
+    let is_ignored = keyslot["priority"].as_u64() == Some(PRIORITY_IGNORE);
+    let slot = slot.to_string();
+    let is_ours = || {
+        let tokens = json["tokens"].as_object().into_iter().flatten();
+        let ours = tokens.filter(|(_, token)| token["type"] == TOKEN_TYPE);
+        let mut named =
+            ours.flat_map(|(_, token)| token["keyslots"].as_array().into_iter().flatten());
+        named.any(|named| named.as_str() == Some(&slot))
+    };
+    // A token costs nobody a passphrase: only what no other unlocker takes by itself may be latchkey's.
+    keyslot["type"] == "luks2" && !(is_ignored && is_ours())
+}
+
 /// Keyslots that a passphrase may open, those of priority `prefer` first.
 fn usable_keyslots(json: &Value) -> Vec<u32> {
     let mut slots: Vec<(u64, u32)> = json["keyslots"]
@@ -469,6 +490,7 @@ fn usable_keyslots(json: &Value) -> Vec<u32> {
 
 /// LUKS2's keyslot priorities: 0 ignore, 1 normal, 2 prefer.
 const PRIORITY_NORMAL: u64 = 1;
+const PRIORITY_IGNORE: u64 = 0;
 
 fn is_reencrypting(json: &Value) -> bool {
     let required = !json["config"]["requirements"].is_null();
