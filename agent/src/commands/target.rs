@@ -14,6 +14,7 @@ use crate::volume::header::HeaderError;
 use crate::volume::mapping;
 use crate::volume::place::{HeaderPlace, Kind, Place};
 use crate::volume::source::{Source, SourceError};
+use crate::volume::stack;
 
 /// A volume that a command is about.
 #[derive(Debug, Clone)]
@@ -186,10 +187,12 @@ pub enum OpenedBy {
 }
 
 impl NewLine {
-    /// The fourth field of the line.
-    fn text(&self) -> String {
+    /// The fourth field of the line; `root` is whether root lies on the volume, as far as that can be told.
+    fn text(&self, root: Option<bool>) -> String {
         let chosen = self.options.as_deref().unwrap_or(NEW_OPTIONS);
-        if self.opened_by == OpenedBy::VolumeKey {
+        // Who chose the options chose that too. A boot that nobody told must not wait for a data disk.
+        let is_data = self.options.is_none() && root == Some(false);
+        if self.opened_by == OpenedBy::VolumeKey || is_data {
             with_nofail(chosen)
         } else {
             chosen.to_owned()
@@ -199,7 +202,7 @@ impl NewLine {
     /// Whether `text` is the fourth field that was chosen.
     fn is_chosen(&self, text: &str) -> bool {
         let chosen = self.options.as_deref();
-        chosen.is_none_or(|chosen| text == chosen || text == self.text())
+        chosen.is_none_or(|chosen| text == chosen || text == self.text(None))
     }
 }
 
@@ -255,7 +258,8 @@ impl Target {
             }
             return Ok((Self::find(files, argument, new.name.as_deref())?, None));
         }
-        let options = Options::parse(&new.text());
+        // Neither says anything of where the volume lies.
+        let options = Options::parse(&new.text(None));
         let place = Place::of(&options, device, files.root());
         let target = Self::of_place(place, None)?;
         let open = mapping::mapping_on(&target.device).map(|mapping| mapping.name);
@@ -276,7 +280,7 @@ impl Target {
             "{} {} none {}",
             crypttab::escape(&name),
             crypttab::escape(&source.to_string()),
-            options.text
+            new.text(stack::lies_on(files.root(), Path::new("/"), &[&name]).ok())
         );
         let entry = crypttab::parse(&line).pop();
         let entry = entry
@@ -437,7 +441,7 @@ impl Target {
     }
 }
 
-/// The options of a line that `bind` writes, unless it is told others.
+/// The options of a line that `bind` writes, unless it is told others; `nofail` too where root does not lie on it.
 const NEW_OPTIONS: &str = "luks,initramfs";
 
 /// Whether a crypttab entry means the device with this UUID in its header.
@@ -509,20 +513,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_volume_that_a_key_opens_gets_nofail_and_may_be_bound_again_by_the_same_words() {
+    fn a_new_line_has_nofail_where_the_boot_can_do_without_the_volume() {
         let new = |options: Option<&str>, opened_by| NewLine {
             name: None,
             options: options.map(str::to_owned),
             opened_by,
         };
-        for (options, opened_by, text) in [
-            (Some("plain"), OpenedBy::VolumeKey, "plain,nofail"),
-            (Some("plain,nofail"), OpenedBy::VolumeKey, "plain,nofail"),
-            (Some("plain"), OpenedBy::Passphrase, "plain"),
-            (None, OpenedBy::Passphrase, "luks,initramfs"),
+        use OpenedBy::{Passphrase, VolumeKey};
+        for (options, opened_by, root, text) in [
+            (Some("plain"), VolumeKey, None, "plain,nofail"),
+            (Some("plain,nofail"), VolumeKey, None, "plain,nofail"),
+            (Some("plain"), Passphrase, Some(false), "plain"),
+            (None, Passphrase, Some(true), "luks,initramfs"),
+            (None, Passphrase, None, "luks,initramfs"),
+            (None, Passphrase, Some(false), "luks,initramfs,nofail"),
         ] {
             let new = new(options, opened_by);
-            assert_eq!(new.text(), text);
+            assert_eq!(new.text(root), text);
             assert!(new.is_chosen(text) && new.is_chosen(options.unwrap_or("luks")));
             assert_eq!(new.is_chosen("luks,discard"), options.is_none());
         }
