@@ -40,8 +40,6 @@ pub struct Options {
     pub nofail: bool,
     /// `noauto`: not opened unless something needs it.
     pub noauto: bool,
-    /// `_netdev`: opened once the running system has its network.
-    pub netdev: bool,
     /// `tries=`: attempts at the prompt; 0 is no limit.
     pub tries: Option<u32>,
     /// `timeout=`: how long to prompt; zero is no limit.
@@ -125,9 +123,10 @@ const TABLE: &[(&str, Reading)] = &[
     ("x-initrd.attach", Flag(|o| o.initrd_attach = true)),
     ("nofail", Flag(|o| o.nofail = true)),
     ("noauto", Flag(|o| o.noauto = true)),
-    ("_netdev", Flag(|o| o.netdev = true)),
     ("tries", Value(|o, v| number(&mut o.tries, v))),
     ("timeout", Value(timeout)),
+    // Order at boot: in the initramfs both frameworks open such a volume as any other.
+    ("_netdev", WithoutEffect),
     // Messages, order at boot, how the native prompt behaves.
     ("loud", WithoutEffect),
     ("quiet", WithoutEffect),
@@ -310,7 +309,6 @@ mod tests {
                 initrd_attach: true,
                 nofail: true,
                 noauto: true,
-                netdev: true,
                 tries: Some(0),
                 timeout: Some(Duration::from_secs(120)),
                 other: vec![],
