@@ -44,6 +44,14 @@ fn bound(servers: u8) -> Header {
     Header::Bound(id, envelopes, shown)
 }
 
+/// A volume that only a volume key opens.
+fn by_key() -> Header {
+    match bound(1) {
+        Header::Bound(id, envelopes, shown) => Header::BoundByKey(id, envelopes, shown),
+        other => other,
+    }
+}
+
 /// A flow, the clock, and what the shell around it would know.
 struct Rig {
     flow: Flow,
@@ -56,6 +64,7 @@ struct Rig {
     to_activate: Vec<usize>,
     wiped: bool,
     locked: Vec<bool>,
+    typeable: Vec<bool>,
     appeared: Vec<bool>,
     finished: Option<Outcome>,
     wake: Option<Duration>,
@@ -76,6 +85,7 @@ impl Rig {
             to_activate: Vec::new(),
             wiped: false,
             locked: vec![false; volumes],
+            typeable: vec![true; volumes],
             appeared: vec![false; volumes],
             finished: None,
             wake: None,
@@ -90,14 +100,15 @@ impl Rig {
                 if !std::mem::replace(&mut self.appeared[*volume], true) =>
             {
                 self.locked[*volume] = !matches!(header, Header::NotBound);
+                self.typeable[*volume] = !matches!(header, Header::BoundByKey(..));
             }
             Event::Opened(volume) | Event::Activated(volume, _) => {
                 self.locked[*volume] = false;
                 self.end_opening(*volume);
             }
-            Event::NotOpened(volume, _) | Event::NotActivated(volume, _) => {
-                self.end_opening(*volume)
-            }
+            Event::NotOpened(volume, _)
+            | Event::NotActivated(volume, _)
+            | Event::Left(volume, _) => self.end_opening(*volume),
             Event::Typed => {
                 assert!(self.prompt, "only a prompt gives a passphrase");
                 self.prompt = false;
@@ -145,16 +156,23 @@ impl Rig {
                 }
                 Action::Prompt(volume, _) => {
                     assert!(!self.prompt && !self.trying, "two prompts");
-                    assert!(self.locked[*volume], "a prompt for what is not locked");
+                    assert!(
+                        self.locked[*volume] && self.typeable[*volume],
+                        "a prompt for what no passphrase opens"
+                    );
                     self.prompt = true;
                 }
+                Action::Leave(volume) => self.locked[*volume] = false,
                 Action::EndPrompt => {
                     assert!(self.prompt, "no prompt to end");
                     self.prompt = false;
                 }
                 Action::TryPassphrase(volumes) => {
                     assert!(
-                        volumes.iter().all(|volume| self.locked[*volume]) && !volumes.is_empty()
+                        volumes
+                            .iter()
+                            .all(|volume| self.locked[*volume] && self.typeable[*volume])
+                            && !volumes.is_empty()
                     );
                     self.trying = true;
                 }
@@ -169,7 +187,10 @@ impl Rig {
                     assert!(!self.wiped, "wiped twice");
                     self.wiped = true;
                 }
-                Action::WakeAt(time) => self.wake = Some(*time),
+                Action::WakeAt(time) => {
+                    assert!(*time > self.now, "woken again at once");
+                    self.wake = Some(*time);
+                }
                 Action::Finish(outcome) => {
                     assert!(
                         self.wiped && !self.prompt,
@@ -186,7 +207,9 @@ impl Rig {
     /// What a person at the console may rely on.
     fn check(&self, prompt_possible: bool) {
         let busy = self.trying || self.opening.is_some() || !self.to_activate.is_empty();
-        if self.finished.is_none() && prompt_possible && !busy && self.locked.contains(&true) {
+        let mut volumes = self.locked.iter().zip(&self.typeable);
+        let waits = volumes.any(|(locked, typeable)| *locked && *typeable);
+        if self.finished.is_none() && prompt_possible && !busy && waits {
             assert!(
                 self.prompt,
                 "a locked volume and no prompt; {:#?}",
@@ -404,6 +427,69 @@ fn a_volume_that_is_not_bound_ends_the_flow_at_once() {
 }
 
 #[test]
+fn a_volume_that_is_left_alone_is_said_and_ends_the_flow() {
+    let mut rig = Rig::new(plan(1, 1));
+    let actions = rig.event(Event::Device(0, Header::LeftAlone("no envelope".into())));
+    assert!(actions.contains(&Action::Leave(0)));
+    Rig::expect(
+        &actions,
+        |action| matches!(action, Action::Say(line) if line.contains("'crypt0'") && line.contains("no envelope")),
+    );
+    assert_eq!(rig.finished, Some(Outcome::NothingBound));
+}
+
+#[test]
+fn what_a_passphrase_opens_to_noise_is_left_and_not_prompted_for_again() {
+    let mut rig = Rig::ready();
+    rig.event(Event::Typed);
+    rig.event(Event::Tried(Tried::Right(vec![0])));
+    let actions = rig.event(Event::Left(0, "noise".into()));
+    assert!(actions.contains(&Action::Leave(0)) && !rig.prompt);
+    assert_eq!(rig.finished, Some(Outcome::NothingBound));
+}
+
+#[test]
+fn what_only_a_volume_key_opens_is_never_prompted_for() {
+    let mut rig = Rig::new(plan(2, 1));
+    rig.event(Event::Device(0, by_key()));
+    assert!(!rig.prompt);
+    rig.event(Event::Device(1, bound(1)));
+    assert!(rig.prompt);
+    let actions = rig.event(Event::Typed);
+    assert!(actions.contains(&Action::TryPassphrase(vec![1])));
+    // A typed passphrase wipes the credentials: no key server opens the other one any more.
+    let actions = rig.event(Event::Tried(Tried::Right(vec![1])));
+    assert!(actions.contains(&Action::Leave(0)));
+    rig.event(Event::Activated(1, None));
+    assert_eq!(rig.finished, Some(Outcome::Open));
+}
+
+#[test]
+fn what_only_a_volume_key_opens_is_left_once_no_key_server_can() {
+    let mut rig = Rig::new(plan(1, 1));
+    rig.event(Event::Device(0, by_key()));
+    rig.event(Event::NetworkUp);
+    let actions = rig.answer(Answer::Verdicts(vec![(0, Verdict::Destroyed)]));
+    assert!(actions.contains(&Action::Leave(0)));
+    assert_eq!(rig.finished, Some(Outcome::NothingBound));
+
+    let mut rig = Rig::new(Plan {
+        only_prompt: Some("it was asked for".into()),
+        ..plan(1, 1)
+    });
+    rig.event(Event::Device(0, by_key()));
+    assert_eq!(rig.finished, Some(Outcome::NothingBound));
+
+    let mut rig = Rig::new(plan(1, 1));
+    rig.event(Event::Device(0, by_key()));
+    rig.event(Event::NetworkUp);
+    rig.answer(Answer::Verdicts(vec![(0, Verdict::Released)]));
+    assert_eq!(rig.finished, None);
+    rig.event(Event::NotOpened(0, Refusal::Gate("another device".into())));
+    assert_eq!(rig.finished, Some(Outcome::NothingBound));
+}
+
+#[test]
 fn a_missing_device_is_left_to_the_framework_after_the_limit() {
     let mut rig = Rig::new(plan(1, 1));
     assert!(rig.log.contains(&Action::WaitForDevices(true)) && !rig.prompt);
@@ -411,6 +497,32 @@ fn a_missing_device_is_left_to_the_framework_after_the_limit() {
     rig.now = Duration::from_secs(30);
     rig.event(Event::Tick);
     assert_eq!(rig.finished, Some(Outcome::DeviceMissing));
+}
+
+#[test]
+fn a_limit_that_has_passed_wakes_nobody_again() {
+    // A prompt stands for one volume while the device of another is missing.
+    let mut rig = Rig::new(plan(2, 1));
+    rig.event(Event::Device(0, bound(1)));
+    assert_eq!(rig.wake, Some(Duration::from_secs(30)));
+    for seconds in [30, 31, 3600] {
+        rig.now = Duration::from_secs(seconds);
+        rig.event(Event::Tick);
+        assert!(rig.prompt && rig.finished.is_none());
+        assert_eq!(rig.wake, None, "after {seconds} s");
+    }
+    // The same while the one that the boot does not need is being opened.
+    let mut rig = with_optional();
+    rig.event(Event::Device(1, bound(1)));
+    rig.event(Event::Typed);
+    rig.event(Event::Tried(Tried::Right(vec![0, 1])));
+    rig.event(Event::Activated(0, None));
+    assert_eq!(rig.wake, Some(Duration::from_secs(10)));
+    rig.now = Duration::from_secs(10);
+    rig.event(Event::Tick);
+    assert_eq!(rig.wake, None);
+    rig.event(Event::Activated(1, None));
+    assert_eq!(rig.finished, Some(Outcome::Open));
 }
 
 #[test]
@@ -507,9 +619,11 @@ fn step(rig: &mut Rig, choice: u16, prompt_possible: &mut bool) {
         }
         1 => Event::NetworkUp,
         2 => Event::NetworkTrouble("no link".into()),
-        3 | 4 => match detail % 5 {
+        3 | 4 => match detail % 7 {
             0 => Event::Device(volume, Header::NotBound),
             1 => Event::Device(volume, Header::Unusable("broken token".into())),
+            2 => Event::Device(volume, by_key()),
+            3 => Event::Device(volume, Header::LeftAlone("no envelope".into())),
             _ => Event::Device(volume, bound(2)),
         },
         5..=8 => {
@@ -554,6 +668,7 @@ fn step(rig: &mut Rig, choice: u16, prompt_possible: &mut bool) {
             },
             (None, Some(&volume)) => match detail % 3 {
                 0 => Event::NotActivated(volume, "busy".into()),
+                1 => Event::Left(volume, "noise".into()),
                 _ => Event::Activated(
                     volume,
                     detail

@@ -24,6 +24,7 @@ main()
 	only_the_files_of_the_boot
 	where_headers_cannot_be_read_the_image_does_not_say_what_is_bound
 	files_of_volumes_are_for_root_alone
+	a_file_of_a_volume_that_cannot_be_copied_is_no_reason_to_fail
 	the_image_of_a_crash_kernel_is_left_alone
 	a_half_removed_latchkey_is_no_reason_to_fail
 	the_image_says_when_it_was_built
@@ -112,6 +113,27 @@ files_of_volumes_are_for_root_alone()
 600 ./etc/latchkey/envelopes/words and more.json"
 	expect "$(cat "$image$root/etc/keys/data.header")" header
 	expect_output "is no file of a volume"
+}
+
+a_file_of_a_volume_that_cannot_be_copied_is_no_reason_to_fail()
+{
+	machine
+	mkdir -p "$root/etc/latchkey/envelopes" "$root/etc/keys"
+	echo envelope >"$root/etc/latchkey/envelopes/words.json"
+	cat >"$root/usr/bin/latchkey" <<-END
+		#!/bin/sh
+		[ "\$1" = image-files ] || exit 0
+		echo "latchkey: warning: a header is not there" >&2
+		echo '$root/etc/keys'
+		echo '$root/etc/keys/gone.header'
+		echo '$root/etc/latchkey/envelopes/words.json'
+	END
+	run_hook
+	expect "$status" 0
+	[ ! -e "$image$root/etc/keys/gone.header" ] || wrong "an empty header in the image"
+	[ -s "$image$root/etc/latchkey/envelopes/words.json" ] || wrong "the envelope after it is left out"
+	expect_output "a header is not there"
+	expect_output "'$root/etc/keys/gone.header' is not in the image"
 }
 
 the_image_of_a_crash_kernel_is_left_alone()

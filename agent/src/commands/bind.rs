@@ -20,7 +20,7 @@ use super::initramfs::{self, Rebuild};
 use super::journal::Journal;
 use super::service;
 use super::shares::{self, Registered};
-use super::target::{NewLine, Target};
+use super::target::{NewLine, OpenedBy, Target};
 use crate::failure::chain;
 use crate::files::{Files, Role};
 use crate::network::record;
@@ -73,6 +73,10 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
     let new = NewLine {
         name: arguments.name.clone(),
         options: arguments.options.clone(),
+        opened_by: match arguments.volume_key_file {
+            Some(_) => OpenedBy::VolumeKey,
+            None => OpenedBy::Passphrase,
+        },
     };
     let (mut target, mut line) = Target::find_or_new(files, &arguments.device, &new)?;
     target.entry(files, arguments.name.as_deref())?;
@@ -81,6 +85,9 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
         (target, line) = Target::find_or_new(files, &arguments.device, &new)?;
     }
     let entry = target.entry(files, arguments.name.as_deref())?;
+    if new.opened_by == OpenedBy::VolumeKey && !entry.options.nofail {
+        return Err(BindError::NoFail(entry.name));
+    }
     warn_unless_opened_early(&entry);
     check_unbound(files, &target, &servers)?;
     let enrolment = Enrolment::prepare(&target, &entry, arguments)?;
@@ -388,6 +395,9 @@ fn summarise(target: &Target, entry: &Entry, binding: &Binding) {
     }
     if let Some((line, backup)) = &binding.line {
         log::info!("this line was added to /etc/crypttab:\n{line}");
+        if entry.options.nofail {
+            log::info!("'nofail': the boot goes on without this volume if nothing opens it");
+        }
         if let Some(backup) = backup {
             log::info!("the file from before is '{}'", backup.display());
         }

@@ -1,9 +1,13 @@
 //! The volume that a command is about: a device and its line in crypttab, which together say of which kind it is.
 
+mod new_line;
+
 use std::path::{Path, PathBuf};
 
 use latchkey_protocol::encoding::hex;
 use sha2::{Digest, Sha256};
+
+pub use new_line::{NewLine, OpenedBy};
 
 use crate::files::{self, Files, FilesError};
 use crate::volume::crypttab::{self, Entry, Key, Options};
@@ -14,6 +18,7 @@ use crate::volume::header::HeaderError;
 use crate::volume::mapping;
 use crate::volume::place::{HeaderPlace, Kind, Place};
 use crate::volume::source::{Source, SourceError};
+use crate::volume::stack;
 
 /// A volume that a command is about.
 #[derive(Debug, Clone)]
@@ -164,15 +169,6 @@ pub enum TargetError {
     KeyScript(String),
 }
 
-/// A line of crypttab that `bind` is to write where there is none.
-#[derive(Debug, Clone, Default)]
-pub struct NewLine {
-    /// The mapping's name, if it is chosen.
-    pub name: Option<String>,
-    /// The fourth field, if it is chosen.
-    pub options: Option<String>,
-}
-
 impl Target {
     /// The volume that `argument` means: a device, an image file, a mapping or a mount point. Which kind it is, its
     /// line in crypttab says (`name` chooses among several), else the device itself.
@@ -208,8 +204,7 @@ impl Target {
     ) -> Result<(Self, Option<String>), TargetError> {
         let (device, entries) = Self::entries(files, argument)?;
         if !entries.is_empty() {
-            let other = |options: &String| entries.iter().all(|e| e.options.text != *options);
-            if new.options.as_ref().is_some_and(other) {
+            if !entries.iter().any(|e| new.is_chosen(&e.options.text)) {
                 return Err(TargetError::Present {
                     device,
                     name: entries[0].name.clone(),
@@ -218,7 +213,8 @@ impl Target {
             }
             return Ok((Self::find(files, argument, new.name.as_deref())?, None));
         }
-        let options = Options::parse(new.options.as_deref().unwrap_or(NEW_OPTIONS));
+        // Neither says anything of where the volume lies.
+        let options = Options::parse(&new.text(None));
         let place = Place::of(&options, device, files.root());
         let target = Self::of_place(place, None)?;
         let open = mapping::mapping_on(&target.device).map(|mapping| mapping.name);
@@ -239,7 +235,7 @@ impl Target {
             "{} {} none {}",
             crypttab::escape(&name),
             crypttab::escape(&source.to_string()),
-            options.text
+            new.text(stack::lies_on(files.root(), Path::new("/"), &[&name]).ok())
         );
         let entry = crypttab::parse(&line).pop();
         let entry = entry
@@ -399,9 +395,6 @@ impl Target {
         Ok((device, entries))
     }
 }
-
-/// The options of a line that `bind` writes, unless it is told others.
-const NEW_OPTIONS: &str = "luks,initramfs";
 
 /// Whether a crypttab entry means the device with this UUID in its header.
 fn is_meant(entry: &Entry, device: &Path, luks_uuid: Option<&str>, files: &Files) -> bool {

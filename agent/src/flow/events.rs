@@ -63,6 +63,8 @@ pub enum Event {
     Activated(VolumeIndex, Option<String>),
     /// [`Action::Activate`] failed: why.
     NotActivated(VolumeIndex, String),
+    /// [`Action::Activate`] found something that the native unlocker has to decide: what.
+    Left(VolumeIndex, String),
     /// The boot goes on without us.
     Stop,
 }
@@ -74,6 +76,10 @@ pub enum Header {
     NotBound,
     /// Its name at the key servers, the envelopes of its token, and what the shell shows of it to the key servers.
     Bound(VolumeId, Vec<(ServerId, Generation)>, Shown),
+    /// The same of a volume that only a volume key opens: no passphrase ever does.
+    BoundByKey(VolumeId, Vec<(ServerId, Generation)>, Shown),
+    /// It was bound once, but neither a key server nor a prompt of ours could open it now: why. The native unlocker may.
+    LeftAlone(String),
     /// It carries a token, but nothing can be opened automatically: why.
     Unusable(String),
 }
@@ -179,6 +185,8 @@ pub enum Action {
     CancelAsk,
     /// Open a volume with the share that this server released, through the gate.
     Open(VolumeIndex, ServerIndex),
+    /// The native unlocker need not wait for this volume any more: we can do nothing for it.
+    Leave(VolumeIndex),
     /// Prompt for this volume's passphrase; so many were wrong before.
     Prompt(VolumeIndex, u32),
     /// Take the prompt away.

@@ -5,7 +5,7 @@
 //! volumes is here, and nothing that waits: time is a number in each event, secrets stay with the shell, which
 //! carries the actions out (`unlock`). What must always hold:
 //!
-//! - the prompt stands whenever a bound volume is locked and no passphrase is being tried;
+//! - the prompt stands whenever a bound volume that a passphrase can open is locked and none is being tried;
 //! - credentials are wiped before a mapping is made of a typed passphrase, and before the flow ends;
 //! - a mapping is made of one thing at a time, so the first success wins;
 //! - whatever a key server says, the prompt stays;
@@ -135,6 +135,7 @@ impl Flow {
                 )));
                 volume.state = State::Locked;
             }
+            Event::Left(index, why) => self.volumes[index].leave(index, &why, &mut actions),
             Event::Stop => {
                 self.finish(Outcome::Stopped, &mut actions);
                 return actions;
@@ -150,10 +151,13 @@ impl Flow {
             return;
         }
         volume.state = State::Locked;
+        let by_key = matches!(header, Header::BoundByKey(..));
         match header {
             Header::NotBound => volume.state = State::NotBound,
             Header::Unusable(why) => volume.refuse(why, actions),
-            Header::Bound(id, envelopes, _) => {
+            Header::LeftAlone(why) => volume.leave(index, &why, actions),
+            Header::Bound(id, envelopes, _) | Header::BoundByKey(id, envelopes, _) => {
+                volume.typeable = !by_key;
                 volume.id = Some(id);
                 volume.envelopes = envelopes
                     .into_iter()
@@ -239,7 +243,7 @@ impl Flow {
     }
 
     fn typed(&mut self, actions: &mut Vec<Action>) {
-        let locked: Vec<_> = self.indices(|volume| volume.is_locked());
+        let locked: Vec<_> = self.indices(Volume::waits_for_a_passphrase);
         if locked.is_empty() {
             self.prompt = Prompt::Absent;
         } else {
@@ -278,6 +282,7 @@ impl Flow {
 
     /// Everything that follows from the state as it now is.
     fn advance(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        self.leave_what_no_passphrase_opens(actions);
         if self.needed_done.is_none() && self.needed().all(Volume::is_done) {
             self.needed_done = Some(now);
         }
@@ -303,9 +308,25 @@ impl Flow {
         } else {
             None
         };
+        // A limit that has passed wakes nobody again: what it means is looked at with every event.
         let limits = device_limit.into_iter().chain(self.optional_limit());
+        let limits = limits.filter(|limit| *limit > now);
         if let Some(wake) = limits.chain(due).min() {
             actions.push(Action::WakeAt(wake));
+        }
+    }
+
+    /// What only a volume key opens is the native unlocker's, once no key server can open it any more in this boot.
+    fn leave_what_no_passphrase_opens(&mut self, actions: &mut Vec<Action>) {
+        for (index, volume) in self.volumes.iter_mut().enumerate() {
+            let is_over = volume.refused.is_some() || !self.credentials;
+            if volume.is_locked() && !volume.typeable && is_over {
+                volume.leave(
+                    index,
+                    "no passphrase opens it, only its volume key",
+                    actions,
+                );
+            }
         }
     }
 
@@ -424,7 +445,7 @@ impl Flow {
         let opening = self.volumes.iter().any(Volume::is_opening);
         if self.prompt == Prompt::Absent
             && !opening
-            && let Some(index) = self.volumes.iter().position(Volume::is_locked)
+            && let Some(index) = self.volumes.iter().position(Volume::waits_for_a_passphrase)
         {
             self.prompt = Prompt::Shown(index);
             actions.push(Action::Prompt(index, self.wrong));

@@ -2,7 +2,7 @@
 
 use latchkey_protocol::{Generation, VolumeId};
 
-use super::events::{Action, ServerIndex};
+use super::events::{Action, ServerIndex, VolumeIndex};
 
 #[derive(Debug)]
 pub(super) struct Volume {
@@ -10,6 +10,8 @@ pub(super) struct Volume {
     /// Whether the boot goes on without it.
     pub(super) optional: bool,
     pub(super) state: State,
+    /// Whether a passphrase can open it.
+    pub(super) typeable: bool,
     /// Its name at the key servers, if it is bound.
     pub(super) id: Option<VolumeId>,
     /// What its token offers, while it may still be opened automatically.
@@ -36,6 +38,7 @@ impl Volume {
             name,
             optional: false,
             state: State::Missing,
+            typeable: true,
             id: None,
             envelopes: Vec::new(),
             released: Vec::new(),
@@ -52,6 +55,19 @@ impl Volume {
         self.refused = Some(why);
     }
 
+    /// It becomes the native unlocker's.
+    pub(super) fn leave(&mut self, index: VolumeIndex, why: &str, actions: &mut Vec<Action>) {
+        actions.extend([
+            Action::Say(format!(
+                "'{}' is left to the boot framework: {why}",
+                self.name
+            )),
+            Action::Leave(index),
+        ]);
+        self.released.clear();
+        self.state = State::NotBound;
+    }
+
     /// Nothing more is to be done for it.
     pub(super) fn is_done(&self) -> bool {
         matches!(self.state, State::Open | State::NotBound)
@@ -63,6 +79,11 @@ impl Volume {
 
     pub(super) fn is_locked(&self) -> bool {
         self.state == State::Locked
+    }
+
+    /// A prompt is worth while.
+    pub(super) fn waits_for_a_passphrase(&self) -> bool {
+        self.is_locked() && self.typeable
     }
 
     pub(super) fn is_opening(&self) -> bool {

@@ -13,6 +13,7 @@ use super::runtime::Runtime;
 use crate::failure::chain;
 use crate::files::Files;
 use crate::network;
+use crate::volume::plain;
 
 /// How long an agent may take to leave in order.
 const LEAVE_LIMIT: Duration = Duration::from_secs(5);
@@ -22,7 +23,7 @@ const WIPE_LIMIT: Duration = Duration::from_secs(5);
 const NETWORK_LIMIT: Duration = Duration::from_secs(5);
 
 /// Ends an agent that lives, sees its memory wiped, ends prompts whose agent was killed, takes back the network,
-/// wipes the boot keys.
+/// wipes the boot keys, closes the mapping through which a killed agent looked into a plain volume.
 pub fn run(files: &Files) {
     if let Some(agent) = Runtime::of(files).agent() {
         log::warn!("ending an agent that is still there ({agent})");
@@ -32,6 +33,7 @@ pub fn run(files: &Files) {
         wait_for(guardian);
     }
     credentials::wipe_files(files);
+    plain::close_left_over();
     prompt::end_left_over();
     take_network_back(files);
 }

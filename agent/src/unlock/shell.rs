@@ -188,7 +188,11 @@ impl Shell {
         else {
             return;
         };
-        if let Err(error) = self.runtime.hand_over(&self.entries[*volume].name) {
+        self.leave(*volume);
+    }
+
+    fn leave(&self, volume: VolumeIndex) {
+        if let Err(error) = self.runtime.hand_over(&self.entries[volume].name) {
             log::warn!("{}", chain(&error)); // it waits until we have gone
         }
     }
@@ -223,7 +227,7 @@ impl Shell {
             }
             let entry = &self.entries[index];
             let header_is_missing = || {
-                let header = entry.options.header.as_ref();
+                let header = entry.options.header_device();
                 header.is_some_and(|header| !header.exists())
             };
             match entry.source.resolve() {
@@ -337,6 +341,7 @@ impl Shell {
                     }
                 }
                 Action::Open(volume, server) => self.open(volume, server),
+                Action::Leave(volume) => self.leave(volume),
                 Action::Prompt(volume, wrong) => self.show_prompt(volume, wrong),
                 Action::EndPrompt => self.end_prompt().await,
                 Action::TryPassphrase(volumes) => {

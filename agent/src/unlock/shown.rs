@@ -16,7 +16,11 @@ pub struct Headers(BTreeMap<VolumeId, Shown>);
 impl Headers {
     /// Keeps what the event of a device that appeared tells.
     pub fn note(&mut self, event: &Event) {
-        if let Event::Device(_, Header::Bound(volume, _, shown)) = event {
+        if let Event::Device(
+            _,
+            Header::Bound(volume, _, shown) | Header::BoundByKey(volume, _, shown),
+        ) = event
+        {
             self.0.insert(*volume, shown.clone());
         }
     }

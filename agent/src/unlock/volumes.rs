@@ -285,6 +285,14 @@ mod tests {
     }
 
     #[test]
+    fn netdev_changes_nothing_in_the_initramfs_as_in_those_of_the_frameworks() {
+        let line = format!("a UUID={A} none luks,_netdev\n");
+        for crypttab in ["cryptroot/crypttab", "etc/crypttab"] {
+            assert_eq!(boot(&[(crypttab, line.as_str())], ""), volumes(&[("a", A)]));
+        }
+    }
+
+    #[test]
     fn what_is_formatted_whenever_it_is_opened_is_left_alone() {
         let line = format!("a UUID={A} none luks,swap\nb UUID={B} none luks,tmp=ext4\n");
         assert_eq!(boot(&[("cryptroot/crypttab", line.as_str())], ""), []);

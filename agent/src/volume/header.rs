@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use libcryptsetup_rs::consts::vals::EncryptionFormat;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use super::context::{self, CryptError};
 
@@ -24,6 +26,10 @@ const METADATA_SIZES: [u64; 9] = [
 ];
 /// Bytes of the binary header in front of each JSON area.
 const BINARY: usize = 4096;
+/// Where the name of the checksum's hash, the UUID and the checksum stand in a binary header.
+const CHECKSUM_NAME: Range<usize> = 72..104;
+const UUID: Range<usize> = 168..208;
+const CHECKSUM: Range<usize> = 448..512;
 /// The largest header that libcryptsetup makes: two metadata areas of 4 MiB and 128 MiB of keyslots. The copy
 /// has that length and is sparse.
 const HEADER_LIMIT: u64 = 136 << 20;
@@ -63,6 +69,12 @@ pub enum HeaderError {
     /// There is no LUKS1 header.
     #[error("'{0}' has no LUKS1 header")]
     NotLuks1(PathBuf),
+    /// Only the second copy of a LUKS2 header is left.
+    #[error(
+        "something else was written over the beginning of the LUKS2 header of '{0}', so nothing is written to it\n\
+         if the disk was not formatted anew, 'cryptsetup repair' brings the header back from its second copy"
+    )]
+    NoPrimary(PathBuf),
     /// There is no memory for the copy.
     #[error("failed to copy the header into memory")]
     Memory(#[source] io::Error),
@@ -223,6 +235,52 @@ impl HeaderCopy {
         let inside = offset >= start && offset.checked_add(size)? <= end;
         (inside && (1..=AREA_LIMIT).contains(&size)).then_some((offset, size))
     }
+}
+
+/// Refuses a device that does not begin with its LUKS2 header.
+///
+/// A context of libcryptsetup on the device itself writes the first copy anew from the second as soon as it is loaded.
+/// That is right after a power cut in the middle of a write, but the second copy may be all that is left of a volume that
+/// something else was written over.
+///
+/// # Errors
+/// `Read`, `NoPrimary`.
+pub fn require_primary(device: &Path) -> Result<(), HeaderError> {
+    let unreadable = |source| HeaderError::Read {
+        device: device.to_owned(),
+        source,
+    };
+    let none = || HeaderError::NoPrimary(device.to_owned());
+    let source = File::open(device).map_err(unreadable)?;
+    let mut copies = vec![0; BINARY];
+    source.read_exact_at(&mut copies, 0).map_err(unreadable)?;
+    let size = primary_size(&copies).ok_or_else(none)?;
+    read_rest(&source, &mut copies, 2 * size).map_err(unreadable)?;
+    let (primary, secondary) = copies.split_at(copies.len() / 2);
+    if is_whole(primary) || is_torn(primary, secondary) {
+        Ok(())
+    } else {
+        Err(none())
+    }
+}
+
+/// Whether a copy has the checksum that is written in it. libcryptsetup makes no other than SHA-256.
+fn is_whole(copy: &[u8]) -> bool {
+    let mut digest = Sha256::new();
+    digest.update(&copy[..CHECKSUM.start]);
+    digest.update([0; CHECKSUM.end - CHECKSUM.start]);
+    digest.update(&copy[CHECKSUM.end..]);
+    copy[CHECKSUM_NAME].starts_with(b"sha256\0") && copy[CHECKSUM].starts_with(&digest.finalize())
+}
+
+/// Whether a first copy is a mixture of two writes of the header that the second copy is of, with nothing foreign in it:
+/// the same UUID, zeros where the binary header has them, and text or zeros where the JSON stands.
+fn is_torn(primary: &[u8], secondary: &[u8]) -> bool {
+    let is_text = |byte: &u8| matches!(*byte, 0 | b' '..=b'~');
+    secondary.starts_with(MAGIC_SECONDARY)
+        && primary[UUID] == secondary[UUID]
+        && primary[CHECKSUM.end..BINARY].iter().all(|byte| *byte == 0)
+        && primary[BINARY..].iter().all(is_text)
 }
 
 /// The size of one metadata area, if the primary header is one of LUKS2.

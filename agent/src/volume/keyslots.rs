@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use super::context::{self, CryptError};
 use super::gate::{self, GateError, Position};
-use super::header::{HeaderCopy, HeaderError};
+use super::header::{self, HeaderCopy, HeaderError};
 use super::luks1::{self, Luks1Copy};
 use super::open::{self, KeyError};
 use super::tokens;
@@ -146,6 +146,14 @@ impl AnyHeader {
         match self {
             Self::Luks2(_) => EncryptionFormat::Luks2,
             Self::Luks1(_) => EncryptionFormat::Luks1,
+        }
+    }
+
+    /// Refuses to write where only the second copy of a LUKS2 header is left.
+    fn require_whole(&self, device: &Path) -> Result<(), HeaderError> {
+        match self {
+            Self::Luks2(_) => header::require_primary(device),
+            Self::Luks1(_) => Ok(()),
         }
     }
 
@@ -285,6 +293,7 @@ pub fn add_keyslot(
         source,
     };
     let header = AnyHeader::read(device)?;
+    header.require_whole(device)?;
     let mut context = header.writer(device).map_err(failed)?;
     if list(device)?.iter().any(|keyslot| keyslot.slot == slot) {
         return Err(KeyslotError::NoFreeKeyslot(device.to_owned()));
@@ -354,7 +363,9 @@ pub fn destroy_keyslot(
         slot,
         source,
     };
-    let mut context = AnyHeader::read(device)?.writer(device).map_err(failed)?;
+    let header = AnyHeader::read(device)?;
+    header.require_whole(device)?;
+    let mut context = header.writer(device).map_err(failed)?;
     context
         .keyslot_handle()
         .destroy(slot)

@@ -397,6 +397,29 @@ fn only_the_keyslot_that_crypttab_names_is_tried() {
     );
 }
 
+#[test]
+fn the_keyslot_that_crypttab_names_is_tried_whatever_its_priority_but_never_latchkey_s() {
+    let bound = Volume::luks2().bind();
+    let path = bound.volume.path();
+    let own = bound.token.bound.keyslot().unwrap();
+    let slot = bound.volume.add_passphrase("another");
+    bound
+        .volume
+        .forge(|json| json["keyslots"][slot.to_string()]["priority"] = 0.into());
+    let typed = |options: &str, secret: &latchkey_secret::SecretBytes| {
+        check_typed(&entry(options), &Place::attached(path), None, secret)
+    };
+    let wrong = |result| matches!(result, Err(PassphraseError::WrongPassphrase(_)));
+    let chosen = format!("luks,keyslot={slot}");
+    let key = typed(&chosen, &passphrase("another")).unwrap();
+    assert_eq!(key.keyslot(), Some(slot));
+    assert!(wrong(typed("luks", &passphrase("another"))));
+    let secret = bound.secret.0.expose_secret();
+    let mut machine = latchkey_secret::SecretBytes::with_capacity(secret.len()).unwrap();
+    machine.push(secret).unwrap();
+    assert!(wrong(typed(&format!("luks,keyslot={own}"), &machine)));
+}
+
 // Plain dm-crypt
 
 const TWOFISH: &str = "plain,cipher=twofish-xts-plain64,hash=sha512,size=512,offset=8,skip=16";
@@ -601,6 +624,26 @@ fn a_plain_volume_that_crypttab_would_open_otherwise_is_refused() {
         bound.entry = entry(incomplete);
         let error = bound.check().unwrap_err();
         assert!(error.to_string().contains("hash="), "{error}");
+    }
+}
+
+#[test]
+fn a_typed_passphrase_does_not_open_a_plain_volume_otherwise_than_crypttab_says() {
+    let mut bound = Plain::bound(TWOFISH, PlainSecret::Passphrase, PASSPHRASE.as_bytes());
+    for (from, to) in [
+        ("offset=8", "offset=0"),
+        ("skip=16", "skip=17"),
+        (",size=512", ""),
+    ] {
+        bound.entry = entry(&TWOFISH.replace(from, to));
+        let error = check_typed(
+            &bound.entry,
+            &bound.place(),
+            Some(&bound.token),
+            &passphrase(PASSPHRASE),
+        )
+        .unwrap_err();
+        assert!(matches!(error, PassphraseError::Settings { .. }), "{error}");
     }
 }
 

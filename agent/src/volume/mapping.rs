@@ -44,6 +44,17 @@ pub fn name_is_taken(name: &str) -> bool {
         .any(|device| read(&device.join("dm/name")).as_deref() == Some(name))
 }
 
+/// The plain mappings whose name begins with `prefix`, seen from another root directory. device-mapper's UUID must say
+/// the same: a name alone can be given to anything.
+pub(crate) fn named_by_us(root: &Path, prefix: &str) -> Vec<String> {
+    let is_ours = |device: &PathBuf| {
+        let name = read(&device.join("dm/name")).filter(|name| name.starts_with(prefix))?;
+        let uuid = read(&device.join("dm/uuid"))?;
+        (uuid.strip_prefix("CRYPT-PLAIN-") == Some(&name)).then_some(name)
+    };
+    devices(root).iter().filter_map(is_ours).collect()
+}
+
 /// Takes the mapping called `name` down.
 ///
 /// # Errors
@@ -137,6 +148,26 @@ mod tests {
                 .map(|(format, uuid)| (format.as_str(), uuid.as_deref()));
             assert_eq!(parsed, expected, "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_ours_is_told_by_name_and_uuid() {
+        let root = tempfile::tempdir().unwrap();
+        for (kernel, name, uuid) in [
+            ("dm-0", "latchkey-look-01", "CRYPT-PLAIN-latchkey-look-01"),
+            ("dm-1", "latchkey-look-02", "LVM-x"),
+            ("dm-2", "latchkey-look-03", "CRYPT-PLAIN-other"),
+            ("dm-3", "root", "CRYPT-PLAIN-root"),
+        ] {
+            let at = root.path().join("sys/class/block").join(kernel).join("dm");
+            fs::create_dir_all(&at).unwrap();
+            fs::write(at.join("name"), format!("{name}\n")).unwrap();
+            fs::write(at.join("uuid"), format!("{uuid}\n")).unwrap();
+        }
+        assert_eq!(
+            named_by_us(root.path(), "latchkey-look-"),
+            ["latchkey-look-01"]
+        );
     }
 
     #[test]

@@ -8,23 +8,33 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use latchkey_protocol::encoding::{Bytes, hex};
 use latchkey_protocol::envelope::{BoundPlain, MachineSecret, PlainSecret};
 use latchkey_secret::{SecretBytes, SecretError, process};
-use libcryptsetup_rs::consts::flags::{CryptActivate, CryptDeactivate};
+use libcryptsetup_rs::consts::flags::CryptActivate;
 use libcryptsetup_rs::consts::vals::EncryptionFormat;
 use libcryptsetup_rs::{CryptDevice, CryptParamsPlain, CryptParamsPlainRef, Either};
+use nix::errno::Errno;
+use zeroize::Zeroizing;
 
 use super::context::{self, CryptError};
 use super::crypttab::PlainOptions;
 use super::gate::{self, GateError};
+use super::mapping;
 use super::open::{KeyError, VOLUME_KEY_LIMIT};
 use super::signature;
 
 /// The word for "no hash" of cryptsetup(8).
 pub const NO_HASH: &str = "plain";
 const SECTOR: u64 = 512;
+/// What the names of the mappings that are looked through begin with.
+const LOOK: &str = "latchkey-look-";
+/// How often such a mapping is tried to be closed, and how long to wait in between.
+const CLOSE_TRIES: u32 = 20;
+const CLOSE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Everything that makes a plain mapping but its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -220,6 +230,16 @@ impl Settings {
     }
 }
 
+/// What crypttab says of a plain volume, if that is what was bound; else the first difference, for people.
+///
+/// # Errors
+/// What is missing in crypttab, or says something else.
+pub fn settings_as_bound(options: &PlainOptions, bound: &BoundPlain) -> Result<Settings, String> {
+    let settings = Settings::of(options).map_err(|error| error.to_string())?;
+    settings.check(bound).map_err(|error| error.to_string())?;
+    Ok(settings)
+}
+
 impl From<&BoundPlain> for Settings {
     fn from(bound: &BoundPlain) -> Self {
         Self {
@@ -277,10 +297,11 @@ pub(crate) fn content(
     context: &mut CryptDevice,
     key: &SecretBytes,
 ) -> Result<&'static str, ContentError> {
+    close_left_over();
     let mut random = [0; 4];
     getrandom::fill(&mut random)
         .map_err(|error| ContentError::Read(io::Error::other(error.to_string())))?;
-    let name = format!("latchkey-look-{}", hex(&random));
+    let name = format!("{LOOK}{}", hex(&random));
     let flags = CryptActivate::READONLY | CryptActivate::PRIVATE | CryptActivate::SHARED;
     let mapped = context.activate_handle().activate_by_volume_key(
         Some(&name),
@@ -290,16 +311,38 @@ pub(crate) fn content(
     process::wipe_stack();
     mapped.map_err(CryptError::from)?;
     let bytes = beginning(&Path::new("/dev/mapper").join(&name));
-    let closed = context
-        .activate_handle()
-        .deactivate(&name, CryptDeactivate::empty());
+    let closed = close(&name);
     let found = signature::of(&bytes.map_err(ContentError::Read)?);
-    closed.map_err(CryptError::from)?;
+    closed?;
     found.ok_or(ContentError::Unknown)
 }
 
-fn beginning(device: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(signature::LENGTH);
+/// Closes what a look left that was killed: it holds the volume key, and the device.
+pub(crate) fn close_left_over() {
+    for name in mapping::named_by_us(Path::new("/"), LOOK) {
+        if let Err(error) = close(&name) {
+            log::warn!("failed to close '{name}', which an earlier look left: {error}");
+        }
+    }
+}
+
+/// Takes the mapping of a look down; somebody, such as udev, may hold it open for a moment.
+fn close(name: &str) -> Result<(), CryptError> {
+    let mut closed = mapping::close(name);
+    for _ in 1..CLOSE_TRIES {
+        match &closed {
+            Err(error) if error.is(Errno::EBUSY) => thread::sleep(CLOSE_PAUSE),
+            _ => break,
+        }
+        closed = mapping::close(name);
+    }
+    closed
+}
+
+/// Wiped when it is dropped: it is content of the volume.
+fn beginning(device: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+    // Of its full length from the start: a buffer that grows leaves copies.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(signature::LENGTH));
     File::open(device)?
         .take(signature::LENGTH as u64)
         .read_to_end(&mut bytes)?;

@@ -38,7 +38,7 @@ pub enum StackError {
 /// # Errors
 /// `NotMounted`, `NoDevice`, `Read`.
 pub fn root_lies_on(mount_point: &Path, names: &[&str]) -> Result<bool, StackError> {
-    lies_on_below(Path::new("/"), mount_point, names)
+    lies_on(Path::new("/"), mount_point, names)
 }
 
 /// The block device, as `major:minor`, of the file system mounted at `mount_point`.
@@ -67,7 +67,11 @@ pub(crate) fn mounted_device(root: &Path, mount_point: &Path) -> Result<String, 
     })
 }
 
-fn lies_on_below(root: &Path, mount_point: &Path, names: &[&str]) -> Result<bool, StackError> {
+/// As [`root_lies_on`], seen from another root directory.
+///
+/// # Errors
+/// As [`root_lies_on`].
+pub(crate) fn lies_on(root: &Path, mount_point: &Path, names: &[&str]) -> Result<bool, StackError> {
     let number = mounted_device(root, mount_point)?;
     let device = root.join("sys/dev/block").join(number);
     Ok(is_covered(&device, names, DEPTH_LIMIT))
@@ -215,7 +219,7 @@ mod tests {
             ],
             &mount("253:1", "ext4", "/dev/mapper/vg-root"),
         );
-        let lies = |names: &[&str]| lies_on_below(root.path(), Path::new("/root"), names).unwrap();
+        let lies = |names: &[&str]| lies_on(root.path(), Path::new("/root"), names).unwrap();
         assert!(lies(&["other", "crypt"]));
         assert!(!lies(&["other"]));
         assert!(!lies(&[]));
@@ -235,7 +239,7 @@ mod tests {
             ],
             &mount("254:16", "ext4", "/dev/vdb"),
         );
-        assert!(!lies_on_below(root.path(), Path::new("/root"), &["crypt"]).unwrap());
+        assert!(!lies_on(root.path(), Path::new("/root"), &["crypt"]).unwrap());
     }
 
     #[test]
@@ -251,8 +255,7 @@ mod tests {
             ],
             &(mount("9:0", "ext4", "/dev/md0") + "40 22 9:1 / /half rw - ext4 /dev/md1 rw\n"),
         );
-        let lies =
-            |at: &str, names: &[&str]| lies_on_below(root.path(), Path::new(at), names).unwrap();
+        let lies = |at: &str, names: &[&str]| lies_on(root.path(), Path::new(at), names).unwrap();
         assert!(lies("/root", &["a", "b"]));
         assert!(!lies("/root", &["a"]));
         assert!(!lies("/half", &["a", "b"]));
@@ -265,14 +268,14 @@ mod tests {
             &(mount("0:31", "btrfs", "/dev/dm-0")
                 + "41 22 0:9 / /run/a\\040b rw - tmpfs tmpfs rw\n"),
         );
-        assert!(lies_on_below(root.path(), Path::new("/root"), &["a"]).unwrap());
-        let error = lies_on_below(root.path(), Path::new("/run/a b"), &["a"]).unwrap_err();
+        assert!(lies_on(root.path(), Path::new("/root"), &["a"]).unwrap());
+        let error = lies_on(root.path(), Path::new("/run/a b"), &["a"]).unwrap_err();
         assert_eq!(
             error.to_string(),
             "'/run/a b' is a tmpfs file system and lies on no block device"
         );
         assert!(matches!(
-            lies_on_below(root.path(), Path::new("/absent"), &["a"]),
+            lies_on(root.path(), Path::new("/absent"), &["a"]),
             Err(StackError::NotMounted(_))
         ));
     }

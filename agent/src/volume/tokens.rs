@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use serde_json::Value;
 
 use super::context::{self, CryptError};
-use super::header::{HeaderCopy, HeaderError};
+use super::header::{self, HeaderCopy, HeaderError};
 
 /// LUKS2 on-disk format: the most tokens that a header has.
 const TOKENS_LIMIT: u32 = 32;
@@ -165,7 +165,7 @@ fn write(device: &Path, id: u32, token: &Token) -> Result<(), TokenError> {
     }
 }
 
-/// Sets or removes a token of ours.
+/// Sets or removes a token of ours, if the device begins with a whole LUKS2 header.
 pub(super) fn set(device: &Path, id: u32, input: TokenInput<'_>) -> Result<(), TokenError> {
     let failed = |source: CryptError| {
         if source.is(Errno::ENOSPC) {
@@ -178,6 +178,7 @@ pub(super) fn set(device: &Path, id: u32, input: TokenInput<'_>) -> Result<(), T
             }
         }
     };
+    header::require_primary(device)?;
     let mut context = context::luks2(device).map_err(failed)?;
     context
         .token_handle()

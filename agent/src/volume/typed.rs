@@ -2,8 +2,10 @@
 //!
 //! Checking and making the mapping are two steps, so that the caller can wipe its credentials in between. Whatever
 //! keyslot the passphrase opens is good: what the binding says only warns here, see [`TypedKey::matches_bound`].
-//! Keyslots of priority `ignore`, as latchkey's own, are left out, as by every other unlocker. A plain volume has no
+//! Keyslots of priority `ignore`, as latchkey's own, are left out, as by every other unlocker, unless crypttab names one. A plain volume has no
 //! keyslot: there a passphrase is right if it gives the volume key that was bound.
+
+mod choice;
 
 use std::path::{Path, PathBuf};
 
@@ -14,14 +16,16 @@ use libcryptsetup_rs::CryptDevice;
 use nix::errno::Errno;
 use serde_json::Value;
 
+use choice::{is_asked_for, usable_keyslots};
+
 use super::context::CryptError;
 use super::crypttab::Entry;
 use super::gate::{self, GateError, Position};
 use super::header::{HeaderCopy, HeaderError};
 use super::luks1::{self, Luks1Copy};
 use super::open::{self, KeyError, Opened, VOLUME_KEY_LIMIT};
-use super::place::Place;
-use super::plain::Settings;
+use super::place::{HeaderPlace, Place};
+use super::plain::{self, ContentError, Settings};
 
 /// The volume key that a right passphrase gave, and the header that it belongs to.
 #[derive(Debug)]
@@ -59,6 +63,23 @@ pub enum PassphraseError {
     /// A plain volume of a raw volume key.
     #[error("'{0}' is opened by a volume key, not by a passphrase")]
     NoPassphrase(PathBuf),
+    /// crypttab would make another mapping of a plain volume than the one that was bound.
+    #[error("'{device}' is not as it was bound: {why}")]
+    Settings {
+        /// The device.
+        device: PathBuf,
+        /// The first difference.
+        why: String,
+    },
+    /// A plain volume holds nothing that is known, so it may be another one.
+    #[error("failed to look into '{device}'")]
+    Content {
+        /// The device.
+        device: PathBuf,
+        /// What was found.
+        #[source]
+        source: ContentError,
+    },
     /// Neither LUKS2 nor LUKS1.
     #[error("'{0}' has no LUKS header")]
     NotLuks(PathBuf),
@@ -155,7 +176,15 @@ fn check_plain(
     if bound.secret == PlainSecret::VolumeKey {
         return Err(PassphraseError::NoPassphrase(device.clone()));
     }
-    let settings = Settings::from(bound);
+    // The native unlocker would take crypttab's word, and then that is to be what was bound.
+    let HeaderPlace::None(options) = &place.header else {
+        return Err(wrong());
+    };
+    let settings = plain::settings_as_bound(options, bound);
+    let settings = settings.map_err(|why| PassphraseError::Settings {
+        device: device.clone(),
+        why,
+    })?;
     let failed = |source| PassphraseError::Crypt {
         device: device.clone(),
         source,
@@ -194,10 +223,11 @@ pub(crate) fn check_passphrase_except(
 }
 
 impl TypedKey {
-    /// Makes the mapping of the crypttab entry.
+    /// Makes the mapping of the crypttab entry. Of a plain volume only if it holds something that is known: the right
+    /// passphrase on the wrong device makes noise of it.
     ///
     /// # Errors
-    /// `AlreadyOpen`, `Crypt`.
+    /// `AlreadyOpen`, `Content`, `Crypt`.
     pub fn activate(&self, entry: &Entry) -> Result<Opened, PassphraseError> {
         let failed = |source: CryptError| {
             if source.is(Errno::EEXIST) {
@@ -210,6 +240,12 @@ impl TypedKey {
             }
         };
         let mut context = self.context().map_err(failed)?;
+        if let Header::Plain(_) = self.header {
+            plain::content(&mut context, &self.key).map_err(|source| PassphraseError::Content {
+                device: self.device.clone(),
+                source,
+            })?;
+        }
         open::activate(&mut context, &entry.name, &entry.options, &self.key).map_err(failed)?;
         Ok(Opened {
             name: entry.name.clone(),
@@ -320,7 +356,12 @@ impl Attempt<'_> {
         };
         let mut context = header.context().map_err(failed)?;
         let mut problem = None;
-        for slot in self.chosen(usable_keyslots(header.json())) {
+        let usable = match self.only {
+            Some(slot) if is_asked_for(header.json(), slot) => vec![slot],
+            Some(_) => Vec::new(),
+            None => usable_keyslots(header.json()),
+        };
+        for slot in self.chosen(usable) {
             match self.keyslot(&header, &mut context, slot) {
                 Ok(Some(key)) => {
                     return Ok(TypedKey {
@@ -417,26 +458,6 @@ impl Attempt<'_> {
 fn is_wrong(error: &CryptError) -> bool {
     error.is(Errno::EPERM) || error.is(Errno::ENOENT)
 }
-
-/// Keyslots that a passphrase may open, those of priority `prefer` first.
-fn usable_keyslots(json: &Value) -> Vec<u32> {
-    let mut slots: Vec<(u64, u32)> = json["keyslots"]
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter(|(_, keyslot)| keyslot["type"] == "luks2")
-        .filter_map(|(slot, keyslot)| {
-            let priority = keyslot["priority"].as_u64().unwrap_or(PRIORITY_NORMAL);
-            Some((priority, slot.parse().ok()?))
-        })
-        .filter(|(priority, _)| *priority >= PRIORITY_NORMAL)
-        .collect();
-    slots.sort_by_key(|(priority, slot)| (u64::MAX - priority, *slot));
-    slots.into_iter().map(|(_, slot)| slot).collect()
-}
-
-/// LUKS2's keyslot priorities: 0 ignore, 1 normal, 2 prefer.
-const PRIORITY_NORMAL: u64 = 1;
 
 fn is_reencrypting(json: &Value) -> bool {
     let required = !json["config"]["requirements"].is_null();

@@ -174,6 +174,12 @@ pub enum BindError {
         /// What it is.
         kind: &'static str,
     },
+    /// A volume that nobody can type anything for would hold up the boot.
+    #[error(
+        "'{0}' is to be opened by a volume key, and its line in crypttab lacks 'nofail'\n\
+         no passphrase opens it, so the boot would wait for the key server alone; add 'nofail' to the line"
+    )]
+    NoFail(String),
     /// libcryptsetup.
     #[error("failed to make the key of '{}'", .device.display())]
     Crypt {

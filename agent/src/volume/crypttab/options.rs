@@ -40,8 +40,6 @@ pub struct Options {
     pub nofail: bool,
     /// `noauto`: not opened unless something needs it.
     pub noauto: bool,
-    /// `_netdev`: opened once the running system has its network.
-    pub netdev: bool,
     /// `tries=`: attempts at the prompt; 0 is no limit.
     pub tries: Option<u32>,
     /// `timeout=`: how long to prompt; zero is no limit.
@@ -125,9 +123,10 @@ const TABLE: &[(&str, Reading)] = &[
     ("x-initrd.attach", Flag(|o| o.initrd_attach = true)),
     ("nofail", Flag(|o| o.nofail = true)),
     ("noauto", Flag(|o| o.noauto = true)),
-    ("_netdev", Flag(|o| o.netdev = true)),
     ("tries", Value(|o, v| number(&mut o.tries, v))),
     ("timeout", Value(timeout)),
+    // Order at boot: in the initramfs both frameworks open such a volume as any other.
+    ("_netdev", WithoutEffect),
     // Messages, order at boot, how the native prompt behaves.
     ("loud", WithoutEffect),
     ("quiet", WithoutEffect),
@@ -154,6 +153,12 @@ impl Options {
             }
         }
         options
+    }
+
+    /// Where the header lies, if it is on a device, which may appear later than the data. A file is in the image or is not.
+    pub fn header_device(&self) -> Option<&Path> {
+        let header = self.header.as_deref()?;
+        (self.format != Format::Plain && header.starts_with("/dev")).then_some(header)
     }
 
     /// Options that change how the volume is opened and that latchkey cannot honour, as written.
@@ -304,7 +309,6 @@ mod tests {
                 initrd_attach: true,
                 nofail: true,
                 noauto: true,
-                netdev: true,
                 tries: Some(0),
                 timeout: Some(Duration::from_secs(120)),
                 other: vec![],
@@ -375,6 +379,24 @@ mod tests {
         let path = "/dev/disk/by-path/pci-0000:00:04.0-part1";
         let options = Options::parse(&format!("header={path}"));
         assert_eq!(options.header.as_deref(), Some(Path::new(path)));
+    }
+
+    #[test]
+    fn only_a_header_on_a_device_is_waited_for() {
+        for (options, device) in [
+            ("header=/dev/disk/by-id/usb", Some("/dev/disk/by-id/usb")),
+            ("header=/etc/header", None),
+            ("header=/device/header", None),
+            ("plain,header=/dev/sdb", None),
+            ("luks", None),
+        ] {
+            let options = Options::parse(options);
+            assert_eq!(
+                options.header_device(),
+                device.map(Path::new),
+                "{options:?}"
+            );
+        }
     }
 
     proptest! {
