@@ -373,6 +373,27 @@ fn a_one_time_release_is_for_one_boot_until_the_policy_is_set_again() {
 }
 
 #[test]
+fn a_one_time_policy_that_comes_back_into_force_is_still_used_up() {
+    let rig = Rig::new();
+    let (machine, volume, _) = rig.bound("web-1", 1);
+    let once: Policy = serde_json::from_str(r#"{"rule":"allow","once":true}"#).unwrap();
+    let client = listing::PolicyTarget::Client(machine.name.clone());
+    let own = listing::PolicyTarget::Volume(volume);
+    for target in [&client, &own] {
+        rig.pass(MINUTE);
+        let set = rig.service.set_policy_of(target, Some(&once), "root");
+        set.unwrap();
+        if *target == client {
+            rig.service.set_policy_of(&own, None, "root").unwrap();
+        }
+        released(&rig.verdict(&machine, HOME, &Boot::new(), volume));
+    }
+    rig.service.set_policy_of(&own, None, "root").unwrap();
+    let verdict = rig.verdict(&machine, HOME, &Boot::new(), volume);
+    assert!(denied(&verdict).contains("allowed one boot"));
+}
+
+#[test]
 fn silence_is_measured_in_the_time_that_the_server_ran() {
     let mut rig = Rig::new();
     let (machine, volume, _) = rig.bound("web-1", 1);
