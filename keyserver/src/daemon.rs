@@ -91,6 +91,8 @@ pub fn run(options: Options) -> Result<(), DaemonError> {
 
 fn serve(runtime: &Runtime, options: &Options, opened: &Opened) -> Result<(), DaemonError> {
     let config = &options.config;
+    // A store of an earlier version has none.
+    opened.service.prepare_witness().map_err(OpenError::from)?;
     let identity = keyring::server_identity(opened, &config.names)?;
     let key = Arc::new(ServerKey::new(&identity, &opened.authority)?);
     let api = Api::new(Arc::clone(&opened.service), Arc::clone(&opened.authority));

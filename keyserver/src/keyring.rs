@@ -191,6 +191,7 @@ pub fn init(config: &Config) -> Result<(Opened, Steps), OpenError> {
             .service
             .record_setup(&who, &format!("key server {id}"))?;
     }
+    opened.service.prepare_witness()?;
     server_identity(&opened, &config.names)?;
     steps.push("made the server certificate".to_owned());
     Ok((opened, steps))

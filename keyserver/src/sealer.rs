@@ -121,6 +121,22 @@ impl Sealer {
         secret
     }
 
+    /// A key for another use than records, told apart by `domain`, and by `of` from others of that use.
+    ///
+    /// HKDF-SHA-256 (RFC 5869) without salt, master key as input, info = domain and `of`, length-prefixed. The same for as
+    /// long as the master key is, whatever happens to the store.
+    ///
+    /// # Errors
+    /// No memory for it.
+    pub fn derive(&self, domain: &[u8], of: &[u8]) -> Result<Secret<32>, SecretError> {
+        let mut key = Secret::zeroed()?;
+        Hkdf::<Sha256>::new(None, self.0.secret().expose_secret())
+            .expand(&length_prefixed(&[domain, of]), key.expose_secret_mut())
+            .expect("32 bytes are within HKDF's limit");
+        process::wipe_stack();
+        Ok(key)
+    }
+
     #[inline(never)]
     fn unseal_into(&self, key: &str, sealed: &[u8], out: &mut [u8]) -> Result<(), Unsealed> {
         let parts = Parts::of(sealed).ok_or(Unsealed::Damaged)?;
@@ -261,6 +277,21 @@ mod tests {
             sealer.unseal("volume/b", &record),
             Err(RecordError::Damaged(key)) if key == "volume/b"
         ));
+    }
+
+    #[test]
+    fn derived_keys_differ_by_use_and_stay() {
+        let sealer = sealer();
+        let derive = |domain: &[u8], of: &[u8]| *sealer.derive(domain, of).unwrap().expose_secret();
+        assert_eq!(derive(b"a", b"b"), derive(b"a", b"b"));
+        for (domain, of) in [
+            (&b"a"[..], &b"c"[..]),
+            (b"c", b"b"),
+            (b"ab", b""),
+            (b"", b"ab"),
+        ] {
+            assert_ne!(derive(b"a", b"b"), derive(domain, of), "{domain:?} {of:?}");
+        }
     }
 
     #[test]

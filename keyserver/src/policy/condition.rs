@@ -216,7 +216,8 @@ impl Look<'_> {
         self.policy.once.then(|| {
             let used = self.state.trace.and_then(|trace| trace.used.as_ref());
             let found = |holds, text| Finding::holds(Condition::Once, holds, text);
-            match used.filter(|(_, set)| *set == self.state.policy_set) {
+            // Also one that was in force in between, and was set later.
+            match used.filter(|(_, set)| *set >= self.state.policy_set) {
                 None => found(
                     true,
                     "nothing was released under this policy so far".to_owned(),

@@ -31,7 +31,7 @@ pub struct Trace {
     pub last: Option<LastBoot>,
     /// The last boot sessions that its share was released to under a policy that counts them, the oldest first.
     pub boots: Vec<BootSession>,
-    /// The boot session that used a one-time policy up, and when that policy was set.
+    /// The boot session that used a one-time policy up, and when that policy was set: the one that was set last.
     pub used: Option<(BootSession, UnixMillis)>,
 }
 
@@ -124,7 +124,7 @@ impl Trace {
         let session = said.session;
         if let Some(set) = note.once {
             match &self.used {
-                Some((_, earlier)) if *earlier == set => {}
+                Some((_, newest)) if *newest >= set => {}
                 _ => self.used = Some((session, set)),
             }
         }
@@ -305,6 +305,9 @@ mod tests {
         assert_eq!(trace.used, Some((session(1, NOW), NOW)));
         let later = NOW.plus(MINUTE);
         trace.booted(said(session(2, later)), once(later));
+        assert_eq!(trace.used, Some((session(2, later), later)));
+        // The first policy is in force again, and a person approved.
+        trace.booted(said(session(3, later)), once(NOW));
         assert_eq!(trace.used, Some((session(2, later), later)));
     }
 }

@@ -1,5 +1,7 @@
 //! Proof of life: streams to running machines, and what they answered when somebody booted as them.
 //!
+//! All boot sessions of a client share one question for each interval, and one answer is for all that wait for it: whoever
+//! has a copy of the boot key may begin as many sessions as it likes and makes the running machine no slower to answer.
 //! Nothing here is stored: a key server that starts anew asks anew. Time is told by a clock that nobody sets, so that
 //! none who sets a clock makes a machine seem silent.
 
@@ -11,6 +13,7 @@ use std::time::Duration;
 
 use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::ids::{ClientName, RequestId};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::admission::STREAMS_LIMIT;
@@ -18,12 +21,19 @@ use crate::policy::Life;
 
 /// Between two beats of a stream, unless the configuration says otherwise.
 pub const BEAT: Duration = Duration::from_secs(10);
+/// Beats after the key server's start in which a machine that has not come back yet may still do so: more than the
+/// longest pause between two attempts of an agent.
+pub(super) const GRACE_BEATS: u32 = 8;
 /// Boot sessions of one client that are being asked about; the one that was looked at longest ago gives way.
 const ASKED_LIMIT: usize = 32;
 /// How long a boot session is remembered that does not ask any more.
 pub(super) const FORGOTTEN: Duration = Duration::from_secs(900);
-/// Challenges that wait on one stream; a machine that reads none is as good as silent.
+/// A boot session that did not ask for so long, and for two beats, begins anew. More than an agent's pause while it waits.
+const LAPSED: Duration = Duration::from_secs(15);
+/// Challenges that wait on one stream.
 const WAITING_LIMIT: usize = 64;
+/// Questions of one client that an answer is taken for, the newest ones: a slow machine may answer the one before.
+const QUESTIONS_LIMIT: usize = 2;
 
 /// A challenge, as it goes over a stream.
 pub type Challenge = Bytes<32>;
@@ -44,7 +54,18 @@ struct OfClient {
     ended: Option<Duration>,
     /// Counts streams.
     streams: u64,
+    /// Not answered yet, the oldest first.
+    questions: Vec<Question>,
+    /// Over which stream came the question that was answered last, and when it was answered.
+    answered: Option<(u64, Duration)>,
     asked: Vec<Asked>,
+}
+
+/// A challenge that was sent over a stream.
+struct Question {
+    stream: u64,
+    at: Duration,
+    challenge: Challenge,
 }
 
 struct Stream {
@@ -60,9 +81,18 @@ struct Asked {
     peer: IpAddr,
     began: Duration,
     looked: Duration,
-    /// The last question: over which stream, when, and what.
-    question: Option<(u64, Duration, Challenge)>,
+    /// Over which stream the machine was asked last, and since when this session waits for the answer.
+    question: Option<(u64, Duration)>,
     answered: bool,
+}
+
+/// A boot session of which the running machine's answer says that it is a copy's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Copied {
+    /// Its request id.
+    pub request: RequestId,
+    /// Where it comes from.
+    pub peer: IpAddr,
 }
 
 /// The key server's end of a stream: what to send. Dropping it ends the stream.
@@ -162,32 +192,43 @@ impl Lives {
         now: Duration,
     ) -> Life {
         let mut state = self.lock();
+        let two = self.beat * 2;
+        let since = |then: Duration| now.saturating_sub(then);
+        let started = self.starts(now);
         let Some(of) = state.get_mut(client) else {
-            return Life::Gone;
+            return if started { Life::Waiting } else { Life::Gone };
         };
         let open = of.stream.as_ref().map(|stream| stream.number);
+        // It could be about to come back: its line was cut, or it was the key server that was away.
+        let returns =
+            of.streams == 0 && started || of.ended.is_some_and(|ended| since(ended) < two);
         let found = of
             .asked
             .iter_mut()
             .find(|asked| asked.is(request, ephemeral_key));
         let Some(asked) = found else {
-            return if open.is_some() {
+            return if open.is_some() || returns {
                 Life::Waiting
             } else {
                 Life::Gone
             };
         };
+        // What was asked for it then says nothing of now.
+        if !asked.answered && since(asked.looked) > two.max(LAPSED) {
+            asked.began = now;
+            asked.question = None;
+        }
         asked.looked = now;
         if asked.answered {
             return Life::Alive;
         }
-        let (two, four) = (self.beat * 2, self.beat * 4);
-        let since = |then: Duration| now.saturating_sub(then);
-        // It could still come, or come back: also when it was the key server that was away.
-        let last = asked.question.map_or(asked.began, |(_, at, _)| at);
-        let unasked = open.is_some() && asked.question.map(|(stream, ..)| stream) != open;
-        let waits = unasked || since(last) < two || since(self.began) < two;
-        if waits && since(asked.began) < four.max(two) {
+        let last = asked.question.map_or(asked.began, |(_, at)| at);
+        // However long the session waits: a stream that stands is asked before its machine is called silent.
+        let unasked = open.is_some() && asked.question.map(|(stream, _)| stream) != open;
+        if unasked || returns {
+            return Life::Waiting;
+        }
+        if since(last) < two {
             return if open.is_some() || asked.question.is_some() {
                 Life::Waiting
             } else {
@@ -197,7 +238,9 @@ impl Lives {
         Life::Silent
     }
 
-    /// Asks the running machine because of a boot session, unless it was asked over the stream that is open now.
+    /// Asks the running machine because of a boot session, unless it was asked over the stream that is open now. A question
+    /// of this interval serves all sessions; where the machine has answered within two intervals nothing is asked, and the
+    /// session, which is returned, counts as answered.
     ///
     /// # Errors
     /// getrandom(2)'s.
@@ -208,67 +251,64 @@ impl Lives {
         ephemeral_key: &Bytes<32>,
         peer: IpAddr,
         now: Duration,
-    ) -> Result<(), getrandom::Error> {
+    ) -> Result<Option<Copied>, getrandom::Error> {
         let mut state = self.lock();
         let of = state.entry(client.clone()).or_default();
-        of.asked
-            .retain(|asked| now.saturating_sub(asked.looked) < FORGOTTEN);
-        if !of
-            .asked
-            .iter()
-            .any(|asked| asked.is(request, ephemeral_key))
-        {
-            if of.asked.len() >= ASKED_LIMIT
-                && let Some(oldest) = (0..of.asked.len()).min_by_key(|at| of.asked[*at].looked)
-            {
-                of.asked.remove(oldest);
-            }
-            of.asked.push(Asked {
-                request,
-                ephemeral_key: *ephemeral_key,
-                peer,
-                began: now,
-                looked: now,
-                question: None,
-                answered: false,
-            });
-        }
-        let found = of
-            .asked
-            .iter_mut()
-            .find(|asked| asked.is(request, ephemeral_key));
-        let (Some(asked), Some(stream)) = (found, &of.stream) else {
-            return Ok(());
+        let at = of.remember(request, ephemeral_key, peer, now);
+        let Some(open) = of.stream.as_ref().map(|stream| stream.number) else {
+            return Ok(None);
         };
-        if asked.answered
-            || asked
-                .question
-                .is_some_and(|(number, ..)| number == stream.number)
-        {
-            return Ok(());
+        let asked = &of.asked[at];
+        if asked.answered || asked.question.is_some_and(|(number, _)| number == open) {
+            return Ok(None);
         }
-        let mut challenge = Bytes([0; 32]);
-        getrandom::fill(&mut challenge.0)?;
-        asked.question = Some((stream.number, now, challenge));
-        // Full or closed: the machine does not read, and so does not answer.
-        let _ = stream.challenges.try_send(challenge);
-        Ok(())
+        let heard = |(stream, at): (u64, Duration)| {
+            stream == open && now.saturating_sub(at) < self.beat * 2
+        };
+        if of.answered.is_some_and(heard) {
+            of.asked[at].answered = true;
+            return Ok(Some(of.asked[at].copied()));
+        }
+        if of.question(open, now, self.beat)? {
+            of.asked[at].question = Some((open, now));
+        }
+        Ok(None)
     }
 
-    /// Takes a running machine's answer; the boot session because of which it was asked, and where that comes from. Each
-    /// answer counts once.
+    /// Whether an answer to this challenge is waited for.
+    pub fn asks(&self, client: &ClientName, challenge: &Challenge) -> bool {
+        let state = self.lock();
+        let asks = |of: &OfClient| of.questions.iter().any(|sent| sent.challenge == *challenge);
+        state.get(client).is_some_and(asks)
+    }
+
+    /// Takes a running machine's answer; the boot sessions that waited for it. `None` if nobody asked: each answer counts
+    /// once.
     pub fn answer(
         &self,
         client: &ClientName,
         challenge: &Challenge,
-    ) -> Option<(RequestId, IpAddr)> {
+        now: Duration,
+    ) -> Option<Vec<Copied>> {
         let mut state = self.lock();
         let of = state.get_mut(client)?;
-        let asked = of.asked.iter_mut().find(|asked| {
-            !asked.answered && asked.question.is_some_and(|(.., sent)| sent == *challenge)
-        })?;
-        asked.answered = true;
-        Some((asked.request, asked.peer))
+        let at = of
+            .questions
+            .iter()
+            .position(|sent| sent.challenge == *challenge)?;
+        let stream = of.questions.remove(at).stream;
+        of.answered = Some((stream, now));
+        let waiting = of.asked.iter_mut().filter(|asked| {
+            !asked.answered && asked.question.is_some_and(|(over, _)| over == stream)
+        });
+        Some(
+            waiting
+                .map(|asked| {
+                    asked.answered = true;
+                    asked.copied()
+                })
+                .collect(),
+        )
     }
 
     /// Forgets a boot session: something was released to it, and the machine that comes up by it is no copy.
@@ -281,14 +321,20 @@ impl Lives {
     /// Removes clients of which there is nothing to remember.
     pub fn maintain(&self, now: Duration) {
         let two = self.beat * 2;
+        let started = self.starts(now);
         self.lock().retain(|_, of| {
             of.asked
                 .retain(|asked| now.saturating_sub(asked.looked) < FORGOTTEN);
             let ended = of
                 .ended
                 .is_some_and(|ended| now.saturating_sub(ended) < two);
-            of.stream.is_some() || ended || !of.asked.is_empty()
+            of.stream.is_some() || ended || started || !of.asked.is_empty()
         });
+    }
+
+    /// Whether the key server has only just begun, and not every machine has had the time to come back.
+    fn starts(&self, now: Duration) -> bool {
+        now.saturating_sub(self.began) < self.beat * GRACE_BEATS
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ClientName, OfClient>> {
@@ -297,8 +343,121 @@ impl Lives {
     }
 }
 
+impl OfClient {
+    /// The place of a boot session among those that are asked about.
+    fn remember(
+        &mut self,
+        request: RequestId,
+        ephemeral_key: &Bytes<32>,
+        peer: IpAddr,
+        now: Duration,
+    ) -> usize {
+        self.asked
+            .retain(|asked| now.saturating_sub(asked.looked) < FORGOTTEN);
+        let known = |asked: &Asked| asked.is(request, ephemeral_key);
+        if let Some(at) = self.asked.iter().position(known) {
+            return at;
+        }
+        if self.asked.len() >= ASKED_LIMIT
+            && let Some(oldest) = (0..self.asked.len()).min_by_key(|at| self.asked[*at].looked)
+        {
+            self.asked.remove(oldest);
+        }
+        self.asked.push(Asked {
+            request,
+            ephemeral_key: *ephemeral_key,
+            peer,
+            began: now,
+            looked: now,
+            question: None,
+            answered: false,
+        });
+        self.asked.len() - 1
+    }
+
+    /// Sends a challenge over the stream `open`, unless one of this interval waits for its answer there. Whether there is a
+    /// question now that an answer can come to.
+    fn question(
+        &mut self,
+        open: u64,
+        now: Duration,
+        beat: Duration,
+    ) -> Result<bool, getrandom::Error> {
+        let there = |sent: &Question| sent.stream == open;
+        let fresh = |sent: &Question| there(sent) && now.saturating_sub(sent.at) < beat;
+        if self.questions.iter().any(fresh) {
+            return Ok(true);
+        }
+        let mut challenge = Bytes([0; 32]);
+        getrandom::fill(&mut challenge.0)?;
+        let sent = self
+            .stream
+            .as_ref()
+            .map(|stream| stream.challenges.try_send(challenge));
+        match sent {
+            Some(Ok(())) => {
+                if self.questions.len() >= QUESTIONS_LIMIT {
+                    self.questions.remove(0);
+                }
+                self.questions.push(Question {
+                    stream: open,
+                    at: now,
+                    challenge,
+                });
+                Ok(true)
+            }
+            // The machine does not read: those that lie there for it are asked of it as well.
+            Some(Err(TrySendError::Full(_))) => Ok(self.questions.iter().any(there)),
+            Some(Err(TrySendError::Closed(_))) => {
+                self.stream = None;
+                self.ended = Some(now);
+                Ok(false)
+            }
+            None => Ok(false),
+        }
+    }
+}
+
 impl Asked {
+    fn copied(&self) -> Copied {
+        Copied {
+            request: self.request,
+            peer: self.peer,
+        }
+    }
+
     fn is(&self, request: RequestId, ephemeral_key: &Bytes<32>) -> bool {
         self.request == request && self.ephemeral_key == *ephemeral_key
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(number: u8) -> (RequestId, Bytes<32>) {
+        let request = format!("{number:032x}").parse().unwrap();
+        (request, Bytes([number; 32]))
+    }
+
+    #[test]
+    fn a_question_that_could_not_be_sent_was_not_asked() {
+        let client: ClientName = "web-1".parse().unwrap();
+        let lives = Lives::new(Duration::ZERO);
+        let ask = |number, now| {
+            let ((request, key), peer) = (session(number), IpAddr::from([192, 0, 2, 1]));
+            lives.ask(&client, request, &key, peer, now).unwrap();
+            let state = lives.lock();
+            let asked = state[&client].asked.iter().find(|a| a.request == request);
+            asked.unwrap().question.is_some()
+        };
+        let closed = lives.open(&client).unwrap();
+        drop(closed);
+        assert!(!ask(1, BEAT), "nobody is there to read it");
+        // Unread ones that lie in the stream are asked of a later session as well.
+        let _unread = lives.open(&client).unwrap();
+        for number in 2..=u8::try_from(WAITING_LIMIT).unwrap() + 3 {
+            assert!(ask(number, BEAT * u32::from(number)), "{number}");
+        }
     }
 }

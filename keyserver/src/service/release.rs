@@ -107,7 +107,10 @@ impl Service {
         self.note_awaited(decided.refusals).await?;
         match decided.life {
             AskLife::No => {}
-            AskLife::Ask => self.ask_life(identity.client(), peer.to_canonical(), request)?,
+            AskLife::Ask => {
+                self.ask_life(identity.client(), peer.to_canonical(), request)
+                    .await?;
+            }
             AskLife::Forget => self.forget_life(identity.client(), request),
         }
         Ok(ReleaseAnswer {

@@ -10,7 +10,7 @@ use latchkey_protocol::wire::{
     TicketsAnswer, TicketsRequest, Version, VolumeTicket,
 };
 
-use super::life::LifeStream;
+use super::life::{Copied, LifeStream};
 use super::refusals::Refused;
 use super::witness::{Judgement, PutBack, Witness};
 use super::{Identity, Refusal, Service, ServiceError};
@@ -19,7 +19,7 @@ use crate::ca::HOST_LIFE;
 use crate::clock::{UnixMillis, Uptime};
 use crate::ledger::Work;
 use crate::policy::Life;
-use crate::records::{Client, Heard, Machine, Trace, Volume, key};
+use crate::records::{Client, Heard, Machine, Role, Trace, Volume, key};
 use crate::sealed::RecordError;
 
 /// Seconds between two heartbeats.
@@ -250,26 +250,18 @@ impl Service {
         peer: IpAddr,
         answer: &LifeAnswer,
     ) -> Result<(), ServiceError> {
-        self.as_running(identity, peer, |_, _, _| Ok(()))?;
         let client = identity.client();
-        let Some((request, copy)) = self.lives.answer(client, &answer.challenge) else {
-            return Err(ServiceError::Invalid("nobody asked for this answer"));
-        };
-        log::warn!(
-            "client '{client}' runs, and somebody boots as it from {copy}: request {request}"
-        );
-        // Each one is written out: there are no more of them than boot sessions that asked.
-        let text = format!(
-            "the running machine answered from {peer} while another one boots as it from {copy}: that one is a copy"
-        );
-        let event = Event::new(Kind::Alarm, text)
-            .client(client)
-            .request(request)
-            .peer(copy);
-        self.records.transact(self.clock.now(), |work| {
-            work.audit(event.clone());
-            Ok::<_, RecordError>(())
-        })?;
+        let nobody = ServiceError::Invalid("nobody asked for this answer");
+        // Not counted: whoever has a copy of the boot key has the questions asked, and may not use up the host key's hour.
+        if identity.role() != Role::Host || !self.lives.asks(client, &answer.challenge) {
+            self.as_running(identity, peer, |_, _, _| Ok(()))?;
+            return Err(nobody);
+        }
+        self.as_heard(identity, peer, |_, _, _| Ok(()))?;
+        let passed = self.clock.passed();
+        let copies = self.lives.answer(client, &answer.challenge, passed);
+        let alarms = copies.ok_or(nobody)?.into_iter();
+        self.note(alarms.map(|copy| copy_alarm(client, &copy)).collect())?;
         Ok(())
     }
 
@@ -293,16 +285,21 @@ impl Service {
     }
 
     /// Asks the running machine because of `request`.
-    pub(super) fn ask_life(
+    pub(super) async fn ask_life(
         &self,
         client: &ClientName,
         peer: IpAddr,
         request: &ReleaseRequest,
     ) -> Result<(), RecordError> {
         let (id, ephemeral_key) = (request.request, &request.ephemeral_key);
-        self.lives
+        let copy = self
+            .lives
             .ask(client, id, ephemeral_key, peer, self.clock.passed())
-            .map_err(super::waiting::random_failed)
+            .map_err(super::waiting::random_failed)?;
+        match copy {
+            Some(copy) => self.note_awaited(vec![copy_alarm(client, &copy)]).await,
+            None => Ok(()),
+        }
     }
 
     /// Something was released to `request`: the machine that comes up is no copy.
@@ -311,15 +308,25 @@ impl Service {
             .forget(client, request.request, &request.ephemeral_key);
     }
 
-    /// Does `work` for a host key that still counts, and notes that its machine was heard of.
+    /// Does `work` for a host key that still counts, and notes that its machine was heard of. Counts against the key's hour.
     fn as_running<T>(
+        &self,
+        identity: &Identity,
+        peer: IpAddr,
+        work: impl FnMut(&mut Work<'_>, &Client, &mut Machine) -> Result<T, ServiceError>,
+    ) -> Result<T, ServiceError> {
+        self.admit(identity, self.clock.now())?;
+        self.as_heard(identity, peer, work)
+    }
+
+    /// As [`Service::as_running`], uncounted.
+    fn as_heard<T>(
         &self,
         identity: &Identity,
         peer: IpAddr,
         mut work: impl FnMut(&mut Work<'_>, &Client, &mut Machine) -> Result<T, ServiceError>,
     ) -> Result<T, ServiceError> {
         let now = self.clock.now();
-        self.admit(identity, now)?;
         let heard = Heard {
             at: now,
             uptime: self.uptime()?,
@@ -352,6 +359,23 @@ pub(super) fn armed_lifetime(lifetime: Duration) -> Result<Duration, ServiceErro
         false => Err(ServiceError::Invalid(
             "a reboot is announced for 1 minute to 24 hours",
         )),
+    }
+}
+
+/// The alarm that a boot session is a copy's. A flood of them is counted: see [`super::refusals`].
+fn copy_alarm(client: &ClientName, copy: &Copied) -> Refused {
+    let Copied { request, peer } = copy;
+    log::warn!("client '{client}' runs, and somebody boots as it from {peer}: request {request}");
+    Refused {
+        kind: Kind::Alarm,
+        client: client.clone(),
+        volume: None,
+        request: Some(*request),
+        peer: *peer,
+        name: "alarm: copy of a running machine",
+        text: format!(
+            "the running machine answered while another one boots as it from {peer}: that one is a copy"
+        ),
     }
 }
 

@@ -19,10 +19,12 @@ use crate::policy::StoreState;
 use crate::records::{Record, key};
 use crate::sealed::{RecordError, SealedStore};
 
-/// The name of the signing key among the secrets.
-const HEAD_KEY: &str = "audit-head-key";
-/// Most bytes of a private key in PKCS#8.
-const KEY_LIMIT: usize = 128;
+/// Tells the signing key from all else that the master key gives.
+const HEAD_KEY_DOMAIN: &[u8] = b"latchkeyd audit head key v1";
+/// What comes before an Ed25519 private key's 32 bytes in PKCS#8 (RFC 8410 section 7).
+const PKCS8_PREFIX: [u8; 16] = [
+    0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
+];
 /// Epochs that were given up and are remembered.
 const GIVEN_UP_LIMIT: usize = 256;
 
@@ -162,6 +164,14 @@ impl Service {
         Ok(Some((witness.judge(shown, &head, ours), head.sequence)))
     }
 
+    /// Makes what tells a store that was put back, if it is not there: before any machine can have seen anything.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn prepare_witness(&self) -> Result<(), RecordError> {
+        self.witness().map(drop)
+    }
+
     /// The witness, made if there is none yet.
     pub(super) fn witness(&self) -> Result<Witness, RecordError> {
         if let Some(witness) = self.records.read(key::WITNESS)? {
@@ -211,7 +221,8 @@ impl Service {
     }
 }
 
-/// Signs heads. The key is made when it is needed first.
+/// Signs heads. The key comes from the master key and not from the store: one that was put back beyond its first heartbeat
+/// still knows what it signed.
 #[derive(Default)]
 pub(super) struct Heads(Mutex<Option<HeadKey>>);
 
@@ -232,7 +243,7 @@ impl Heads {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = match held.take() {
             Some(key) => key,
-            None => HeadKey::load(records)?,
+            None => HeadKey::derive(records, server)?,
         };
         let message = SignedHead::signed_bytes(server, epoch, sequence, &hash);
         let signed = key.sign(&message);
@@ -249,19 +260,11 @@ impl Heads {
 }
 
 impl HeadKey {
-    fn load(records: &SealedStore) -> Result<Self, RecordError> {
-        let key = match records.secret(HEAD_KEY)? {
-            Some(key) => key,
-            None => {
-                let mut pair = KeyPair::generate_for(&PKCS_ED25519).map_err(|_| damaged())?;
-                let mut key = SecretBytes::with_capacity(KEY_LIMIT)?;
-                let pushed = key.push(pair.serialized_der());
-                pair.zeroize();
-                pushed?;
-                records.put_secret(HEAD_KEY, key.expose_secret())?;
-                key
-            }
-        };
+    fn derive(records: &SealedStore, server: &ServerId) -> Result<Self, RecordError> {
+        let seed = records.sealer.derive(HEAD_KEY_DOMAIN, server.as_bytes())?;
+        let mut key = SecretBytes::with_capacity(PKCS8_PREFIX.len() + 32)?;
+        key.push(&PKCS8_PREFIX)?;
+        key.push(seed.expose_secret())?;
         let mut public = Bytes([0; 32]);
         with_pair(&key, |pair| {
             let raw = pair.public_key_raw();
@@ -284,14 +287,14 @@ fn with_pair<T>(
 ) -> Result<T, RecordError> {
     let der = PrivatePkcs8KeyDer::from(key.expose_secret());
     let mut pair =
-        KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ED25519).map_err(|_| damaged())?;
+        KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ED25519).map_err(|_| unusable())?;
     let result = work(&pair);
     pair.zeroize();
-    result.ok_or_else(damaged)
+    result.ok_or_else(unusable)
 }
 
-fn damaged() -> RecordError {
-    RecordError::Damaged(key::secret(HEAD_KEY))
+fn unusable() -> RecordError {
+    RecordError::Damaged("head key".to_owned())
 }
 
 fn random_epoch() -> Result<Bytes<16>, RecordError> {

@@ -59,7 +59,7 @@ fn a_copy_is_refused_with_an_alarm_and_the_original_goes_on() {
     ));
     let challenge = life.challenge();
     assert_eq!(machine.answers(challenge).status, 200);
-    follow.wait_for("the running machine answered from");
+    follow.wait_for("the running machine answered while another one boots");
     let Verdict::Denied { reason, .. } = machine.shows(&copy, volume, ticket) else {
         panic!("not denied");
     };
@@ -85,7 +85,8 @@ fn an_announced_reboot_is_released_and_an_unannounced_one_asks() {
         .succeeds(&["policy", "set", "--group", "web", "fleet"]);
     let ticket = machine.move_ticket(volume, Some(900));
     let boot = Boot::begin();
-    let Verdict::Released { .. } = machine.shows(&boot, volume, ticket) else {
+    // Once every machine has had the time to come back to a key server that has just begun.
+    let Verdict::Released { .. } = machine.waits_for(&boot, volume, ticket) else {
         panic!("not released");
     };
     machine.heartbeat(None, Some(boot.id));

@@ -111,7 +111,8 @@ pub struct HeartbeatAnswer {
     /// while the key server knows that its store was put back: the machine keeps what it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head: Option<SignedHead>,
-    /// The Ed25519 public key that signs the heads.
+    /// The Ed25519 public key that signs the heads: the same for as long as the key server has its master key and its id,
+    /// whatever becomes of its store.
     pub head_key: Bytes<32>,
     /// Seconds until the next heartbeat.
     pub heartbeat_every: u32,
@@ -125,7 +126,8 @@ pub struct HeartbeatAnswer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SignedHead {
-    /// Drawn when the store was made, and anew each time a store that was put back was accepted.
+    /// Drawn by `latchkeyd init`, or at the first start with a store that has none, and anew each time a store that was put
+    /// back was accepted. One that the store does not know was drawn later than the store was written.
     pub epoch: Bytes<16>,
     /// The last entry's place in the chain.
     pub sequence: u64,

@@ -9,7 +9,7 @@ const INTERVAL: Duration = life::BEAT;
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// A machine under a preset, and the ticket in its header.
-fn under(rig: &Rig, preset: &str) -> (Machine, VolumeId, Bytes<32>) {
+pub(super) fn under(rig: &Rig, preset: &str) -> (Machine, VolumeId, Bytes<32>) {
     let (machine, volume, _) = rig.bound("web-1", 1);
     let ticket = rig.move_ticket(&machine, volume);
     let policy = Preset::named(preset).unwrap().policy();
@@ -17,12 +17,16 @@ fn under(rig: &Rig, preset: &str) -> (Machine, VolumeId, Bytes<32>) {
     (machine, volume, ticket)
 }
 
-fn life_stream(rig: &Rig, machine: &Machine) -> life::LifeStream {
+pub(super) fn life_stream(rig: &Rig, machine: &Machine) -> life::LifeStream {
     let host = rig.identity(&machine.host);
     rig.service.open_life(&host, address(HOME)).unwrap()
 }
 
-fn answers(rig: &Rig, machine: &Machine, challenge: Bytes<32>) -> Result<(), ServiceError> {
+pub(super) fn answers(
+    rig: &Rig,
+    machine: &Machine,
+    challenge: Bytes<32>,
+) -> Result<(), ServiceError> {
     let host = rig.identity(&machine.host);
     let answer = LifeAnswer {
         version: Version::default(),
@@ -227,7 +231,11 @@ fn a_restart_begins_the_wait_anew() {
     rig.pass(2 * INTERVAL);
     rig.restart();
     waits(&rig.boots(&machine, HOME, &boot, volume, Some(ticket)));
-    rig.pass(2 * INTERVAL);
+    for _ in 1..life::GRACE_BEATS {
+        rig.pass(INTERVAL);
+        waits(&rig.boots(&machine, HOME, &boot, volume, Some(ticket)));
+    }
+    rig.pass(INTERVAL);
     released(&rig.boots(&machine, HOME, &boot, volume, Some(ticket)));
 }
 
@@ -262,6 +270,8 @@ fn an_announced_reboot_goes_through_at_once_and_once() {
     assert_eq!(answer.armed_until, Some(until));
     rig.restart();
     let boot = Boot::new();
+    waits(&rig.boots(&machine, AWAY, &boot, volume, Some(ticket)));
+    rig.pass(GRACE);
     released(&rig.boots(&machine, AWAY, &boot, volume, Some(ticket)));
     // An answer that was lost is fetched again; nobody else fetches anything.
     released(&rig.boots(&machine, AWAY, &boot, volume, Some(ticket)));
@@ -304,7 +314,10 @@ fn an_announced_boot_waits_while_the_machine_keeps_its_connection() {
     denied(&rig.boots(&machine, HOME, &copy, volume, Some(ticket)));
     // It goes down, and its own boot is the announced one.
     rig.service.close_life(&stream);
-    released(&rig.boots(&machine, HOME, &Boot::new(), volume, Some(ticket)));
+    let boot = Boot::new();
+    waits(&rig.boots(&machine, HOME, &boot, volume, Some(ticket)));
+    rig.pass(2 * INTERVAL);
+    released(&rig.boots(&machine, HOME, &boot, volume, Some(ticket)));
 }
 
 #[test]
@@ -357,6 +370,27 @@ fn a_one_time_release_is_for_one_boot_until_the_policy_is_set_again() {
     denied(&rig.verdict(&machine, HOME, &first, volume));
     rig.set_policy(volume, once);
     released(&rig.verdict(&machine, HOME, &Boot::new(), volume));
+}
+
+#[test]
+fn a_one_time_policy_that_comes_back_into_force_is_still_used_up() {
+    let rig = Rig::new();
+    let (machine, volume, _) = rig.bound("web-1", 1);
+    let once: Policy = serde_json::from_str(r#"{"rule":"allow","once":true}"#).unwrap();
+    let client = listing::PolicyTarget::Client(machine.name.clone());
+    let own = listing::PolicyTarget::Volume(volume);
+    for target in [&client, &own] {
+        rig.pass(MINUTE);
+        let set = rig.service.set_policy_of(target, Some(&once), "root");
+        set.unwrap();
+        if *target == client {
+            rig.service.set_policy_of(&own, None, "root").unwrap();
+        }
+        released(&rig.verdict(&machine, HOME, &Boot::new(), volume));
+    }
+    rig.service.set_policy_of(&own, None, "root").unwrap();
+    let verdict = rig.verdict(&machine, HOME, &Boot::new(), volume);
+    assert!(denied(&verdict).contains("allowed one boot"));
 }
 
 #[test]

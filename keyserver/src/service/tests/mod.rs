@@ -6,6 +6,7 @@ mod booting;
 mod faults;
 mod fleets;
 mod joining;
+mod living;
 mod on_disk;
 mod presets;
 mod properties;
@@ -40,6 +41,8 @@ use crate::store::{MemoryStore, Store};
 const HOME: &str = "192.0.2.7";
 const AWAY: &str = "198.51.100.1";
 const HOUR: Duration = Duration::from_secs(3600);
+/// After the key server's start, until the machines that have not come back by then are gone.
+const GRACE: Duration = Duration::from_secs(10 * life::GRACE_BEATS as u64);
 
 /// A clock that stands until it is set: the time on the wall, and the time that has passed.
 #[derive(Clone)]
@@ -107,14 +110,16 @@ impl Rig {
         let clock = HandClock(Arc::new(AtomicU64::new(1_800_000_000_000)), Arc::default());
         SealedStore::create(Box::new(store.clone()), master_key()).unwrap();
         let service = service(Box::new(store.clone()), &clock);
-        Self {
+        let rig = Self {
             service,
             store,
             clock,
-        }
+        };
+        rig.pass(GRACE);
+        rig
     }
 
-    /// Drops the service and opens another on the same store.
+    /// Drops the service and opens another on the same store, which has just begun.
     fn restart(&mut self) {
         self.service = service(Box::new(self.store.clone()), &self.clock);
     }

@@ -239,6 +239,8 @@ impl Model {
             }
             _ => {}
         }
+        // Where the machine was heard just now, that is its answer.
+        self.note_answered(session);
     }
 
     /// What must hold of whatever was released.
@@ -287,18 +289,26 @@ impl Model {
         if !taken {
             return;
         }
-        let alarm = self.rig.service.audit(0, 10_000).unwrap().pop().unwrap();
-        assert_eq!(alarm.event.kind, Kind::Alarm);
-        let request = alarm.event.request.unwrap();
-        let boot = self.boots.iter().find(|boot| boot.request == request);
-        // Which of the two keys was asked about is the server's to know: the one that it refuses now.
-        for key in [boot.unwrap().pair.public(), self.foreign.pair.public()] {
-            let passed = self.rig.clock.passed();
-            let name = &self.machine.name;
-            let life = self.rig.service.lives.view(name, request, &key, passed);
-            if life == crate::policy::Life::Alive {
-                self.answered.insert((request, key), passed);
-            }
+        // Which sessions it was asked because of is the server's to know: those that it refuses now.
+        let sessions: Vec<Session> = self
+            .boots
+            .iter()
+            .flat_map(|boot| [boot, &self.foreign].map(|key| (boot.request, key.pair.public())))
+            .collect();
+        for session in sessions {
+            self.note_answered(session);
+        }
+    }
+
+    fn note_answered(&mut self, session: Session) {
+        let (passed, name) = (self.rig.clock.passed(), &self.machine.name);
+        let life = self
+            .rig
+            .service
+            .lives
+            .view(name, session.0, &session.1, passed);
+        if life == crate::policy::Life::Alive {
+            self.answered.insert(session, passed);
         }
     }
 

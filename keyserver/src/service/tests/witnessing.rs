@@ -60,6 +60,39 @@ fn a_store_that_was_put_back_releases_nothing_until_that_is_accepted() {
 }
 
 #[test]
+fn a_store_from_before_the_first_heartbeat_is_found_out_too() {
+    let mut rig = Rig::new();
+    let (machine, volume, _) = rig.bound("web-1", 1);
+    let before = rig.store.copy();
+    let first = rig.heartbeat(&machine, None, None);
+    put_back(&mut rig, &before);
+    let again = rig.heartbeat(&machine, first.head, None);
+    // The machine, which knows the key, takes the next head once the loss was accepted.
+    assert_eq!((again.head, again.head_key), (None, first.head_key));
+    let verdict = rig.verdict(&machine, HOME, &Boot::new(), volume);
+    assert!(denied(&verdict).contains("was put back"));
+    rig.service.accept_rollback("disk failed", "root").unwrap();
+    assert!(seen(&rig, &machine, first.head).is_some());
+}
+
+#[test]
+fn a_start_makes_the_witness_and_a_later_one_leaves_it() {
+    let rig = Rig::new();
+    let witness = || {
+        rig.service
+            .records
+            .read::<witness::Witness>(key::WITNESS)
+            .unwrap()
+    };
+    assert_eq!(witness(), None);
+    rig.service.prepare_witness().unwrap();
+    let made = witness();
+    assert!(made.is_some());
+    rig.service.prepare_witness().unwrap();
+    assert_eq!(witness(), made);
+}
+
+#[test]
 fn another_entry_at_the_same_place_gives_it_away() {
     let mut rig = Rig::new();
     let (machine, volume, _) = rig.bound("web-1", 1);
