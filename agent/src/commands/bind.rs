@@ -85,12 +85,12 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
         (target, line) = Target::find_or_new(files, &arguments.device, &new)?;
     }
     let entry = target.entry(files, arguments.name.as_deref())?;
-    if new.opened_by == OpenedBy::VolumeKey && !entry.options.nofail {
-        return Err(BindError::NoFail(entry.name));
-    }
     warn_unless_opened_early(&entry);
     check_unbound(files, &target, &servers)?;
     let enrolment = Enrolment::prepare(&target, &entry, arguments)?;
+    if new.opened_by == OpenedBy::VolumeKey && !entry.options.nofail {
+        return Err(BindError::NoFail(entry.name));
+    }
 
     let mut journal = Journal::new(&target);
     let bound = Binder {
