@@ -6,7 +6,7 @@ TARGET  := x86_64-unknown-linux-gnu
 BUILT   := $(or $(CARGO_TARGET_DIR),target)/$(TARGET)
 SHELL   := /bin/bash -eu -o pipefail
 
-.PHONY: all help deps build-deps native dist measure test lint unit test-crash test-matrix boot bench demo install uninstall clean
+.PHONY: all help deps build-deps native dist measure test lint unit test-crash test-matrix test-stories boot bench demo install uninstall clean
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
 
@@ -69,6 +69,9 @@ FLAVOURS ?=
 
 test-matrix: deps native dist ## play the rows of docs/compatibility.md on FLAVOURS= (default: all), and write it when whole
 	cargo test --locked --package latchkey-tests --test boot -- --ignored --matrix $(addprefix --flavour ,$(FLAVOURS))
+
+test-stories: deps native dist ## play the boot scenarios that are too long for make test (half an hour)
+	cargo test --locked --package latchkey-tests --test boot -- --ignored --longer
 
 boot: native dist ## the boot tests alone
 	cargo test --locked --package latchkey-tests --test boot -- --ignored

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::follower::Follower;
 use crate::tool::{self, ToolError};
 
 /// The key server did not do what a scenario needs.
@@ -95,6 +96,14 @@ impl KeyServer {
         Ok(server)
     }
 
+    /// A copy of this one, which does not run, in `folder`.
+    ///
+    /// # Errors
+    /// As [`KeyServer::copy_of`].
+    pub fn copy(&self, folder: &Path) -> Result<Self, KeyServerError> {
+        Self::copy_of(&self.program, &self.folder, folder)
+    }
+
     /// Starts it on `port` of the loopback and waits until it listens.
     ///
     /// # Errors
@@ -177,6 +186,18 @@ impl KeyServer {
         command.args(arguments).arg("--data-dir").arg(self.data());
         let output = tool::run(&mut command)?;
         Ok(String::from_utf8_lossy(&output).trim().to_owned())
+    }
+
+    /// An administrator who watches `latchkeyd requests --follow`.
+    ///
+    /// # Errors
+    /// `Host` if the command cannot be started.
+    pub fn follow(&self) -> Result<Follower, KeyServerError> {
+        let mut command = Command::new(&self.program);
+        command
+            .args(["requests", "--follow", "--json", "--data-dir"])
+            .arg(self.data());
+        Follower::start(&mut command).map_err(|source| self.host(source))
     }
 
     /// Gives it one more name, so that its next start makes a new certificate.

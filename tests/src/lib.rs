@@ -14,6 +14,7 @@ pub mod console;
 pub mod disk;
 pub mod failure;
 pub mod flavour;
+pub mod follower;
 pub mod guest;
 pub mod initramfs;
 pub mod keyserver;

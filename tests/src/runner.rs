@@ -20,8 +20,8 @@ use crate::stage::{Failure, Ground, NotHere, Outcome, Scenario, Stage, chain};
 pub struct Program<'a> {
     /// The scenarios, each played on the machine of Debian 12 unless another flavour is named.
     pub scenarios: &'a [Scenario],
-    /// Further scenarios, which are played only when the command line names them.
-    pub by_name: &'a [Scenario],
+    /// Further scenarios, which are played only with `--longer` or when the command line names them.
+    pub longer: &'a [Scenario],
     /// The rows of the table of flavours.
     pub rows: &'a [Scenario],
     /// Where logs and results go.
@@ -41,10 +41,11 @@ impl Program<'_> {
                 return ExitCode::from(2);
             }
         };
-        let (all, more) = match (arguments.matrix, arguments.filters.as_slice()) {
-            (true, _) => (self.rows, &[][..]),
-            (false, []) => (self.scenarios, &[][..]),
-            (false, _) => (self.scenarios, self.by_name),
+        let (all, more) = match (arguments.set, arguments.filters.as_slice()) {
+            (Set::Matrix, _) => (self.rows, &[][..]),
+            (Set::Longer, _) => (self.longer, &[][..]),
+            (Set::Usual, []) => (self.scenarios, &[][..]),
+            (Set::Usual, _) => (self.scenarios, self.longer),
         };
         let wanted: Vec<&Scenario> = all
             .iter()
@@ -64,7 +65,7 @@ impl Program<'_> {
             );
             return ExitCode::SUCCESS;
         }
-        let played = if arguments.matrix {
+        let played = if arguments.set == Set::Matrix {
             self.fill_matrix(&arguments, &wanted)
         } else {
             self.play_scenarios(&arguments, &wanted)
@@ -146,14 +147,21 @@ fn product() -> Result<(Product, tempfile::TempDir), Failure> {
 struct Arguments {
     run: bool,
     list: bool,
-    matrix: bool,
+    set: Set,
     jobs: usize,
     flavours: Vec<Flavour>,
     filters: Vec<String>,
 }
 
-const USAGE: &str =
-    "usage: [--ignored] [--list] [--matrix] [--flavour NAME]… [--jobs N] [NAME…]\nflavours:";
+/// Which scenarios a command line chooses from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Set {
+    Usual,
+    Longer,
+    Matrix,
+}
+
+const USAGE: &str = "usage: [--ignored] [--list] [--longer | --matrix] [--flavour NAME]… [--jobs N] [NAME…]\nflavours:";
 
 impl Arguments {
     /// Reads the words after the program's name; a word that means nothing is an error.
@@ -161,7 +169,7 @@ impl Arguments {
         let mut arguments = Self {
             run: false,
             list: false,
-            matrix: false,
+            set: Set::Usual,
             jobs: SIDE_BY_SIDE,
             flavours: Vec::new(),
             filters: Vec::new(),
@@ -170,7 +178,8 @@ impl Arguments {
             match word.as_str() {
                 "--ignored" | "--include-ignored" => arguments.run = true,
                 "--list" => arguments.list = true,
-                "--matrix" => arguments.matrix = true,
+                "--longer" => arguments.set = Set::Longer,
+                "--matrix" => arguments.set = Set::Matrix,
                 "--flavour" => {
                     let flavour = words.next().and_then(|name| Flavour::named(&name));
                     arguments
@@ -373,7 +382,7 @@ mod tests {
         let usual = [Flavour::DEBIAN12];
         assert_eq!(parse(&[]).unwrap().flavours_or(&usual), usual);
         let named = parse(&["--matrix", "--flavour", "debian13", "--flavour", "debian12"]).unwrap();
-        assert!(named.matrix);
+        assert_eq!(named.set, Set::Matrix);
         let names: Vec<_> = named
             .flavours_or(&usual)
             .iter()
@@ -389,7 +398,7 @@ mod tests {
         fs::write(&table, "as it was seen").unwrap();
         let program = Program {
             scenarios: &[],
-            by_name: &[],
+            longer: &[],
             rows: &["opens", "asks"].map(|name| Scenario {
                 name,
                 play: |_| Ok(()),

@@ -44,6 +44,12 @@ pub enum HeadError {
         /// The one that was shown.
         shown: u64,
     },
+    /// It knows so itself.
+    #[error(
+        "the key server's store was put back to an earlier copy, and it releases nothing until \
+         'latchkeyd accept-rollback' there"
+    )]
+    NotAccepted,
     /// The file.
     #[error(transparent)]
     Files(#[from] FilesError),
@@ -79,7 +85,7 @@ pub fn take(files: &Files, server: &ServerId, answer: &HeartbeatAnswer) -> Resul
         return Err(HeadError::OtherKey(path.display().to_string()));
     }
     let Some(head) = answer.head else {
-        return Ok(()); // it knows that its store was put back
+        return Err(HeadError::NotAccepted);
     };
     if !is_signed(server, &head, &answer.head_key) {
         return Err(HeadError::Signature);

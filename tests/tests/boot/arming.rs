@@ -19,9 +19,9 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-const LIMIT: Duration = Duration::from_secs(240);
+pub const LIMIT: Duration = Duration::from_secs(240);
 /// A machine whose tickets have moved on in this boot, and whose stream stands.
-const IN_TOUCH: &str = "\
+pub const IN_TOUCH: &str = "\
     for second in $(seq 180); do
         said=$(journalctl --boot --unit latchkey --output cat)
         case \"$said\" in *'hears that this machine lives'*'tickets moved on'* | \
@@ -69,15 +69,14 @@ fn announced(stage: &Stage) -> Outcome {
 fn copied(stage: &Stage) -> Outcome {
     let (server, disk, mut original) = in_touch(stage)?;
     server.admin(&["policy", "set", MAPPING, "home-server"])?;
-    // As a snapshot of the provider's: the disk as it is at one moment.
-    original.check("sync")?;
-    let copy = stage.folder().join("copy.qcow2");
-    original.while_paused(|| std::fs::copy(disk.path(), &copy))??;
-    let spec = stage
-        .bound_machine(&Disk::existing(&copy), "copy")
-        .systemd();
-    let mut thief = Machine::start(&spec)?;
+    let copy = snapshot(stage, &disk, &mut original)?;
+    let mut administrator = server.follow()?;
+    let mut thief = Machine::start(&stage.bound_machine(&copy, "copy").systemd())?;
     thief.expect("the key server denied: ", LIMIT)?;
+    let alarm = administrator.expect("that one is a copy", LIMIT)?;
+    ensure(alarm.after()? < Duration::from_secs(1), || {
+        format!("the alarm came late to the administrator: {alarm:?}")
+    })?;
     let audit = server.admin(&["audit"])?;
     ensure(audit.contains("that one is a copy"), || {
         format!("no alarm in the audit:\n{audit}")
@@ -92,8 +91,16 @@ fn copied(stage: &Stage) -> Outcome {
     Ok(())
 }
 
+/// A copy of a running machine's disk, as a snapshot of the provider's: as it is at one moment.
+pub fn snapshot(stage: &Stage, disk: &Disk, machine: &mut Machine) -> Result<Disk, Failure> {
+    machine.check("sync")?;
+    let copy = stage.folder().join("copy.qcow2");
+    machine.while_paused(|| std::fs::copy(disk.path(), &copy))??;
+    Ok(Disk::existing(&copy))
+}
+
 /// A machine that has come up by the policy of its binding, and that the key server knows to run.
-fn in_touch(stage: &Stage) -> Result<(KeyServer, Disk, Machine), Failure> {
+pub fn in_touch(stage: &Stage) -> Result<(KeyServer, Disk, Machine), Failure> {
     let mut server = stage.key_server()?;
     server.start(PORT)?;
     let disk = stage.bound_disk()?;
