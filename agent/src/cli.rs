@@ -10,9 +10,11 @@ use latchkey_secret::process;
 use log::LevelFilter;
 
 use crate::commands::arm_reboot::{self, Armed, Occasion};
+use crate::commands::format::NewVolume;
 use crate::commands::initramfs::Rebuild;
 use crate::commands::join::TokenSource;
 use crate::commands::list::Format;
+use crate::commands::recovery_key::{self, Destination};
 use crate::commands::status::Health;
 use crate::commands::{bind, image_files, join, list, record_network, status, unbind};
 use crate::failure::chain;
@@ -89,8 +91,42 @@ enum Command {
         /// Read the volume key of plain dm-crypt from this file ('-': stdin), where no passphrase makes it
         #[arg(long, value_name = "FILE", conflicts_with = "key_file")]
         volume_key_file: Option<PathBuf>,
+        /// Make a new LUKS2 volume first, on a device that is empty; one that holds anything is refused
+        #[arg(long, conflicts_with = "volume_key_file")]
+        format: bool,
+        /// Make a recovery key for the new volume in the place of a passphrase, and write its sheet there: PDF if FILE ends
+        /// in .pdf, else text ('-': stdout)
+        #[arg(
+            long,
+            value_name = "FILE",
+            requires = "format",
+            conflicts_with = "key_file"
+        )]
+        recovery_sheet: Option<PathBuf>,
+        #[command(flatten)]
+        json: JsonFlag,
         #[command(flatten)]
         rebuild: RebuildFlag,
+    },
+    /// Make a recovery sheet: with it a person opens the volume on any machine that has cryptsetup
+    ///
+    /// A LUKS volume gets a further keyslot for a new recovery key, 256 random bits. Of plain dm-crypt the sheet holds the
+    /// passphrase or the volume key and how the mapping is made. The sheet as PDF has the key as a QR code too.
+    RecoveryKey {
+        /// The encrypted device, its mapping or its mount point
+        device: PathBuf,
+        /// The name in /etc/crypttab, where the device has several
+        #[arg(long)]
+        name: Option<String>,
+        /// Write the sheet to this new file: PDF if it ends in .pdf, else text ('-': stdout)
+        #[arg(long, value_name = "FILE", default_value = "-")]
+        sheet: PathBuf,
+        /// Read the passphrase from this file ('-': stdin); the whole content counts, line ends too
+        #[arg(long, value_name = "FILE")]
+        key_file: Option<PathBuf>,
+        /// Read the volume key of plain dm-crypt from this file ('-': stdin), where no passphrase makes it
+        #[arg(long, value_name = "FILE", conflicts_with = "key_file")]
+        volume_key_file: Option<PathBuf>,
     },
     /// Take a binding away: envelope, keyslot, and the key servers' shares
     Unbind {
@@ -299,18 +335,44 @@ fn dispatch(command: Command, files: &Files) -> Result<ExitCode, Failure> {
             options,
             key_file,
             volume_key_file,
+            format,
+            recovery_sheet,
+            json,
             rebuild,
         } => {
             prepare()?;
+            let recovery_sheet = recovery_sheet.as_deref().map(Destination::of);
+            if json.json && recovery_sheet == Some(Destination::Stdout) {
+                return Err("the recovery sheet and --json cannot both go to stdout".into());
+            }
             let arguments = bind::Arguments {
                 device,
                 name,
                 options,
                 key_file,
                 volume_key_file,
+                format: format.then_some(NewVolume { recovery_sheet }),
+                report: json.into(),
                 rebuild: rebuild.into(),
             };
             bind::run(files, &arguments)?;
+        }
+        Command::RecoveryKey {
+            device,
+            name,
+            sheet,
+            key_file,
+            volume_key_file,
+        } => {
+            prepare()?;
+            let arguments = recovery_key::Arguments {
+                device,
+                name,
+                key_file,
+                volume_key_file,
+                sheet: Destination::of(&sheet),
+            };
+            recovery_key::run(files, &arguments)?;
         }
         Command::Unbind { device, rebuild } => {
             prepare()?;
@@ -430,6 +492,7 @@ mod tests {
             "list",
             "status",
             "arm-reboot",
+            "recovery-key",
             "unlock",
         ] {
             assert!(help.contains(&format!("\n  {shown} ")), "{shown} in {help}");

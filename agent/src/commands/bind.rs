@@ -6,18 +6,22 @@
 //! back what this run did; after an interruption the next run does, from the journal. No keyslot but the one made
 //! here is ever changed.
 
-mod enrol;
+pub(super) mod enrol;
 mod error;
+mod report;
 
 use std::path::{Path, PathBuf};
 
-use latchkey_protocol::VolumeId;
 use latchkey_protocol::envelope::{ENVELOPES_LIMIT, Released, Token, TokenKind};
 use latchkey_protocol::wire::Version;
+use latchkey_protocol::{ClientName, ServerId, VolumeId};
+use latchkey_secret::SecretBytes;
 
 use super::crypttab_line;
+use super::format::{self, NewVolume};
 use super::initramfs::{self, Rebuild};
 use super::journal::Journal;
+use super::list::Format;
 use super::service;
 use super::shares::{self, Registered};
 use super::target::{NewLine, OpenedBy, Target};
@@ -31,7 +35,7 @@ use crate::volume::envelopes;
 use crate::volume::keyslots;
 use crate::volume::open;
 use crate::volume::stack;
-use enrol::Enrolment;
+use enrol::{Enrolment, Given};
 
 pub use error::BindError;
 
@@ -48,6 +52,10 @@ pub struct Arguments {
     pub key_file: Option<PathBuf>,
     /// Where the volume key of a plain volume lies, if it has no passphrase.
     pub volume_key_file: Option<PathBuf>,
+    /// To make a new volume on the device first.
+    pub format: Option<NewVolume>,
+    /// How to say what was done.
+    pub report: Format,
     /// Whether to rebuild the initramfs.
     pub rebuild: Rebuild,
 }
@@ -60,8 +68,14 @@ struct Binding {
     backup: Option<PathBuf>,
     /// What was written into crypttab, and where the file from before is.
     line: Option<(String, Option<PathBuf>)>,
-    /// Short id, our name, policy; per key server.
-    servers: Vec<(String, String, String)>,
+    servers: Vec<Registration>,
+}
+
+/// What a key server knows of the binding.
+struct Registration {
+    server: ServerId,
+    client: ClientName,
+    policy: String,
 }
 
 /// Binds a volume to every key server that this machine has joined.
@@ -70,6 +84,10 @@ struct Binding {
 /// A variant of [`BindError`].
 pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
     let _lock = files.lock()?;
+    let passphrase = match &arguments.format {
+        Some(new) => Some(new_volume(files, arguments, new)?),
+        None => None,
+    };
     let new = NewLine {
         name: arguments.name.clone(),
         options: arguments.options.clone(),
@@ -87,7 +105,12 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
     let entry = target.entry(files, arguments.name.as_deref())?;
     warn_unless_opened_early(&entry);
     check_unbound(files, &target, &servers)?;
-    let enrolment = Enrolment::prepare(&target, &entry, arguments)?;
+    let given = Given {
+        key_file: arguments.key_file.as_deref(),
+        volume_key_file: arguments.volume_key_file.as_deref(),
+        passphrase,
+    };
+    let enrolment = Enrolment::prepare(&target, &entry, given)?;
     if new.opened_by == OpenedBy::VolumeKey && !entry.options.nofail {
         return Err(BindError::NoFail(entry.name));
     }
@@ -120,7 +143,22 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
     log::info!(
         "the next boot asks the key server; the passphrase prompt stands beside it all the while"
     );
-    Ok(())
+    match arguments.report {
+        Format::Text => Ok(()),
+        Format::Json => report::print(&target, &binding).map_err(BindError::Report),
+    }
+}
+
+/// A volume where there is none, once it is clear that it can be bound.
+fn new_volume(
+    files: &Files,
+    arguments: &Arguments,
+    new: &NewVolume,
+) -> Result<SecretBytes, BindError> {
+    joined(files)?;
+    let name = arguments.name.as_deref();
+    format::run(&arguments.device, new, name, arguments.key_file.as_deref())
+        .map_err(|error| BindError::Format(Box::new(error)))
 }
 
 /// The key servers that this machine has joined, with its host identities.
@@ -270,9 +308,10 @@ impl Binder<'_> {
             }
             None => None,
         };
-        let summary = |(server, one): (&KeyServer, Registered)| {
-            let settings = &server.settings;
-            (settings.id.short(), settings.client.to_string(), one.policy)
+        let summary = |(server, one): (&KeyServer, Registered)| Registration {
+            server: server.settings.id,
+            client: server.settings.client.clone(),
+            policy: one.policy,
         };
         Ok(Binding {
             keyslot,
@@ -402,8 +441,13 @@ fn summarise(target: &Target, entry: &Entry, binding: &Binding) {
             log::info!("the file from before is '{}'", backup.display());
         }
     }
-    for (server, client, policy) in &binding.servers {
-        log::info!("key server {server} knows this machine as '{client}'; policy: {policy}");
+    for one in &binding.servers {
+        log::info!(
+            "key server {} knows this machine as '{}'; policy: {}",
+            one.server.short(),
+            one.client,
+            one.policy
+        );
     }
     log::info!("to undo all of this: latchkey unbind {device}");
 }

@@ -4,6 +4,7 @@
 pub mod arm_reboot;
 pub mod bind;
 pub mod crypttab_line;
+pub mod format;
 pub mod image_files;
 pub mod initramfs;
 pub mod join;
@@ -11,6 +12,7 @@ pub mod journal;
 pub mod list;
 pub mod prompt;
 pub mod record_network;
+pub mod recovery_key;
 pub mod service;
 pub mod shares;
 pub mod status;

@@ -42,7 +42,7 @@ pub enum DeviceError {
     #[error(
         "'{0}' is not encrypted with LUKS, and no line of crypttab says otherwise\n\
          for plain dm-crypt or a detached header: --name NAME --options plain,cipher=…,hash=…,size=… or header=…\n\
-         latchkey formats nothing; 'cryptsetup luksFormat' makes a volume and destroys what was there"
+         'latchkey bind --format' makes a new volume on a device that is empty"
     )]
     NotLuks(PathBuf),
     /// The file system lies on several LUKS devices.

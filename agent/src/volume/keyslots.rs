@@ -286,6 +286,63 @@ pub fn add_keyslot(
     passphrase: &SecretBytes,
     secret: &MachineSecret,
 ) -> Result<(), KeyslotError> {
+    let mut context = add(device, slot, passphrase, &secret.0)?;
+    if let AnyHeader::Luks1(_) = AnyHeader::read(device)? {
+        return Ok(()); // it has no priorities
+    }
+    let ignored = context
+        .keyslot_handle()
+        .set_priority(slot, KeyslotPriority::Ignore);
+    if let Err(error) = ignored {
+        // A keyslot of ours that others would try is not what was promised.
+        let source = error.into();
+        let removed = context.keyslot_handle().destroy(slot);
+        if let Err(error) = removed {
+            log::warn!(
+                "keyslot {slot} of '{}' could not be removed again: {error}",
+                device.display()
+            );
+        }
+        return Err(KeyslotError::Crypt {
+            device: device.to_owned(),
+            slot,
+            source,
+        });
+    }
+    Ok(())
+}
+
+/// Makes keyslot `slot` for a recovery key, which a person types: like any passphrase's, but its 256 random bits need no costly
+/// key derivation, and a small machine can afford it. `passphrase` opens another one.
+///
+/// # Errors
+/// As [`add_keyslot`]; `WrongSecret` if the new keyslot does not open with the key.
+pub fn add_recovery_keyslot(
+    device: &Path,
+    slot: u32,
+    passphrase: &SecretBytes,
+    key: &SecretBytes,
+) -> Result<(), KeyslotError> {
+    let mut context = add(device, slot, passphrase, key)?;
+    let opened = open::volume_key(&mut context, slot, key.expose_secret());
+    process::wipe_stack();
+    match opened {
+        Ok(_) => Ok(()),
+        Err(KeyError::Secret(error)) => Err(error.into()),
+        Err(KeyError::Crypt(_)) => Err(KeyslotError::WrongSecret {
+            device: device.to_owned(),
+            slot,
+        }),
+    }
+}
+
+/// A keyslot of the cheapest key derivation.
+fn add(
+    device: &Path,
+    slot: u32,
+    passphrase: &SecretBytes,
+    secret: &SecretBytes,
+) -> Result<CryptDevice, KeyslotError> {
     let key = typed::check_passphrase(device, passphrase)?;
     let failed = |source| KeyslotError::Crypt {
         device: device.to_owned(),
@@ -306,30 +363,12 @@ pub fn add_keyslot(
     let added = context.keyslot_handle().add_by_key(
         Some(slot),
         Some(Either::Left(volume_key)),
-        secret.0.expose_secret(),
+        secret.expose_secret(),
         CryptVolumeKey::empty(),
     );
     process::wipe_stack();
     added.map_err(|error| failed(error.into()))?;
-    if let AnyHeader::Luks1(_) = header {
-        return Ok(()); // it has no priorities
-    }
-    let ignored = context
-        .keyslot_handle()
-        .set_priority(slot, KeyslotPriority::Ignore);
-    if let Err(error) = ignored {
-        // A keyslot of ours that others would try is not what was promised.
-        let source = error.into();
-        let removed = context.keyslot_handle().destroy(slot);
-        if let Err(error) = removed {
-            log::warn!(
-                "keyslot {slot} of '{}' could not be removed again: {error}",
-                device.display()
-            );
-        }
-        return Err(failed(source));
-    }
-    Ok(())
+    Ok(context)
 }
 
 /// Destroys keyslot `slot` if it is one of ours ([`Keyslot::ours`]) or if it is `journalled`, the keyslot that an interrupted

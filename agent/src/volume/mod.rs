@@ -12,6 +12,7 @@ mod context;
 pub mod crypttab;
 pub mod device;
 pub mod envelopes;
+pub mod format;
 pub mod gate;
 pub mod header;
 pub mod keyslots;

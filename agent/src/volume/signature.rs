@@ -39,6 +39,20 @@ const TABLE: &[(&str, usize, &[u8])] = &[
     ("an MBR or a boot sector", 0x1fe, b"\x55\xaa"),
     ("GFS2 or OCFS2", 0x10000, b"\x01\x16\x19\x70"),
 ];
+/// What is found towards the end of a device: its name, where on a device of so many bytes, by which bytes.
+pub const AT_END: &[(&str, fn(u64) -> Option<u64>, &[u8])] = &[
+    ("GPT", |size| size.checked_sub(512), b"EFI PART"),
+    (
+        "a member of an md array",
+        |size| (size & !0xffff).checked_sub(0x10000), // version 0.90
+        b"\xfc\x4e\x2b\xa9",
+    ),
+    (
+        "a member of an md array",
+        |size| Some(size.checked_sub(0x2000)? & !0xfff), // version 1.0
+        b"\xfc\x4e\x2b\xa9",
+    ),
+];
 const BCACHEFS: &[u8] = b"\xc6\x85\x73\xf6\x66\xce\x90\xa9\xd9\x6a\x60\xcf\x80\x3d\xf7\xef";
 const BCACHE: &[u8] = b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81";
 

@@ -1,7 +1,9 @@
 //! `join`, `bind`, `unbind`, `list`, `status`: the real programs, the real key server, LUKS in plain files.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod recovery;
 
 use std::io::{Read, Write};
 use std::path::Path;

@@ -7,7 +7,7 @@ use latchkey_protocol::VolumeId;
 use latchkey_protocol::envelope::{Bound, MACHINE_SECRET_LIMIT, MachineSecret, PlainSecret};
 use latchkey_secret::SecretBytes;
 
-use super::{Arguments, BindError};
+use super::BindError;
 use crate::commands::journal::{Journal, JournalledKeyslot};
 use crate::commands::prompt;
 use crate::commands::target::Target;
@@ -41,6 +41,17 @@ pub enum Enrolment {
     },
 }
 
+/// What opens the volume already, as the command line gives it; what is missing is asked for.
+#[derive(Default)]
+pub struct Given<'a> {
+    /// Where the passphrase lies.
+    pub key_file: Option<&'a Path>,
+    /// Where the volume key of a plain volume lies.
+    pub volume_key_file: Option<&'a Path>,
+    /// A passphrase that has just opened the volume.
+    pub passphrase: Option<SecretBytes>,
+}
+
 /// What goes into a token.
 pub struct Enrolled {
     pub secret: MachineSecret,
@@ -50,23 +61,19 @@ pub struct Enrolled {
 
 impl Enrolment {
     /// Asks for what cannot be read, and proves it. Nothing is changed.
-    pub fn prepare(
-        target: &Target,
-        entry: &Entry,
-        arguments: &Arguments,
-    ) -> Result<Self, BindError> {
+    pub fn prepare(target: &Target, entry: &Entry, given: Given<'_>) -> Result<Self, BindError> {
         let header = match &target.place.header {
             HeaderPlace::None(options) => {
                 let settings = Settings::of(options).map_err(|source| BindError::Settings {
                     device: target.device.clone(),
                     source,
                 })?;
-                return plain_volume(target, entry, arguments, &settings);
+                return plain_volume(target, entry, &given, &settings);
             }
             HeaderPlace::Attached => &target.device,
             HeaderPlace::Detached(header) => header,
         };
-        if arguments.volume_key_file.is_some() {
+        if given.volume_key_file.is_some() {
             return Err(BindError::VolumeKeyFile {
                 device: target.device.clone(),
                 kind: target.kind.name(),
@@ -77,11 +84,14 @@ impl Enrolment {
         if let Some(header) = target.luks2_header() {
             tokens::free_id(header)?;
         }
-        let key_file = arguments.key_file.as_deref();
+        let passphrase = match given.passphrase {
+            Some(passphrase) => passphrase,
+            None => proved_passphrase(target, header, entry, given.key_file)?,
+        };
         Ok(Self::Luks {
             header: header.clone(),
             uuid: target.uuid.clone(),
-            passphrase: proved_passphrase(target, header, entry, key_file)?,
+            passphrase,
         })
     }
 
@@ -116,7 +126,7 @@ impl Enrolment {
                 header, passphrase, ..
             } => (header, passphrase),
         };
-        let backup = backup_path(files, target);
+        let backup = backup_path(files, &target.uuid);
         journal.backup = Some(backup.clone());
         journal.save(files)?;
         backup::backup_header(&header, &backup)?;
@@ -141,7 +151,7 @@ impl Enrolment {
 fn plain_volume(
     target: &Target,
     entry: &Entry,
-    arguments: &Arguments,
+    given: &Given<'_>,
     settings: &Settings,
 ) -> Result<Enrolment, BindError> {
     let look = |secret: SecretBytes, kind| {
@@ -159,7 +169,7 @@ fn plain_volume(
             source,
         })
     };
-    if let Some(path) = &arguments.volume_key_file {
+    if let Some(path) = given.volume_key_file {
         let key = prompt::read_key_file(path)?;
         if u32::try_from(key.expose_secret().len()) != Ok(settings.key_size) {
             return Err(BindError::VolumeKeyLength {
@@ -169,7 +179,7 @@ fn plain_volume(
         }
         return proved(look(key, PlainSecret::VolumeKey)?);
     }
-    if let Some(path) = &arguments.key_file {
+    if let Some(path) = given.key_file {
         return proved(look(prompt::read_key_file(path)?, PlainSecret::Passphrase)?);
     }
     let question = question(target, entry);
@@ -271,9 +281,9 @@ fn proved_passphrase(
     Err(BindError::Passphrase(target.device.clone()))
 }
 
-/// A name that no other backup has.
-fn backup_path(files: &Files, target: &Target) -> PathBuf {
-    let name = format!("header-{}-{}", target.uuid, date::stamp(date::now()));
+/// For the header with this UUID: a name that no other backup has.
+pub fn backup_path(files: &Files, uuid: &str) -> PathBuf {
+    let name = format!("header-{uuid}-{}", date::stamp(date::now()));
     let numbered = (2..).map(|number| format!("{name}-{number}.img"));
     std::iter::once(format!("{name}.img"))
         .chain(numbered)

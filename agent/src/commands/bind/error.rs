@@ -6,6 +6,7 @@ use latchkey_protocol::VolumeId;
 use latchkey_protocol::envelope::{ENVELOPES_LIMIT, EnvelopeError, MACHINE_SECRET_LIMIT};
 use latchkey_secret::SecretError;
 
+use crate::commands::format::NewVolumeError;
 use crate::commands::initramfs::RebuildError;
 use crate::commands::journal::UndoError;
 use crate::commands::prompt::PromptError;
@@ -77,6 +78,12 @@ pub enum BindError {
         /// What is wrong.
         reason: String,
     },
+    /// `--format`.
+    #[error(transparent)]
+    Format(Box<NewVolumeError>),
+    /// stdout.
+    #[error("the volume is bound, but that could not be printed")]
+    Report(#[source] std::io::Error),
     /// What an interrupted run left cannot be taken back.
     #[error("an earlier 'latchkey bind' or 'unbind' was interrupted, and it cannot be cleared up")]
     Repair(#[source] UndoError),

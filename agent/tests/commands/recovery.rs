@@ -1,0 +1,197 @@
+//! New volumes and recovery keys: what is made here, stock cryptsetup opens.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::common::machine::{Machine, PASSPHRASE, Server, UUID, Volume, run};
+
+#[test]
+fn a_recovery_key_opens_the_volume_with_cryptsetup_alone() {
+    for kind in [&["--type", "luks2"][..], &["--type", "luks1"]] {
+        let machine = Machine::new();
+        machine.write_crypttab("luks");
+        let volume = Volume::format(kind);
+        let said = machine
+            .latchkey(
+                &["recovery-key", volume.path(), "--key-file", "-"],
+                PASSPHRASE,
+            )
+            .succeeded();
+        assert!(
+            said.err.contains("keyslot 1 opens with the recovery key"),
+            "{}",
+            said.err
+        );
+        assert!(
+            said.out
+                .contains(&format!("cryptsetup open /dev/disk/by-uuid/{UUID}")),
+            "{}",
+            said.out
+        );
+        let key = key_of(&said.out);
+        assert!(!said.err.contains(&key), "the key is in the log");
+        opens(&volume, &key);
+        volume.opens_with_the_passphrase();
+        assert_eq!(machine.state("header-").len(), 1);
+    }
+}
+
+#[test]
+fn a_recovery_key_outlives_a_binding() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    machine.write_crypttab("luks");
+    let volume = Volume::luks2();
+    machine.bind(&volume).succeeded();
+    let said = machine
+        .latchkey(
+            &["recovery-key", volume.path(), "--key-file", "-"],
+            PASSPHRASE,
+        )
+        .succeeded();
+    let key = key_of(&said.out);
+    machine.unbind(&volume).succeeded();
+    opens(&volume, &key);
+    volume.opens_with_the_passphrase();
+}
+
+#[test]
+fn without_a_passphrase_or_a_place_for_the_sheet_nothing_changes() {
+    let machine = Machine::new();
+    machine.write_crypttab("luks");
+    let volume = Volume::luks2();
+    let before = volume.bytes();
+    let taken = machine.path("sheet.pdf");
+    std::fs::write(&taken, "somebody's").unwrap();
+    let sheet = taken.to_str().unwrap();
+    let arguments = [
+        "recovery-key",
+        volume.path(),
+        "--key-file",
+        "-",
+        "--sheet",
+        sheet,
+    ];
+    machine
+        .latchkey(&arguments, PASSPHRASE)
+        .failed_saying(&["exists already"]);
+    std::fs::remove_file(&taken).unwrap();
+    machine
+        .latchkey(&arguments, "wrong")
+        .failed_saying(&["no keyslot of", "opens with the content of the key file"]);
+    assert!(!taken.exists());
+    assert_eq!(volume.bytes(), before);
+}
+
+#[test]
+fn a_new_volume_is_made_and_bound_by_one_command() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::plain();
+    let arguments = [
+        "bind",
+        volume.path(),
+        "--format",
+        "--name",
+        "data",
+        "--key-file",
+        "-",
+        "--no-initramfs",
+        "--json",
+    ];
+    let said = machine.latchkey(&arguments, PASSPHRASE).succeeded();
+    let report: Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!(report["name"], "data");
+    assert_eq!(report["kind"], "LUKS2");
+    assert_eq!(report["servers"][0]["client"], "web-1");
+    assert_eq!(volume.json()["config"]["requirements"], Value::Null);
+    volume.opens_with_the_passphrase();
+    let crypttab = std::fs::read_to_string(machine.path("etc/crypttab")).unwrap();
+    let line = report["crypttab-line"].as_str().unwrap();
+    assert_eq!(crypttab.lines().last(), Some(line));
+    assert!(line.contains(report["uuid"].as_str().unwrap()), "{line}");
+
+    let before = volume.bytes();
+    machine.latchkey(&arguments, PASSPHRASE).failed_saying(&[
+        "is a LUKS volume with a passphrase already",
+        "without --format",
+    ]);
+    assert_eq!(volume.bytes(), before);
+}
+
+#[test]
+fn a_new_volume_may_have_a_recovery_key_in_the_place_of_a_passphrase() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::plain();
+    let sheet = machine.path("sheet.txt");
+    let arguments = [
+        "bind",
+        volume.path(),
+        "--format",
+        "--name",
+        "data",
+        "--no-initramfs",
+        "--recovery-sheet",
+        sheet.to_str().unwrap(),
+    ];
+    machine.latchkey(&arguments, "").succeeded();
+    opens(&volume, &key_of(&std::fs::read_to_string(&sheet).unwrap()));
+    assert_eq!(volume.count("keyslots"), 2);
+    machine.unbind(&volume).succeeded();
+    assert_eq!(volume.count("keyslots"), 1);
+}
+
+#[test]
+fn nothing_is_formatted_for_a_machine_that_cannot_bind() {
+    let machine = Machine::new();
+    let volume = Volume::plain();
+    let before = volume.bytes();
+    machine
+        .latchkey(
+            &[
+                "bind",
+                volume.path(),
+                "--format",
+                "--name",
+                "data",
+                "--key-file",
+                "-",
+            ],
+            PASSPHRASE,
+        )
+        .failed_saying(&["has not joined any key server"]);
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    machine
+        .latchkey(
+            &[
+                "bind",
+                volume.path(),
+                "--format",
+                "--name",
+                "data",
+                "--key-file",
+                "-",
+            ],
+            "",
+        )
+        .failed_saying(&["without a passphrase", "nothing was changed"]);
+    assert_eq!(volume.bytes(), before);
+}
+
+/// The line after "Recovery key".
+fn key_of(sheet: &str) -> String {
+    let mut lines = sheet
+        .lines()
+        .skip_while(|line| !line.starts_with("Recovery key"));
+    lines.nth(2).unwrap().trim().to_owned()
+}
+
+fn opens(volume: &Volume, key: &str) {
+    let path: &Path = volume.path().as_ref();
+    let arguments = ["open", "--test-passphrase", "--key-file", "-"];
+    run(Command::new("cryptsetup").args(arguments).arg(path), key).succeeded();
+}
