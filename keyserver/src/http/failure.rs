@@ -160,6 +160,7 @@ impl From<ServiceError> for Failure {
             ServiceError::Refused(refusal) => Self::Stranger(refusal.to_string()),
             ServiceError::Invalid(text) => Self::told(StatusCode::BAD_REQUEST, &text),
             ServiceError::Destroyed => Self::told(StatusCode::GONE, &error),
+            ServiceError::PutBack => Self::told(StatusCode::CONFLICT, &error),
             ServiceError::TooMany { retry_after } => {
                 let mut failure = Self::told(StatusCode::TOO_MANY_REQUESTS, &error);
                 if let Self::Told(told) = &mut failure {
@@ -211,11 +212,12 @@ mod tests {
     #[test]
     fn every_failure_has_its_status_and_only_strangers_hear_nothing() {
         let client = || -> ClientName { "web-1".parse().unwrap() };
-        let cases: [(Failure, u16, Option<&str>); 11] = [
+        let cases: [(Failure, u16, Option<&str>); 12] = [
             (ServiceError::Refused(Refusal::Role).into(), 403, None),
             (ServiceError::Refused(Refusal::NotOwned).into(), 403, None),
             (ServiceError::Invalid("x").into(), 400, None),
             (ServiceError::Destroyed.into(), 410, None),
+            (ServiceError::PutBack.into(), 409, None),
             (
                 ServiceError::TooMany { retry_after: 77 }.into(),
                 429,

@@ -102,7 +102,7 @@ pub struct StoredState<'a> {
 
 impl<'a> StoredState<'a> {
     /// What is known where only the owner can ask: the policy has no say.
-    pub fn of_owner(volume: &'a Volume) -> Self {
+    pub fn of_owner(volume: &'a Volume, store: StoreState) -> Self {
         Self {
             volume: Some(volume),
             policy: &volume.policy,
@@ -112,7 +112,7 @@ impl<'a> StoredState<'a> {
             machine: None,
             trace: None,
             life: Life::Gone,
-            store: StoreState::Newest,
+            store,
             uptime: Uptime::default(),
         }
     }
@@ -238,8 +238,11 @@ pub fn decide(request: &PolicyRequest<'_>, state: StoredState<'_>, now: UnixMill
     }
     let authorise = |by| Decision::Release(Authorised::new(request, volume, by, state, now));
     if request.purpose != Purpose::Release {
-        // The host key signs; the volume is open on the machine that asks.
-        return authorise(Authority::Owner);
+        // The host key signs; the volume is open on the machine that asks. But whose key it is, is as old as the store.
+        return match state.store {
+            StoreState::Newest => authorise(Authority::Owner),
+            StoreState::PutBack => Decision::Deny(Reason::PutBack),
+        };
     }
     let session = state
         .session

@@ -78,6 +78,11 @@ pub enum ServiceError {
     /// The volume's share was destroyed or given up, and its id with it (410).
     #[error("the volume's share is gone for good\nbind the volume anew, which gives it a new id")]
     Destroyed,
+    /// The store was put back to an earlier state: no share is made or leaves before that is accepted (409).
+    #[error(
+        "the key server's store was put back to an earlier state, and its administrator has not accepted that\ntell the administrator: latchkeyd accept-rollback"
+    )]
+    PutBack,
     /// More than one client may do in an hour (429).
     #[error("too many requests of this client, try again in {retry_after} s")]
     TooMany {
