@@ -434,7 +434,7 @@ mod tests {
             ..client
         };
         let found = crate::policy::in_force(&volume, &others, None);
-        assert_eq!(found.scope, crate::policy::Scope::Volume);
+        assert_eq!(found.scope, crate::policy::Scope::Before);
         assert_eq!(found.policy, &volume.policy);
     }
 }

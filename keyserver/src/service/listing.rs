@@ -7,7 +7,7 @@ use latchkey_protocol::ids::{ClientName, Generation, RequestId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::UnixMillis;
-use crate::policy::{self, Policy};
+use crate::policy::{self, Policy, Scope};
 use crate::records::{Client, Group, GroupName, SessionState, Volume, VolumeState};
 
 /// A client.
@@ -94,6 +94,40 @@ pub struct PolicyListing {
     pub text: String,
     /// What it does not stop.
     pub limits: String,
+    /// The volumes that it does not reach, because a more specific policy goes before it.
+    #[serde(default)]
+    pub unreached: Vec<Unreached>,
+}
+
+/// A volume of a client or a group whose policy does not reach it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Unreached {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its client.
+    pub client: ClientName,
+    /// What people call it.
+    pub label: String,
+    /// Whose policy holds for it instead: `set for the volume`, and so on.
+    pub scope: String,
+    /// What takes that one away, so that this one reaches it.
+    pub command: String,
+}
+
+impl Unreached {
+    pub(super) fn new(volume: &Volume, scope: Scope<'_>) -> Self {
+        Self {
+            command: match scope {
+                Scope::Client => format!("latchkeyd policy clear --client {}", volume.client),
+                _ => format!("latchkeyd policy clear {}", volume.id),
+            },
+            volume: volume.id,
+            client: volume.client.clone(),
+            label: volume.label.clone(),
+            scope: scope.to_string(),
+        }
+    }
 }
 
 impl PolicyListing {
@@ -108,6 +142,7 @@ impl PolicyListing {
                 String::new()
             },
             policy: policy.cloned(),
+            unreached: Vec::new(),
         }
     }
 }
