@@ -18,7 +18,9 @@ use crate::clock::UnixMillis;
 use crate::policy::{Otherwise, Policy, Range};
 
 pub use code::{Code, ShortId};
-pub use machine::{Armed, BootSession, FETCH, Group, GroupName, Heard, Machine, SetPolicy};
+pub use machine::{
+    Announced, Armed, BootSession, FETCH, Group, GroupName, Heard, Machine, SetPolicy,
+};
 pub use trace::{LastBoot, Note, TicketState, Trace, kernel};
 
 /// SHA-256 of a public key's SubjectPublicKeyInfo in DER: how the server knows a client's key.
