@@ -11,6 +11,7 @@ pub mod journal;
 pub mod list;
 pub mod prompt;
 pub mod record_network;
+pub mod rejoin;
 pub mod service;
 pub mod shares;
 pub mod status;
