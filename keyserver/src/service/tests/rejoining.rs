@@ -138,6 +138,10 @@ fn whoever_names_no_live_volume_of_one_client_is_a_stranger() {
     assert!(matches!(approved, Err(AdminError::NeverTakenBack(_))));
     assert!(rig.service.identify(&keys(9).host).unwrap().is_none());
     assert!(rig.count(Kind::Refused) >= 2);
+    // Nor do its keys take the place of those of a machine that has joined since.
+    rig.machine("web-1", 7);
+    let approved = rig.service.approve_rejoin(&id, &code, "root");
+    assert!(matches!(approved, Err(AdminError::NoRequest(_))));
 }
 
 #[test]
