@@ -214,6 +214,7 @@ fn lacks_only_optional(name: &str, example: &Value, text: &str) -> bool {
     let optional: &[(&str, &str)] = match name {
         "report" => &[("", "request")],
         "release request" => &[("/facts", "image"), ("/facts", "header"), ("", "tickets")],
+        "rejoin request" => &[("", "tickets")],
         "tickets request" => &[("/volumes/0", "shown")],
         "confirm request" => &[("", "arm")],
         "confirm answer" => &[("", "armed_until")],
