@@ -6,7 +6,7 @@ TARGET  := x86_64-unknown-linux-gnu
 BUILT   := $(or $(CARGO_TARGET_DIR),target)/$(TARGET)
 SHELL   := /bin/bash -eu -o pipefail
 
-.PHONY: all help deps build-deps native dist measure test lint unit test-crash test-matrix test-stories boot bench demo install uninstall clean
+.PHONY: all help deps build-deps native dist measure test lint unit test-crash test-policy test-matrix test-stories boot bench demo install uninstall clean
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
 
@@ -63,6 +63,9 @@ unit: native ## all tests that need no machine
 test-crash: native ## kill -9 of both programs at 200 points each (make unit does 24); SEED=N chooses other points
 	LATCHKEY_KILLS=200 LATCHKEY_SEED=$(or $(SEED),1) \
 		cargo test --locked --package latchkey --test crash -- --nocapture
+
+test-policy: native ## what each preset gives to copies and to 1,000 honest boots with power cuts, as a table (make unit does 60)
+	LATCHKEY_HONEST=1000 cargo test --locked --package latchkeyd --lib presets -- --nocapture
 
 # The results of one commit add up: `make test-matrix FLAVOURS="debian13 debian12-dracut"` plays these two anew.
 FLAVOURS ?=

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use latchkey_protocol::token::Address;
 use latchkey_secret::process;
 use log::LevelFilter;
 
@@ -16,7 +17,7 @@ use crate::commands::join::TokenSource;
 use crate::commands::list::Format;
 use crate::commands::recovery_key::{self, Destination};
 use crate::commands::status::Health;
-use crate::commands::{bind, image_files, join, list, record_network, status, unbind};
+use crate::commands::{bind, image_files, join, list, record_network, rejoin, status, unbind};
 use crate::failure::chain;
 use crate::files::Files;
 use crate::flow::Outcome;
@@ -69,6 +70,18 @@ enum Command {
         /// '-' reads the token from stdin; without it you are asked. A token here can be read by every user
         #[arg(value_name = "-")]
         token: Option<String>,
+        /// No token: this machine lost its keys and asks to be taken back; a person there approves it by a code shown here
+        #[arg(long, conflicts_with = "token")]
+        again: bool,
+        /// Which key server, by the beginning of its id, if the keys for several are lost
+        #[arg(long, value_name = "ID", requires = "again")]
+        server: Option<String>,
+        /// Where it listens, if that is lost too; may be given several times
+        #[arg(long, value_name = "HOST[:PORT]", requires = "again")]
+        address: Vec<Address>,
+        /// Do not rebuild the initramfs, which holds a lost boot key; do it yourself before the next boot
+        #[arg(long, requires = "again")]
+        no_initramfs: bool,
     },
     /// Bind a volume, so that the key servers you joined can open it at boot
     ///
@@ -320,7 +333,22 @@ pub fn run() -> ExitCode {
 
 fn dispatch(command: Command, files: &Files) -> Result<ExitCode, Failure> {
     match command {
-        Command::Join { token } => {
+        Command::Join {
+            again: true,
+            server,
+            address,
+            no_initramfs,
+            ..
+        } => {
+            prepare()?;
+            let arguments = rejoin::Arguments {
+                server,
+                addresses: address,
+                rebuild: RebuildFlag { no_initramfs }.into(),
+            };
+            rejoin::run(files, &arguments)?;
+        }
+        Command::Join { token, .. } => {
             prepare()?;
             let source = match token.as_deref() {
                 None => TokenSource::Prompt,

@@ -267,7 +267,7 @@ impl Files {
 }
 
 impl ServerFiles {
-    /// Reads `dir/server.toml`.
+    /// Reads `dir/server.toml`; `dir` may be one whose name says with an ending that it is not in use.
     ///
     /// # Errors
     /// `Read`, `Format`.
@@ -286,7 +286,7 @@ impl ServerFiles {
             )));
         }
         if dir
-            .file_name()
+            .file_stem()
             .is_none_or(|name| name.to_string_lossy() != settings.id.short())
         {
             return Err(format(format!(
@@ -467,6 +467,21 @@ pub fn remove(path: &Path) -> Result<(), FilesError> {
         Ok(())
     };
     remove().map_err(|source| FilesError::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Removes a folder with all that is in it, durably; it need not exist.
+///
+/// # Errors
+/// `Write`.
+pub fn remove_dir(path: &Path) -> Result<(), FilesError> {
+    let removed = match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        result => result.and_then(|()| sync_dir_of(path)),
+    };
+    removed.map_err(|source| FilesError::Write {
         path: path.to_owned(),
         source,
     })

@@ -4,6 +4,7 @@
 
 mod code;
 mod machine;
+mod rejoin;
 mod trace;
 
 use std::net::IpAddr;
@@ -18,7 +19,10 @@ use crate::clock::UnixMillis;
 use crate::policy::{Otherwise, Policy, Range};
 
 pub use code::{Code, ShortId};
-pub use machine::{Armed, BootSession, FETCH, Group, GroupName, Heard, Machine, SetPolicy};
+pub use machine::{
+    Announced, Armed, BootSession, FETCH, Group, GroupName, Heard, Machine, SetPolicy,
+};
+pub use rejoin::{BEGUN_LIMIT, Rejoin, recent};
 pub use trace::{LastBoot, Note, TicketState, Trace, kernel};
 
 /// SHA-256 of a public key's SubjectPublicKeyInfo in DER: how the server knows a client's key.
@@ -199,7 +203,7 @@ pub struct Session {
     pub approvals: Vec<Approved>,
 }
 
-/// A person's approval of a boot session.
+/// A person's approval of a boot session, or of a machine that is to be taken back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Approved {
@@ -270,6 +274,8 @@ pub mod key {
     pub const SESSIONS: &str = "session/";
     /// All invitations.
     pub const INVITES: &str = "invite/";
+    /// All requests to be taken back.
+    pub const REJOINS: &str = "rejoin/";
     /// All groups.
     pub const GROUPS: &str = "group/";
     /// The settings.
@@ -282,6 +288,11 @@ pub mod key {
     /// A group.
     pub fn group(name: &GroupName) -> String {
         format!("{GROUPS}{name}")
+    }
+
+    /// The request of a client's machine to be taken back.
+    pub fn rejoin(client: &ClientName) -> String {
+        format!("{REJOINS}{client}")
     }
 
     /// What is remembered of a machine.
@@ -434,7 +445,7 @@ mod tests {
             ..client
         };
         let found = crate::policy::in_force(&volume, &others, None);
-        assert_eq!(found.scope, crate::policy::Scope::Volume);
+        assert_eq!(found.scope, crate::policy::Scope::Before);
         assert_eq!(found.policy, &volume.policy);
     }
 }

@@ -3,6 +3,7 @@
 //! Unknown and duplicate fields are refused on both sides: a peer that says something that we do not understand
 //! is not one that we may guess at. The `version` field of each body tells which rules hold.
 
+mod rejoin;
 mod running;
 
 use std::fmt;
@@ -13,6 +14,7 @@ use crate::encoding::Bytes;
 use crate::ids::{Generation, RequestId, VolumeId};
 use crate::release::SealedShare;
 
+pub use rejoin::{RejoinAnswer, RejoinOutcome, RejoinRequest};
 pub use running::{
     Arm, ConfirmAnswer, ConfirmRequest, HeartbeatAnswer, HeartbeatRequest, IMAGES_LIMIT,
     LifeAnswer, LifeLine, RenewAnswer, RenewRequest, Shown, SignedHead, TicketsAnswer,
@@ -30,6 +32,8 @@ pub const TEXT_LIMIT: usize = 4096;
 
 /// `/v1/join`: no client certificate.
 pub const JOIN: &str = "/v1/join";
+/// `/v1/rejoin`: no client certificate.
+pub const REJOIN: &str = "/v1/rejoin";
 /// `/v1/volumes`: host key. `DELETE /v1/volumes/ID` retires one.
 pub const VOLUMES: &str = "/v1/volumes";
 /// `/v1/release`: boot key.

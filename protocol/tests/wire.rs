@@ -5,9 +5,10 @@ use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::envelope::Token;
 use latchkey_protocol::wire::{
     BODY_LIMIT, BootReport, ConfirmAnswer, ConfirmRequest, Done, ErrorAnswer, HeartbeatAnswer,
-    HeartbeatRequest, IMAGES_LIMIT, JoinAnswer, JoinRequest, LifeAnswer, LifeLine, ReleaseAnswer,
-    ReleaseRequest, RenewAnswer, RenewRequest, SignedHead, StatusAnswer, TEXT_LIMIT, Text,
-    TicketsAnswer, TicketsRequest, VOLUMES_LIMIT, VolumeAnswer, VolumeRequest,
+    HeartbeatRequest, IMAGES_LIMIT, JoinAnswer, JoinRequest, LifeAnswer, LifeLine, RejoinAnswer,
+    RejoinRequest, ReleaseAnswer, ReleaseRequest, RenewAnswer, RenewRequest, SignedHead,
+    StatusAnswer, TEXT_LIMIT, Text, TicketsAnswer, TicketsRequest, VOLUMES_LIMIT, VolumeAnswer,
+    VolumeRequest,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -32,6 +33,23 @@ fn bodies() -> Vec<Body> {
             "join answer",
             reads::<JoinAnswer>,
             json!({"version": 1, "boot_certificate": "PEM", "host_certificate": "PEM"}),
+        ),
+        (
+            "rejoin request",
+            reads::<RejoinRequest>,
+            json!({"version": 1, "volumes": [volume], "tickets": [{"volume": volume, "ticket": key}],
+                "boot_csr": "PEM", "host_csr": "PEM"}),
+        ),
+        (
+            "rejoin answer",
+            reads::<RejoinAnswer>,
+            json!({"version": 1, "outcome": {"joined": {"client": "web-1", "boot_certificate": "PEM",
+                "host_certificate": "PEM"}}}),
+        ),
+        (
+            "rejoin answer, pending",
+            reads::<RejoinAnswer>,
+            json!({"version": 1, "outcome": {"pending": {"id": "7KQ2M", "code": "4DX-9WB", "retry_after": 5}}}),
         ),
         (
             "volume request",
@@ -196,6 +214,7 @@ fn lacks_only_optional(name: &str, example: &Value, text: &str) -> bool {
     let optional: &[(&str, &str)] = match name {
         "report" => &[("", "request")],
         "release request" => &[("/facts", "image"), ("/facts", "header"), ("", "tickets")],
+        "rejoin request" => &[("", "tickets")],
         "tickets request" => &[("/volumes/0", "shown")],
         "confirm request" => &[("", "arm")],
         "confirm answer" => &[("", "armed_until")],

@@ -60,6 +60,7 @@ pub enum JoinError {
     /// The machine is a client of that key server.
     #[error(
         "this machine has joined that key server already, as '{client}'\n\
+         if its keys are lost or damaged: latchkey join --again\n\
          to join anew, 'latchkey unbind' the volumes that are bound to it, remove '{}' and run this again",
         .dir.display()
     )]
@@ -191,7 +192,7 @@ fn read_token(source: TokenSource) -> Result<JoinToken, JoinError> {
 }
 
 /// A PKCS#10 request for the key of `role` in `dir`, which is made unless an earlier run left it there whole.
-fn signing_request(dir: &Path, role: Role) -> Result<Text, JoinError> {
+pub(super) fn signing_request(dir: &Path, role: Role) -> Result<Text, JoinError> {
     let path = dir.join(role.key_name());
     if path.exists() {
         match signing_request_of(&files::read_key(&path)?) {
@@ -241,7 +242,7 @@ fn ask(
 }
 
 /// Writes everything but the keys. The settings come last: without them the folder is no key server's.
-fn store(
+pub(super) fn store(
     dir: &Path,
     answer: &JoinAnswer,
     ca: &CertificateDer<'_>,

@@ -13,6 +13,7 @@ pub mod list;
 pub mod prompt;
 pub mod record_network;
 pub mod recovery_key;
+pub mod rejoin;
 pub mod service;
 pub mod shares;
 pub mod status;

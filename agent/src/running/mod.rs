@@ -15,7 +15,7 @@ pub mod renewal;
 mod report;
 mod rest;
 pub mod tickets;
-mod volumes;
+pub(crate) mod volumes;
 
 pub use heartbeat::beat;
 

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use latchkey_protocol::token::Address;
 use latchkey_protocol::wire::{
-    BODY_LIMIT, BootReport, Done, ErrorAnswer, JOIN, JoinAnswer, JoinRequest, PROOF, RELEASE,
-    REPORT, ReleaseAnswer, ReleaseRequest, STATUS, StatusAnswer, VOLUMES, VolumeAnswer,
-    VolumeRequest,
+    BODY_LIMIT, BootReport, Done, ErrorAnswer, JOIN, JoinAnswer, JoinRequest, PROOF, REJOIN,
+    RELEASE, REPORT, RejoinAnswer, RejoinRequest, ReleaseAnswer, ReleaseRequest, STATUS,
+    StatusAnswer, VOLUMES, VolumeAnswer, VolumeRequest,
 };
 use latchkey_protocol::{ServerId, VolumeId};
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
@@ -233,7 +233,7 @@ impl Client {
     }
 }
 
-/// Joins: trades a token's secret for certificates, before there is an identity or a CA.
+/// Joins, or is taken back: trades a token's secret or a person's word for certificates, before there is an identity or a CA.
 #[derive(Debug)]
 pub struct Join {
     client: Client,
@@ -264,9 +264,30 @@ impl Join {
         address: &Address,
         request: &JoinRequest,
     ) -> Result<(JoinAnswer, CertificateDer<'static>), ClientError> {
+        self.post(address, JOIN, request).await
+    }
+
+    /// Asks `address` to take this machine back. The second value is the key server's CA certificate.
+    ///
+    /// # Errors
+    /// As [`Join::join`].
+    pub async fn rejoin(
+        &self,
+        address: &Address,
+        request: &RejoinRequest,
+    ) -> Result<(RejoinAnswer, CertificateDer<'static>), ClientError> {
+        self.post(address, REJOIN, request).await
+    }
+
+    async fn post<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        address: &Address,
+        path: &str,
+        request: &Q,
+    ) -> Result<(A, CertificateDer<'static>), ClientError> {
         let answer = self
             .client
-            .call(address, Method::POST, JOIN, Some(request))
+            .call(address, Method::POST, path, Some(request))
             .await?;
         let ca = self
             .verifier

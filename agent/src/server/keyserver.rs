@@ -24,7 +24,7 @@ pub enum KeyServerError {
     Files(#[from] FilesError),
     /// Key and certificate are not usable.
     #[error(
-        "the files in '{dir}' are not usable\nrestore them, or remove that folder and join again"
+        "the files in '{dir}' are not usable\nrestore them, or have this machine taken back: latchkey join --again"
     )]
     Identity {
         /// Their folder.

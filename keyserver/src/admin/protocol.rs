@@ -55,6 +55,22 @@ pub enum Request {
         #[serde(default)]
         lock: bool,
     },
+    /// Machines that ask to be taken back.
+    Rejoins,
+    /// Approve that a machine is taken back: its keys take the place of its client's.
+    ApproveRejoin {
+        /// Which request.
+        id: String,
+        /// What the machine's screen shows.
+        code: String,
+    },
+    /// Deny it.
+    DenyRejoin {
+        /// Which request.
+        id: String,
+        /// Whether its client is locked out.
+        lock: bool,
+    },
     /// Lock a client out.
     Lock {
         /// Which.

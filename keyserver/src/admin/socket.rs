@@ -120,14 +120,20 @@ impl Admin {
             Request::Volumes => answer(service.volumes()),
             Request::Requests => answer(service.requests()),
             Request::Approve { id, code } => answer(service.approve(&id, &code, who)),
-            Request::Deny { id, lock } => {
-                let then = if lock {
-                    AfterDeny::Lock
-                } else {
-                    AfterDeny::Nothing
-                };
-                answer(service.deny(&id, then, who))
+            Request::Deny { id, lock } => answer(service.deny(&id, after(lock), who)),
+            Request::Rejoins => answer(service.rejoins()),
+            Request::ApproveRejoin { id, code } => {
+                let approved = service.approve_rejoin(&id, &code, who);
+                if let Ok(one) = &approved {
+                    log::info!(
+                        "'{who}' approved that the machine at {} is taken back as client '{}'",
+                        one.peer,
+                        one.client
+                    );
+                }
+                answer(approved)
             }
+            Request::DenyRejoin { id, lock } => answer(service.deny_rejoin(&id, after(lock), who)),
             Request::Lock { client } => answer(service.lock(&client, who)),
             Request::Readmit { client } => answer(service.readmit(&client, who)),
             Request::Arm { client, seconds } => {
@@ -273,6 +279,14 @@ async fn connection(
         .map_err(|error| error.to_string())
 }
 
+fn after(lock: bool) -> AfterDeny {
+    if lock {
+        AfterDeny::Lock
+    } else {
+        AfterDeny::Nothing
+    }
+}
+
 fn may(right: Right, request: &Request) -> bool {
     right == Right::Administer
         || matches!(
@@ -280,6 +294,9 @@ fn may(right: Right, request: &Request) -> bool {
             Request::Requests
                 | Request::Approve { .. }
                 | Request::Deny { .. }
+                | Request::Rejoins
+                | Request::ApproveRejoin { .. }
+                | Request::DenyRejoin { .. }
                 | Request::Volumes
                 | Request::Audit { .. }
                 | Request::AuditEnd

@@ -2,12 +2,13 @@
 
 use clap::Args;
 
+use super::approve::find_rejoin;
 use super::target::Target;
 use super::{Failure, output};
 use crate::admin::protocol::Request;
-use crate::service::listing::RequestListing;
+use crate::service::listing::{RejoinListing, RequestListing};
 
-/// Deny a boot that waits
+/// Deny a boot that waits, or a machine that asks to be taken back
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -29,6 +30,9 @@ pub struct Deny {
 
 impl Deny {
     pub fn run(self) -> Result<(), Failure> {
+        if find_rejoin(&self.target, &self.id)?.is_some() {
+            return self.leave_out();
+        }
         let request: RequestListing = self.target.ask(&Request::Deny {
             id: self.id,
             lock: self.lock,
@@ -37,12 +41,28 @@ impl Deny {
             "denied request {} of client '{}'",
             request.id, request.client
         ))?;
-        if self.lock {
-            output::hint(&format!(
-                "client '{0}' is locked out; to let it boot again: latchkeyd readmit {0}",
-                request.client
-            ));
-        }
+        locked(self.lock, &request.client);
         Ok(())
+    }
+
+    fn leave_out(self) -> Result<(), Failure> {
+        let rejoin: RejoinListing = self.target.ask(&Request::DenyRejoin {
+            id: self.id,
+            lock: self.lock,
+        })?;
+        output::data(&format!(
+            "denied request {}: the machine at {} is not taken back as client '{}'",
+            rejoin.id, rejoin.peer, rejoin.client
+        ))?;
+        locked(self.lock, &rejoin.client);
+        Ok(())
+    }
+}
+
+fn locked(lock: bool, client: &latchkey_protocol::ClientName) {
+    if lock {
+        output::hint(&format!(
+            "client '{client}' is locked out; to let it boot again: latchkeyd readmit {client}"
+        ));
     }
 }

@@ -9,10 +9,12 @@ use super::target::Target;
 use super::{Failure, output, volume};
 use crate::admin::protocol::Request;
 use crate::policy::{Otherwise, PRESETS, Policy, Preset, Rule, Source};
-use crate::service::listing::{PolicyListing, PolicyTarget};
+use crate::service::listing::{PolicyListing, PolicyTarget, Unreached};
 
 /// Most bytes of a policy's text that are read.
 const TEXT_LIMIT: u64 = 64 * 1024;
+/// Most volumes that are named because a policy does not reach them.
+const UNREACHED_SHOWN: usize = 16;
 
 /// Show, set or try a policy
 #[derive(Debug, Args)]
@@ -307,7 +309,61 @@ fn print(who: &str, listing: &PolicyListing, json: bool) -> Result<(), Failure> 
         Some(_) => {
             output::data(&format!("{who}: {}; {}", listing.text, listing.limits))?;
             output::hint(&listing.scope);
+            unreached(&listing.unreached)
+                .iter()
+                .for_each(|line| output::hint(line));
             Ok(())
         }
+    }
+}
+
+/// What to say of the volumes that a client's or a group's policy does not reach, and what makes it reach them.
+fn unreached(volumes: &[Unreached]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for one in volumes.iter().take(UNREACHED_SHOWN) {
+        lines.push(format!(
+            "it does not reach volume '{}' of client '{}', whose policy is {}",
+            one.label, one.client, one.scope
+        ));
+        lines.push(format!("to let it reach that one: {}", one.command));
+    }
+    if let Some(more) = volumes.len().checked_sub(UNREACHED_SHOWN + 1) {
+        lines.push(format!(
+            "nor does it reach {} more; 'latchkeyd volumes' shows whose policy holds for each",
+            more + 1
+        ));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_volume_that_is_not_reached_is_named_with_the_command_that_changes_it_and_many_are_counted()
+     {
+        let volume = |number: usize| Unreached {
+            volume: format!("00000000-0000-4000-8000-{number:012}")
+                .parse()
+                .unwrap(),
+            client: "web-1".parse().unwrap(),
+            label: format!("data{number}"),
+            scope: "set for the volume".to_owned(),
+            command: format!("latchkeyd policy clear {number}"),
+        };
+        let said = |count: usize| unreached(&(0..count).map(volume).collect::<Vec<_>>());
+        assert!(said(0).is_empty());
+        assert_eq!(
+            said(1),
+            [
+                "it does not reach volume 'data0' of client 'web-1', whose policy is set for the volume",
+                "to let it reach that one: latchkeyd policy clear 0",
+            ]
+        );
+        assert_eq!(said(UNREACHED_SHOWN).len(), 2 * UNREACHED_SHOWN);
+        let many = said(UNREACHED_SHOWN + 3);
+        assert_eq!(many.len(), 2 * UNREACHED_SHOWN + 1);
+        assert!(many[2 * UNREACHED_SHOWN].contains("reach 3 more"));
     }
 }

@@ -4,24 +4,27 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Args;
+use serde::ser::{Serialize, SerializeSeq, Serializer};
 
 use super::target::Target;
 use super::{Failure, output};
 use crate::admin::protocol::{AUDIT_PAGE, Request};
 use crate::audit::{AuditEntry, Kind};
 use crate::records::SessionState;
-use crate::service::listing::RequestListing;
+use crate::service::listing::{RejoinListing, RequestListing};
 
 /// Between two looks of `--follow`.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(300);
 
-/// List boots that wait for approval
+/// List boots that wait for approval, and machines that ask to be taken back
 #[derive(Debug, Args)]
 #[command(after_help = "\
 A request shows no code: read it from the console of the machine and type it, so that you approve
 the machine that you see:
   latchkeyd approve ID CODE
-'CONFLICT' means that two boots claim to be the same machine: one of them may be a copy.")]
+'CONFLICT' means that two boots claim to be the same machine: one of them may be a copy.
+'TAKE BACK' is no boot: a machine that lost its keys asks to be its client again, with new ones. Read what stands
+below the list, and approve it with 'approve --rejoin ID CODE'.")]
 pub struct Requests {
     /// Print JSON (with --follow one line for each request)
     #[arg(long)]
@@ -41,11 +44,20 @@ impl Requests {
             return self.follow();
         }
         let requests: Vec<RequestListing> = self.target.ask(&Request::Requests)?;
+        let rejoins: Vec<RejoinListing> = self.target.ask(&Request::Rejoins)?;
         if self.json {
-            return output::json(&requests);
+            return output::json(&OneList(&requests, &rejoins));
         }
-        let rows: Vec<_> = requests.iter().map(row).collect();
-        output::listing(HEADING, &rows, "no request waits")
+        let rows: Vec<_> = requests
+            .iter()
+            .map(row)
+            .chain(rejoins.iter().map(rejoin_row))
+            .collect();
+        output::listing(HEADING, &rows, "no request waits")?;
+        for line in rejoins.iter().flat_map(RejoinListing::lines) {
+            output::hint(&line);
+        }
+        Ok(())
     }
 
     fn follow(&self) -> Result<(), Failure> {
@@ -65,6 +77,18 @@ impl Requests {
                     }
                 }
                 current.insert(request.id.clone(), shown);
+            }
+            let rejoins: Vec<RejoinListing> = self.target.ask(&Request::Rejoins)?;
+            for rejoin in &rejoins {
+                let shown = rejoin_row(rejoin);
+                if seen.get(&rejoin.id) != Some(&shown) {
+                    if self.json {
+                        output::json_line(rejoin)?;
+                    } else {
+                        output::data(&shown.join("  "))?;
+                    }
+                }
+                current.insert(rejoin.id.clone(), shown);
             }
             seen = current;
             std::thread::sleep(FOLLOW_INTERVAL);
@@ -92,6 +116,59 @@ impl Requests {
             }
         }
     }
+}
+
+/// Boots, then machines that ask to be taken back, which `"kind": "rejoin"` tells apart.
+struct OneList<'a>(&'a [RequestListing], &'a [RejoinListing]);
+
+impl Serialize for OneList<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut list = serializer.serialize_seq(Some(self.0.len() + self.1.len()))?;
+        for request in self.0 {
+            list.serialize_element(request)?;
+        }
+        for rejoin in self.1 {
+            list.serialize_element(rejoin)?;
+        }
+        list.end()
+    }
+}
+
+/// What is printed of a machine that asks to be taken back.
+fn rejoin_row(rejoin: &RejoinListing) -> [String; 6] {
+    let mut state = match rejoin.state {
+        SessionState::Pending if rejoin.approved_by.is_empty() => {
+            format!(
+                "TAKE BACK with new keys, {} tries left",
+                rejoin.attempts_left
+            )
+        }
+        SessionState::Pending => format!(
+            "TAKE BACK, approved by {}, {} more must",
+            rejoin.approved_by.join(", "),
+            rejoin.approvals_left
+        ),
+        decided => format!("TAKE BACK, {}", decided.text()),
+    };
+    if rejoin.connected {
+        state.push_str(", ORIGINAL CONNECTED");
+    }
+    if rejoin.rival.is_some() {
+        state.push_str(", CONFLICT");
+    }
+    let labels: Vec<_> = rejoin
+        .volumes
+        .iter()
+        .map(|one| one.label.as_str())
+        .collect();
+    [
+        rejoin.id.clone(),
+        rejoin.client.to_string(),
+        labels.join(", "),
+        rejoin.peer.to_string(),
+        state,
+        rejoin.created.text(),
+    ]
 }
 
 /// What is printed of a request.

@@ -16,6 +16,7 @@ use crate::logging::chain;
 use crate::sealed::RecordError;
 use crate::service::ServiceError;
 use crate::service::join::JoinError;
+use crate::service::rejoin::RejoinError;
 
 /// Seconds after which an agent may try again when the server had a problem of its own.
 const RETRY_SECONDS: u32 = 5;
@@ -105,7 +106,7 @@ impl Failure {
             Self::Stranger(reason) => log::debug!("{what} from {peer}: refused: {reason}"),
             Self::Told(told) => {
                 let who = told.client.as_ref().map_or_else(
-                    || "holder of a join token".to_owned(),
+                    || "holder of a join token or of an envelope".to_owned(),
                     |client| format!("client '{client}'"),
                 );
                 log::warn!(
@@ -160,6 +161,7 @@ impl From<ServiceError> for Failure {
             ServiceError::Refused(refusal) => Self::Stranger(refusal.to_string()),
             ServiceError::Invalid(text) => Self::told(StatusCode::BAD_REQUEST, &text),
             ServiceError::Destroyed => Self::told(StatusCode::GONE, &error),
+            ServiceError::PutBack => Self::told(StatusCode::CONFLICT, &error),
             ServiceError::TooMany { retry_after } => {
                 let mut failure = Self::told(StatusCode::TOO_MANY_REQUESTS, &error);
                 if let Self::Told(told) = &mut failure {
@@ -182,6 +184,24 @@ impl From<JoinError> for Failure {
             JoinError::SameKey => Self::told(StatusCode::BAD_REQUEST, &error),
             JoinError::KeyTaken => Self::told(StatusCode::CONFLICT, &error),
             JoinError::Record(error) => error.into(),
+        }
+    }
+}
+
+impl From<RejoinError> for Failure {
+    fn from(error: RejoinError) -> Self {
+        match error {
+            RejoinError::Stranger(why) => Self::Stranger(why.to_owned()),
+            RejoinError::SameKey => Self::told(StatusCode::BAD_REQUEST, &error),
+            RejoinError::KeyTaken | RejoinError::Rival => Self::told(StatusCode::CONFLICT, &error),
+            RejoinError::TooMany { retry_after } => {
+                let mut failure = Self::told(StatusCode::TOO_MANY_REQUESTS, &error);
+                if let Self::Told(told) = &mut failure {
+                    told.retry_after = Some(retry_after);
+                }
+                failure
+            }
+            RejoinError::Record(error) => error.into(),
         }
     }
 }
@@ -211,11 +231,12 @@ mod tests {
     #[test]
     fn every_failure_has_its_status_and_only_strangers_hear_nothing() {
         let client = || -> ClientName { "web-1".parse().unwrap() };
-        let cases: [(Failure, u16, Option<&str>); 11] = [
+        let cases: [(Failure, u16, Option<&str>); 15] = [
             (ServiceError::Refused(Refusal::Role).into(), 403, None),
             (ServiceError::Refused(Refusal::NotOwned).into(), 403, None),
             (ServiceError::Invalid("x").into(), 400, None),
             (ServiceError::Destroyed.into(), 410, None),
+            (ServiceError::PutBack.into(), 409, None),
             (
                 ServiceError::TooMany { retry_after: 77 }.into(),
                 429,
@@ -232,6 +253,13 @@ mod tests {
                 Some("5"),
             ),
             (JoinError::Unknown.into(), 403, None),
+            (RejoinError::Stranger("revoked").into(), 403, None),
+            (RejoinError::Rival.into(), 409, None),
+            (
+                RejoinError::TooMany { retry_after: 9 }.into(),
+                429,
+                Some("9"),
+            ),
             (JoinError::Expired(client()).into(), 403, None),
             (JoinError::SameKey.into(), 400, None),
             (JoinError::KeyTaken.into(), 409, None),

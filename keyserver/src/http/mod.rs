@@ -6,6 +6,7 @@
 
 mod body;
 mod failure;
+mod joining;
 mod route;
 mod running;
 mod stream;
@@ -18,8 +19,7 @@ use hyper::{Request, Response};
 use latchkey_protocol::encoding::Bytes as FixedBytes;
 use latchkey_protocol::ids::ClientName;
 use latchkey_protocol::wire::{
-    BootReport, Done, JoinAnswer, JoinRequest, ReleaseAnswer, ReleaseRequest, Text, Verdict,
-    Version, VolumeRequest,
+    BootReport, Done, ReleaseAnswer, ReleaseRequest, Verdict, VolumeRequest,
 };
 use serde::Serialize;
 
@@ -27,8 +27,7 @@ use self::body::BodyProblem;
 use self::failure::Failure;
 use self::route::Route;
 pub use self::stream::AnswerBody;
-use crate::ca::{Authority, ClientKey, RequestedKey};
-use crate::service::join::JoinKeys;
+use crate::ca::Authority;
 use crate::service::{Identity, Service};
 
 /// What strangers are told.
@@ -66,6 +65,7 @@ impl Api {
         let whole = |json| failure::response(hyper::StatusCode::OK, json, None);
         let result = match route {
             Some(Route::Join) => self.join(peer, body).await.map(whole),
+            Some(Route::Rejoin) => self.rejoin(peer, body).await.map(whole),
             Some(Route::Life) => self.life(peer, body).await,
             route => self.known(peer, route, body).await.map(whole),
         };
@@ -77,41 +77,6 @@ impl Api {
                 failure.into_response()
             }
         }
-    }
-
-    /// Joining: no key counts, only the secret of the join token.
-    async fn join(self: Arc<Self>, peer: Peer, body: Incoming) -> Result<Vec<u8>, Failure> {
-        let body = body::read(body).await.map_err(Failure::stranger_body)?;
-        let request: JoinRequest = body::parse(&body).map_err(Failure::stranger_body)?;
-        blocking(move || {
-            let key = |csr: &Text| {
-                RequestedKey::from_csr(csr.as_str())
-                    .map_err(|error| Failure::Stranger(error.to_string()))
-            };
-            let (boot, host) = (key(&request.boot_csr)?, key(&request.host_csr)?);
-            let keys = JoinKeys {
-                secret: &request.secret,
-                boot: FixedBytes(boot.hash()),
-                host: FixedBytes(host.hash()),
-            };
-            let client = self
-                .service
-                .join(keys, peer.address.ip())
-                .map_err(Failure::from)?;
-            log::info!("client '{client}' joined from {}", peer.address.ip());
-            let certificate = |role, key| {
-                self.authority
-                    .client_certificate(&client, role, key)
-                    .map(|issued| Text::cut(&issued.pem))
-                    .map_err(|error| Failure::server(&error))
-            };
-            json(&JoinAnswer {
-                version: Version::default(),
-                boot_certificate: certificate(ClientKey::Boot, &boot)?,
-                host_certificate: certificate(ClientKey::Host, &host)?,
-            })
-        })
-        .await
     }
 
     /// Everything that needs a registered key in the right role.
@@ -234,9 +199,9 @@ impl Api {
             | Route::AnswerLife
             | Route::Renew => self.running(peer, route, identity, body),
             // Each is answered before it comes here.
-            Route::Join | Route::Life | Route::Release | Route::Proof => Err(Failure::Stranger(
-                "not for known keys, or awaited".to_owned(),
-            )),
+            Route::Join | Route::Rejoin | Route::Life | Route::Release | Route::Proof => Err(
+                Failure::Stranger("not for known keys, or awaited".to_owned()),
+            ),
         }
     }
 }

@@ -12,6 +12,8 @@ use crate::service::Identity;
 pub enum Route {
     /// `POST /v1/join`.
     Join,
+    /// `POST /v1/rejoin`.
+    Rejoin,
     /// `POST /v1/release`.
     Release,
     /// `POST /v1/proof`.
@@ -46,6 +48,7 @@ impl Route {
         }
         match (method, uri.path()) {
             (&Method::POST, wire::JOIN) => Some(Self::Join),
+            (&Method::POST, wire::REJOIN) => Some(Self::Rejoin),
             (&Method::POST, wire::RELEASE) => Some(Self::Release),
             (&Method::POST, wire::PROOF) => Some(Self::Proof),
             (&Method::POST, wire::VOLUMES) => Some(Self::Register),
@@ -71,7 +74,7 @@ impl Route {
     /// hear that); the host key does all else, until it is revoked.
     pub fn is_for(self, identity: &Identity) -> bool {
         match (self, identity.role()) {
-            (Self::Join, _) => false,
+            (Self::Join | Self::Rejoin, _) => false,
             (Self::Release, role) => role == Role::Boot,
             (_, role) => role == Role::Host && !identity.is_revoked(),
         }
@@ -88,6 +91,8 @@ mod tests {
         let volume = format!("/v1/volumes/{id}");
         for (method, uri, expected) in [
             (Method::POST, "/v1/join", Some(Route::Join)),
+            (Method::POST, "/v1/rejoin", Some(Route::Rejoin)),
+            (Method::GET, "/v1/rejoin", None),
             (Method::POST, "/v1/release", Some(Route::Release)),
             (Method::GET, "/v1/status", Some(Route::Status)),
             (Method::POST, "/v1/tickets/next", Some(Route::NextTickets)),

@@ -43,6 +43,7 @@ fn full() -> Case {
         until: NOW.plus(HOUR),
         by: None,
         boot: None,
+        earlier: Vec::new(),
         used: None,
     });
     machine.heard = Some(Heard {

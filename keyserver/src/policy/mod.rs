@@ -39,7 +39,7 @@ pub use span::Span;
 pub use window::Window;
 
 use crate::clock::{UnixMillis, Uptime};
-use crate::records::{Machine, Note, Session, SessionState, Trace, Volume, VolumeState};
+use crate::records::{Approved, Machine, Note, Session, SessionState, Trace, Volume, VolumeState};
 
 /// A request for one volume, by a key that is known to be the client's.
 #[derive(Debug, Clone, Copy)]
@@ -102,7 +102,7 @@ pub struct StoredState<'a> {
 
 impl<'a> StoredState<'a> {
     /// What is known where only the owner can ask: the policy has no say.
-    pub fn of_owner(volume: &'a Volume) -> Self {
+    pub fn of_owner(volume: &'a Volume, store: StoreState) -> Self {
         Self {
             volume: Some(volume),
             policy: &volume.policy,
@@ -112,7 +112,7 @@ impl<'a> StoredState<'a> {
             machine: None,
             trace: None,
             life: Life::Gone,
-            store: StoreState::Newest,
+            store,
             uptime: Uptime::default(),
         }
     }
@@ -238,8 +238,11 @@ pub fn decide(request: &PolicyRequest<'_>, state: StoredState<'_>, now: UnixMill
     }
     let authorise = |by| Decision::Release(Authorised::new(request, volume, by, state, now));
     if request.purpose != Purpose::Release {
-        // The host key signs; the volume is open on the machine that asks.
-        return authorise(Authority::Owner);
+        // The host key signs; the volume is open on the machine that asks. But whose key it is, is as old as the store.
+        return match state.store {
+            StoreState::Newest => authorise(Authority::Owner),
+            StoreState::PutBack => Decision::Deny(Reason::PutBack),
+        };
     }
     let session = state
         .session
@@ -263,7 +266,9 @@ pub fn decide(request: &PolicyRequest<'_>, state: StoredState<'_>, now: UnixMill
         Sum::Ask => match session {
             None => Decision::Ask,
             Some(session) => match (session.state, session.volumes.contains(&request.wanted)) {
-                (SessionState::Approved, true) if policy.approval.is_given(session, now) => {
+                (SessionState::Approved, true)
+                    if policy.approval.is_given(&session.approvals, now) =>
+                {
                     authorise(Authority::Approval)
                 }
                 // Since it was approved, the policy has come to want more.
@@ -279,20 +284,20 @@ pub fn decide(request: &PolicyRequest<'_>, state: StoredState<'_>, now: UnixMill
 }
 
 impl Approval {
-    /// Whether enough of the right people, each counted once, have approved `session` and their word still counts.
-    pub fn is_given(&self, session: &Session, now: UnixMillis) -> bool {
-        self.given(session, now).len() >= self.count
+    /// Whether enough of the right people, each counted once, gave one of `approvals` whose word still counts.
+    pub fn is_given(&self, approvals: &[Approved], now: UnixMillis) -> bool {
+        self.given(approvals, now).len() >= self.count
     }
 
-    /// Whose approval of `session` counts.
+    /// Whose approval counts.
     pub fn given<'a>(
         &self,
-        session: &'a Session,
+        approvals: &'a [Approved],
         now: UnixMillis,
     ) -> std::collections::BTreeSet<&'a str> {
         let counts = |who: &str| self.by.is_empty() || self.by.iter().any(|name| name == who);
-        let approvals = session.approvals.iter();
         approvals
+            .iter()
             .filter(|one| now.is_within(one.at, one.at.plus(self.good_for.0)))
             .map(|one| one.who.as_str())
             .filter(|who| counts(who))

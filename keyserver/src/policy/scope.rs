@@ -22,6 +22,8 @@ pub struct InForce<'a> {
 pub enum Scope<'a> {
     /// The volume's own.
     Volume,
+    /// The volume's, from a version that did not yet know whether somebody had set it: it counts as its own.
+    Before,
     /// Its client's.
     Client,
     /// Its client's group's.
@@ -42,7 +44,7 @@ pub fn in_force<'a>(
         scope,
     };
     match volume.origin {
-        Origin::Before => return own(volume.created, Scope::Volume),
+        Origin::Before => return own(volume.created, Scope::Before),
         Origin::Set(at) => return own(at, Scope::Volume),
         Origin::Bound => {}
     }
@@ -68,6 +70,9 @@ impl fmt::Display for Scope<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Volume => f.write_str("set for the volume"),
+            Self::Before => f.write_str(
+                "kept from an earlier version of latchkeyd, and goes before the client's and the group's",
+            ),
             Self::Client => f.write_str("set for the client"),
             Self::Group(name) => write!(f, "set for the group '{name}'"),
             Self::Bound => f.write_str("given when it was bound"),

@@ -331,14 +331,15 @@ fn a_session_is_asked_for_waited_for_and_used_once_approved() {
 }
 
 #[test]
-fn the_running_system_gets_its_own_volume_whatever_the_rule() {
+fn the_running_system_gets_its_own_volume_whatever_the_rule_but_not_from_a_store_that_was_put_back()
+{
     for purpose in [Purpose::Proof, Purpose::Registration] {
         for (expected, change) in CONDITIONS {
             let mut case = good();
             case.purpose = purpose;
             change(&mut case);
             let expected = match expected {
-                "Rule" | "Address" | "OtherSession" | "PutBack" | "Locked" => "Owner",
+                "Rule" | "Address" | "OtherSession" | "Locked" => "Owner",
                 other => other,
             };
             assert_eq!(decided(&case), expected, "{purpose:?}");

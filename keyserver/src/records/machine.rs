@@ -96,8 +96,11 @@ pub struct Armed {
     pub until: UnixMillis,
     /// Which administrator did it; none: the machine.
     pub by: Option<String>,
-    /// The boot session that the machine ran in then.
+    /// The boot session that the machine ran in then, as it had said last.
     pub boot: Option<RequestId>,
+    /// The boot sessions that something had been released to by then: the machine may run in one that it has not told of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<RequestId>,
     /// The boot session that used it up.
     pub used: Option<BootSession>,
 }
@@ -137,28 +140,40 @@ impl Machine {
         }
     }
 
-    /// Announces a reboot; an earlier announcement ends.
-    pub fn arm(&mut self, now: UnixMillis, lifetime: Duration, by: Option<String>) -> UnixMillis {
+    /// Announces a reboot; an earlier announcement ends. `earlier` are the boot sessions that something was released to.
+    pub fn arm(
+        &mut self,
+        now: UnixMillis,
+        lifetime: Duration,
+        by: Option<String>,
+        earlier: Vec<RequestId>,
+    ) -> UnixMillis {
         let until = now.plus(lifetime);
         self.armed = Some(Armed {
             at: now,
             until,
             by,
             boot: self.boot,
+            earlier,
             used: None,
         });
         until
     }
 
-    /// Takes what a heartbeat says. One that comes from another boot than the one that was announced, or after the
-    /// announcement was used, ends it.
-    pub fn beat(&mut self, boot: Option<RequestId>, images: &[Bytes<32>]) {
-        let ended = |armed: &Armed| armed.used.is_some() || boot.is_some() && boot != armed.boot;
-        if self.armed.as_ref().is_some_and(ended) {
+    /// Takes what a heartbeat says. One that comes after the announcement was used ends it, and so does one from a boot
+    /// that is not known to have begun before it: a typed passphrase may have opened that one. `Unused` if so.
+    pub fn beat(&mut self, boot: Option<RequestId>, images: &[Bytes<32>]) -> Announced {
+        let announced = match &self.armed {
+            Some(armed) if armed.used.is_some() => Announced::Over,
+            Some(armed) if armed.is_of_later(boot) => Announced::Unused,
+            _ => Announced::AsBefore,
+        };
+        if announced != Announced::AsBefore {
             self.armed = None;
         }
         self.boot = boot;
         self.images = images.iter().take(IMAGES_LIMIT).copied().collect();
+        announced
     }
 
     /// Notes that something was released to `session` because its boot was announced.
@@ -169,7 +184,23 @@ impl Machine {
     }
 }
 
+/// What a heartbeat says of an announced reboot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Announced {
+    /// There is none, or it has yet to come.
+    AsBefore,
+    /// The machine has come up by it.
+    Over,
+    /// The machine has come up without it.
+    Unused,
+}
+
 impl Armed {
+    /// Whether a system that came up by `boot` did so after the announcement.
+    fn is_of_later(&self, boot: Option<RequestId>) -> bool {
+        boot.is_some_and(|boot| self.boot != Some(boot) && !self.earlier.contains(&boot))
+    }
+
     /// Whether it expects this session at `now`.
     pub fn expects(&self, request: RequestId, ephemeral_key: &Bytes<32>, now: UnixMillis) -> bool {
         match &self.used {
@@ -222,7 +253,7 @@ mod tests {
     #[test]
     fn an_announced_reboot_is_for_one_session_and_ends() {
         let mut machine = Machine::new("web-1".parse().unwrap());
-        let until = machine.arm(NOW, 15 * MINUTE, None);
+        let until = machine.arm(NOW, 15 * MINUTE, None, Vec::new());
         let expects = |machine: &Machine, number: u8, now: UnixMillis| {
             let session = session(number, now);
             let armed = machine.armed.as_ref();
@@ -244,7 +275,7 @@ mod tests {
         let mut machine = Machine::new("web-1".parse().unwrap());
         let (before, after) = (session(1, NOW).request, session(2, NOW).request);
         machine.beat(Some(before), &[]);
-        machine.arm(NOW, 15 * MINUTE, None);
+        machine.arm(NOW, 15 * MINUTE, None, Vec::new());
         machine.beat(Some(before), &[]);
         assert!(machine.armed.is_some());
         machine.beat(Some(after), &[]);

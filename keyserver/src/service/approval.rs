@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::listing::{RequestListing, RequestedVolume};
 use super::locking::lock_in;
 use super::policies::owner;
+use super::taking_back::open_rejoin;
 use super::{AdminError, Service};
 use crate::audit::{Event, Kind, printable};
 use crate::clock::UnixMillis;
@@ -55,14 +56,14 @@ impl Service {
                 return Ok(Err(AdminError::WrongCode { left }));
             }
             let wanted = wanted_approvals(work, &session)?;
-            may_approve(&wanted, &session, who, now)?;
+            may_approve(&wanted, &session.approvals, who, now)?;
             // An approval that counts no more makes room for a new one of the same person.
             session.approvals.retain(|one| one.who != who);
             session.approvals.push(Approved {
                 who: who.to_owned(),
                 at: now,
             });
-            let text = match left(&wanted, &session, now) {
+            let text = match left(&wanted, &session.approvals, now) {
                 0 => {
                     let counts = wanted.iter().map(|approval| approval.good_for.0).min();
                     session.state = SessionState::Approved;
@@ -135,7 +136,7 @@ impl Service {
             created: session.created,
             expires: session.expires,
             attempts_left: ATTEMPTS.saturating_sub(session.attempts),
-            approvals_left: left(&wanted, session, now),
+            approvals_left: left(&wanted, &session.approvals, now),
             approved_by,
             conflict,
         })
@@ -186,9 +187,9 @@ fn wanted_approvals(work: &mut Work<'_>, session: &Session) -> Result<Vec<Approv
 }
 
 /// Refuses a person whom none of the policies names, or whose approval counts already.
-fn may_approve(
+pub(super) fn may_approve(
     wanted: &[Approval],
-    session: &Session,
+    approvals: &[Approved],
     who: &str,
     now: UnixMillis,
 ) -> Result<(), AdminError> {
@@ -204,7 +205,7 @@ fn may_approve(
             by: by.into_iter().collect::<Vec<_>>().join(", "),
         });
     }
-    let counts = |approval: &Approval| approval.given(session, now).contains(who);
+    let counts = |approval: &Approval| approval.given(approvals, now).contains(who);
     if !wanted.is_empty() && wanted.iter().filter(|one| names(one)).all(counts) {
         return Err(AdminError::ApprovedAlready(who.to_owned()));
     }
@@ -212,11 +213,11 @@ fn may_approve(
 }
 
 /// How many more people must approve: the most that any of the policies lacks.
-fn left(wanted: &[Approval], session: &Session, now: UnixMillis) -> usize {
+pub(super) fn left(wanted: &[Approval], approvals: &[Approved], now: UnixMillis) -> usize {
     let lacks = |approval: &Approval| {
         approval
             .count
-            .saturating_sub(approval.given(session, now).len())
+            .saturating_sub(approval.given(approvals, now).len())
     };
     wanted.iter().map(lacks).max().unwrap_or(0)
 }
@@ -226,7 +227,13 @@ fn open_session(work: &mut Work<'_>, id: &str, now: UnixMillis) -> Result<Sessio
     let number = ShortId::typed(id);
     let open: OpenNumber = work.read(&key::number(&number))?.ok_or_else(missing)?;
     let at = key::session(&open.client, &open.request);
-    let session: Session = work.read(&at)?.ok_or_else(missing)?;
+    let Some(session) = work.read::<Session>(&at)? else {
+        // Nobody approves a machine's return for a boot.
+        return Err(match open_rejoin(work, id, now) {
+            Ok(rejoin) => AdminError::IsRejoin(rejoin.number.to_string()),
+            Err(_) => missing(),
+        });
+    };
     // The request may have begun anew under another number.
     if session.number == number && session.is_open(now) {
         Ok(session)

@@ -17,7 +17,7 @@ use crate::policy::{
 };
 use crate::records::{Client, Group, Machine, Session, Trace, Volume, key};
 use crate::sealed::RecordError;
-use crate::service::witness::Witness;
+use crate::service::witness::store_state;
 
 /// A request with all that is known of it.
 pub(super) struct Asked<'a> {
@@ -79,23 +79,23 @@ impl Known {
         purpose: Purpose,
         request: &ReleaseRequest,
     ) -> Result<Self, RecordError> {
+        let store = store_state(work)?;
         if purpose != Purpose::Release {
             return Ok(Self {
                 client,
                 group: None,
                 session: None,
-                store: StoreState::Newest,
+                store,
             });
         }
         let group = match &client.group {
             Some(name) => work.read(&key::group(name))?,
             None => None,
         };
-        let witness: Option<Witness> = work.read(key::WITNESS)?;
         Ok(Self {
             group,
             session: work.read(&key::session(&client.name, &request.request))?,
-            store: witness.map_or(StoreState::Newest, |witness| witness.state()),
+            store,
             client,
         })
     }
@@ -240,12 +240,11 @@ impl Asked<'_> {
     /// Where all lies that a decision and a release take, but for the client's group.
     pub fn keys(&self) -> Vec<String> {
         let client = self.identity.client();
-        let mut keys = vec![key::client(client)];
+        let mut keys = vec![key::client(client), key::WITNESS.to_owned()];
         let is_boot = self.purpose == Purpose::Release;
         if is_boot {
             keys.push(key::machine(client));
             keys.push(key::session(client, &self.request.request));
-            keys.push(key::WITNESS.to_owned());
         }
         for wanted in &self.request.volumes {
             keys.push(key::volume(&wanted.volume));

@@ -246,6 +246,7 @@ impl Scene {
                 until: UnixMillis(u64::MAX),
                 by: None,
                 boot: None,
+                earlier: Vec::new(),
                 used: None,
             });
         }

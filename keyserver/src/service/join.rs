@@ -13,7 +13,7 @@ use super::refusals::Refused;
 use crate::audit::{Event, Kind};
 use crate::clock::UnixMillis;
 use crate::ledger::Work;
-use crate::records::{Client, Invite, Joined, KnownKey, Role, SpkiHash, UsedBy, key};
+use crate::records::{Client, Invite, Joined, KnownKey, Rejoin, Role, SpkiHash, UsedBy, key};
 use crate::sealed::RecordError;
 
 /// What a new client shows.
@@ -170,6 +170,11 @@ fn join(
     work.write(&client)?;
     // What was known of the machine with the earlier keys is nothing to the one with these.
     work.remove(key::machine(&name));
+    // Whoever asked to be taken back in the place of the earlier keys would have these replaced.
+    if let Some(asked) = work.read::<Rejoin>(&key::rejoin(&name))? {
+        work.remove(key::number(&asked.number));
+        work.remove(key::rejoin(&name));
+    }
     let text = match replaced {
         Some(_) => "joined anew; its earlier keys no longer count",
         None => "joined",

@@ -142,6 +142,13 @@ impl Lives {
         }
     }
 
+    /// Whether a running machine of the client is connected.
+    pub fn is_open(&self, client: &ClientName) -> bool {
+        self.lock()
+            .get(client)
+            .is_some_and(|of| of.stream.is_some())
+    }
+
     /// The time between two beats.
     pub fn beat(&self) -> Duration {
         self.beat

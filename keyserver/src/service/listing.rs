@@ -2,12 +2,12 @@
 
 use std::net::IpAddr;
 
-use latchkey_protocol::encoding::Bytes;
+use latchkey_protocol::encoding::{Bytes, hex};
 use latchkey_protocol::ids::{ClientName, Generation, RequestId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::UnixMillis;
-use crate::policy::{self, Policy};
+use crate::policy::{self, Policy, Scope};
 use crate::records::{Client, Group, GroupName, SessionState, Volume, VolumeState};
 
 /// A client.
@@ -94,6 +94,40 @@ pub struct PolicyListing {
     pub text: String,
     /// What it does not stop.
     pub limits: String,
+    /// The volumes that it does not reach, because a more specific policy goes before it.
+    #[serde(default)]
+    pub unreached: Vec<Unreached>,
+}
+
+/// A volume of a client or a group whose policy does not reach it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Unreached {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its client.
+    pub client: ClientName,
+    /// What people call it.
+    pub label: String,
+    /// Whose policy holds for it instead: `set for the volume`, and so on.
+    pub scope: String,
+    /// What takes that one away, so that this one reaches it.
+    pub command: String,
+}
+
+impl Unreached {
+    pub(super) fn new(volume: &Volume, scope: Scope<'_>) -> Self {
+        Self {
+            command: match scope {
+                Scope::Client => format!("latchkeyd policy clear --client {}", volume.client),
+                _ => format!("latchkeyd policy clear {}", volume.id),
+            },
+            volume: volume.id,
+            client: volume.client.clone(),
+            label: volume.label.clone(),
+            scope: scope.to_string(),
+        }
+    }
 }
 
 impl PolicyListing {
@@ -108,6 +142,7 @@ impl PolicyListing {
                 String::new()
             },
             policy: policy.cloned(),
+            unreached: Vec::new(),
         }
     }
 }
@@ -183,6 +218,107 @@ pub struct RequestListing {
     pub approvals_left: usize,
     /// Whether the same client has another open session: one of them may be a copy of the machine.
     pub conflict: bool,
+}
+
+/// A machine that asks to be taken back: what a person must know who approves it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RejoinListing {
+    /// `rejoin`: what tells it from a boot in one list with them.
+    pub kind: String,
+    /// What `approve --rejoin` and `deny` take.
+    pub id: String,
+    /// What tells it apart in the audit.
+    pub request: RequestId,
+    /// As which client.
+    pub client: ClientName,
+    /// The volumes that it named.
+    pub volumes: Vec<RequestedVolume>,
+    /// How many live volumes the client has, all of which its new host key may fetch the shares of.
+    pub live_volumes: usize,
+    /// Where it asks from.
+    pub peer: IpAddr,
+    /// How it stands.
+    pub state: SessionState,
+    /// When it began.
+    pub created: UnixMillis,
+    /// When it ends.
+    pub expires: UnixMillis,
+    /// Wrong codes that are still allowed.
+    pub attempts_left: u32,
+    /// Who has approved it.
+    pub approved_by: Vec<String>,
+    /// How many more people must.
+    pub approvals_left: usize,
+    /// The boot key that is to count.
+    pub boot_key: Bytes<32>,
+    /// The host key that is to count.
+    pub host_key: Bytes<32>,
+    /// The boot key that counts so far.
+    pub old_boot_key: Option<Bytes<32>>,
+    /// The host key that counts so far.
+    pub old_host_key: Option<Bytes<32>>,
+    /// When the client joined with these.
+    pub joined: Option<UnixMillis>,
+    /// From where.
+    pub joined_from: Option<IpAddr>,
+    /// When the machine with these was heard of last.
+    pub heard: Option<UnixMillis>,
+    /// Whether it is connected now.
+    pub connected: bool,
+    /// What its header's tickets say, in words.
+    pub ticket: String,
+    /// Another machine asks for the same, from here.
+    pub rival: Option<IpAddr>,
+}
+
+impl RejoinListing {
+    /// What a person must know, a line for each fact.
+    pub fn lines(&self) -> Vec<String> {
+        let short = |spki: &Bytes<32>| hex(&spki.0[..8]);
+        let old = |spki: &Option<Bytes<32>>| spki.as_ref().map_or_else(|| "none".to_owned(), short);
+        let labels: Vec<_> = self.volumes.iter().map(|one| one.label.as_str()).collect();
+        let mut lines = vec![
+            format!(
+                "request {}: this is NO BOOT. A machine at {} asks to be taken back as client '{}' with new keys",
+                self.id, self.peer, self.client
+            ),
+            format!("it names {}; {}", labels.join(", "), self.ticket),
+            format!(
+                "boot key {} would be replaced by {}, host key {} by {}; the old ones would count no more",
+                old(&self.old_boot_key),
+                short(&self.boot_key),
+                old(&self.old_host_key),
+                short(&self.host_key)
+            ),
+            format!(
+                "with them it could fetch the shares of all {} live volumes of '{}' at any time",
+                self.live_volumes, self.client
+            ),
+        ];
+        if let (Some(at), Some(from)) = (self.joined, self.joined_from) {
+            let heard = self.heard.map_or_else(
+                || "was not heard of since".to_owned(),
+                |at| format!("was heard of last at {} UTC", at.text()),
+            );
+            lines.push(format!(
+                "the machine with the old keys joined from {from} at {} UTC and {heard}",
+                at.text()
+            ));
+        }
+        if self.connected {
+            lines.push(
+                "a machine with the old keys is CONNECTED NOW: the one that asks may be a copy of its disk"
+                    .to_owned(),
+            );
+        }
+        if let Some(rival) = self.rival {
+            lines.push(format!(
+                "CONFLICT: another machine, at {rival}, asks for the same; one of the two is a copy"
+            ));
+        }
+        lines
+    }
 }
 
 /// One volume of a boot session.

@@ -64,7 +64,9 @@ impl Service {
             client_record(work, client)?;
             let found: Option<Machine> = work.read(&key::machine(client))?;
             let mut machine = found.unwrap_or_else(|| Machine::new(client.clone()));
-            let until = machine.arm(now, lifetime, Some(who.to_owned()));
+            // Also where the machine has come up since it was heard of last: this is for the boot after that one.
+            let earlier = self.released_boots(work, client)?;
+            let until = machine.arm(now, lifetime, Some(who.to_owned()), earlier);
             work.write(&machine)?;
             let text = format!("a reboot was announced for it until {}", until.text());
             work.audit(Event::new(Kind::Armed, text).client(client).who(who));

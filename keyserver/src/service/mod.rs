@@ -15,8 +15,10 @@ pub mod locking;
 pub mod policies;
 mod refusals;
 pub mod registration;
+pub mod rejoin;
 pub mod release;
 pub mod running;
+pub mod taking_back;
 #[cfg(test)]
 mod tests;
 mod waiting;
@@ -31,7 +33,7 @@ use crate::audit::{ChainError, Event, Kind};
 use crate::clock::{Clock, Uptime};
 use crate::ledger::Work;
 use crate::policy::Standing;
-use crate::records::{Client, GroupName, Invite, KnownKey, Role, Session, SpkiHash, key};
+use crate::records::{Client, GroupName, Invite, KnownKey, Rejoin, Role, Session, SpkiHash, key};
 use crate::sealed::{RecordError, SealedStore};
 
 pub use administration::Invitation;
@@ -78,6 +80,11 @@ pub enum ServiceError {
     /// The volume's share was destroyed or given up, and its id with it (410).
     #[error("the volume's share is gone for good\nbind the volume anew, which gives it a new id")]
     Destroyed,
+    /// The store was put back to an earlier state: no share is made or leaves before that is accepted (409).
+    #[error(
+        "the key server's store was put back to an earlier state, and its administrator has not accepted that\ntell the administrator: latchkeyd accept-rollback"
+    )]
+    PutBack,
     /// More than one client may do in an hour (429).
     #[error("too many requests of this client, try again in {retry_after} s")]
     TooMany {
@@ -154,6 +161,21 @@ pub enum AdminError {
     /// How long a reboot is announced for is out of bounds.
     #[error("a reboot is announced for 1 minute to 24 hours")]
     ArmedLifetime,
+    /// The request is no boot.
+    #[error(
+        "request '{0}' is no boot: a machine asks to be taken back with new keys\nsee what would be replaced: latchkeyd requests; to approve that: latchkeyd approve --rejoin {0} CODE"
+    )]
+    IsRejoin(String),
+    /// The machine with the keys that would be replaced is connected.
+    #[error(
+        "a running machine is connected with the keys of client '{0}': the one that asks to be taken back may be a copy of it\nif it is the same machine, stop latchkey.service there and approve again; if not: latchkeyd deny --lock"
+    )]
+    StillRuns(ClientName),
+    /// No machine is taken back as this client.
+    #[error(
+        "the machine {0}\nit is not taken back as long as that is so; 'latchkeyd invite' lets a revoked one join"
+    )]
+    NeverTakenBack(&'static str),
     /// The client is not locked out.
     #[error("client '{0}' is not locked out")]
     NotLocked(ClientName),
@@ -284,6 +306,18 @@ impl Service {
                 if work.read::<Session>(&at)?.as_ref() == Some(ended) {
                     work.remove(at);
                     work.remove(key::number(&ended.number));
+                }
+                Ok::<_, RecordError>(())
+            })?;
+        }
+        let rejoins: Vec<Rejoin> = self.records.all(key::REJOINS)?;
+        for over in rejoins.iter().filter(|rejoin| rejoin.is_over(now)) {
+            self.records.transact(now, |work| {
+                let at = key::rejoin(&over.client);
+                // Unless the client's machine has begun to ask anew since.
+                if work.read::<Rejoin>(&at)?.as_ref() == Some(over) {
+                    work.remove(at);
+                    work.remove(key::number(&over.number));
                 }
                 Ok::<_, RecordError>(())
             })?;

@@ -2,12 +2,12 @@
 
 use latchkey_protocol::ids::{ClientName, VolumeId};
 
-use super::listing::{GroupListing, PolicyListing, PolicyTarget, VolumeListing};
+use super::listing::{GroupListing, PolicyListing, PolicyTarget, Unreached, VolumeListing};
 use super::{AdminError, Service};
 use crate::audit::{Event, Kind};
 use crate::clock::UnixMillis;
 use crate::ledger::Work;
-use crate::policy::{self, Policy, Rule, Source};
+use crate::policy::{self, Policy, Rule, Scope, Source};
 use crate::records::{
     Client, Group, GroupName, Origin, SetPolicy, Settings, Trace, Volume, VolumeState, key,
 };
@@ -36,20 +36,58 @@ impl Service {
                 }
                 PolicyTarget::Client(name) => {
                     let client = client_record(work, name)?;
-                    let found = client.policy.map(|found| found.policy);
-                    Ok(PolicyListing::new(
-                        target,
-                        found.as_ref(),
-                        "set for the client".to_owned(),
-                    ))
+                    let found = client.policy.as_ref().map(|found| &found.policy);
+                    let scope = "set for the client".to_owned();
+                    let mut listing = PolicyListing::new(target, found, scope);
+                    if found.is_some() {
+                        let passed = self.unreached(work, &client, None)?;
+                        listing.unreached = passed;
+                    }
+                    Ok(listing)
                 }
                 PolicyTarget::Group(name) => {
                     let group = group_record(work, name)?;
-                    let found = group.policy.map(|found| found.policy);
+                    let found = group.policy.as_ref().map(|found| &found.policy);
                     let scope = format!("set for the group '{name}'");
-                    Ok(PolicyListing::new(target, found.as_ref(), scope))
+                    let mut listing = PolicyListing::new(target, found, scope);
+                    if found.is_some() {
+                        let clients: Vec<Client> = self.records.all(key::CLIENTS)?;
+                        for client in clients
+                            .iter()
+                            .filter(|one| one.group.as_ref() == Some(name))
+                        {
+                            let passed = self.unreached(work, client, Some(&group))?;
+                            listing.unreached.extend(passed);
+                        }
+                    }
+                    Ok(listing)
                 }
             })
+    }
+
+    /// The live volumes of `client` that its own policy, or that of `group`, does not reach.
+    fn unreached(
+        &self,
+        work: &mut Work<'_>,
+        client: &Client,
+        group: Option<&Group>,
+    ) -> Result<Vec<Unreached>, RecordError> {
+        let ids: Vec<VolumeId> = self.records.all(&key::owned(&client.name))?;
+        let mut unreached = Vec::new();
+        for id in ids {
+            let at = key::volume(&id);
+            let volume: Volume = work.read(&at)?.ok_or(RecordError::Missing(at))?;
+            let scope = policy::in_force(&volume, client, group).scope;
+            let reached = match scope {
+                Scope::Client => group.is_none(),
+                Scope::Group(_) => true,
+                Scope::Volume | Scope::Before | Scope::Bound => false,
+            };
+            if volume.state == VolumeState::Live && !reached {
+                unreached.push(Unreached::new(&volume, scope));
+            }
+        }
+        Ok(unreached)
     }
 
     /// Sets the policy of `target`, or takes it away (`None`): then the less specific one holds, for a volume at last what a

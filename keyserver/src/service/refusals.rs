@@ -41,7 +41,16 @@ pub(super) struct Refused {
 #[derive(Default)]
 pub(super) struct Refusals {
     windows: Mutex<HashMap<WindowKey, Window>>,
-    entries: Mutex<HashMap<(ClientName, Role), (UnixMillis, u32)>>,
+    entries: Mutex<HashMap<(ClientName, Counted), (UnixMillis, u32)>>,
+}
+
+/// What a client's requests are counted by, each apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Counted {
+    /// Those of one of its keys.
+    Key(Role),
+    /// Those of machines without a key of its that ask to be taken back as it.
+    Rejoin,
 }
 
 type WindowKey = (ClientName, Option<VolumeId>, &'static str);
@@ -102,20 +111,29 @@ impl Service {
     /// Counts one request of a key against its limit. Each key has its own: whoever has a copy of the boot key may not keep
     /// the running machine from saying that it lives.
     pub(super) fn admit(&self, identity: &Identity, now: UnixMillis) -> Result<(), ServiceError> {
+        let by = Counted::Key(identity.role());
+        self.count(identity.client(), by, now)
+            .map_err(|retry_after| ServiceError::TooMany { retry_after })
+    }
+
+    /// Counts one request against the limit of what it is counted by; else after how many seconds there is room again.
+    pub(super) fn count(
+        &self,
+        client: &ClientName,
+        by: Counted,
+        now: UnixMillis,
+    ) -> Result<(), u32> {
         let mut entries = lock(&self.refusals.entries);
         if entries.len() > KINDS_LIMIT {
             entries.retain(|_, (began, _)| in_window(*began, now));
         }
-        let (began, count) = entries
-            .entry((identity.client().clone(), identity.role()))
-            .or_insert((now, 0));
+        let (began, count) = entries.entry((client.clone(), by)).or_insert((now, 0));
         if !in_window(*began, now) {
             (*began, *count) = (now, 0);
         }
         if *count >= self.entries_per_hour {
             let left = WINDOW.saturating_sub(now.since(*began)).as_secs();
-            let retry_after = u32::try_from(left).unwrap_or(u32::MAX).max(1);
-            return Err(ServiceError::TooMany { retry_after });
+            return Err(u32::try_from(left).unwrap_or(u32::MAX).max(1));
         }
         *count += 1;
         Ok(())

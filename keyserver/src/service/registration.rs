@@ -12,6 +12,7 @@ use latchkey_protocol::wire::{
 use latchkey_secret::Secret;
 
 use super::policies::owner;
+use super::witness::store_state;
 use super::{Identity, Refusal, Service, ServiceError};
 use crate::audit::{Event, Kind, printable};
 use crate::clock::UnixMillis;
@@ -30,7 +31,7 @@ impl Service {
     /// generation, same share, sealed to the new ephemeral key.
     ///
     /// # Errors
-    /// `Refused` (also if the id is another client's), `Destroyed`, `Invalid`, `TooMany`, `Record`.
+    /// `Refused` (also if the id is another client's), `Destroyed`, `PutBack`, `Invalid`, `TooMany`, `Record`.
     pub fn register(
         &self,
         identity: &Identity,
@@ -72,13 +73,14 @@ impl Service {
             ticket: None,
             facts: &no_facts(),
         };
-        let state = StoredState::of_owner(&volume);
+        let state = StoredState::of_owner(&volume, store_state(work)?);
         let authorised = match policy::decide(&asked, state, now) {
             Decision::Release(authorised) => authorised,
             Decision::Destroyed => return Err(ServiceError::Destroyed),
             Decision::Deny(Reason::NotOwned) => {
                 return Err(ServiceError::Refused(Refusal::NotOwned));
             }
+            Decision::Deny(Reason::PutBack) => return Err(ServiceError::PutBack),
             Decision::Deny(_) | Decision::Ask | Decision::Pending | Decision::Wait => {
                 return Err(ServiceError::Refused(Refusal::Unknown));
             }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use latchkey_protocol::encoding::Bytes;
-use latchkey_protocol::ids::{ClientName, VolumeId};
+use latchkey_protocol::ids::{ClientName, RequestId, VolumeId};
 use latchkey_protocol::wire::{
     ConfirmAnswer, ConfirmRequest, HeartbeatAnswer, HeartbeatRequest, LifeAnswer, ReleaseRequest,
     TicketsAnswer, TicketsRequest, Version, VolumeTicket,
@@ -19,7 +19,7 @@ use crate::ca::HOST_LIFE;
 use crate::clock::{UnixMillis, Uptime};
 use crate::ledger::Work;
 use crate::policy::Life;
-use crate::records::{Client, Heard, Machine, Role, Trace, Volume, key};
+use crate::records::{Announced, Client, Heard, Machine, Role, Trace, Volume, key};
 use crate::sealed::RecordError;
 
 /// Seconds between two heartbeats.
@@ -101,7 +101,8 @@ impl Service {
             let Some(lifetime) = lifetime else {
                 return Ok(None);
             };
-            let until = machine.arm(now, lifetime, None);
+            let earlier = self.released_boots(work, &client.name)?;
+            let until = machine.arm(now, lifetime, None, earlier);
             let text = format!("the machine announced a reboot until {}", until.text());
             work.audit(
                 Event::new(Kind::Armed, text)
@@ -148,7 +149,10 @@ impl Service {
         let now = self.clock.now();
         let mut renew = false;
         let witness = self.as_running(identity, peer, |work, client, machine| {
-            machine.beat(request.boot, &request.images);
+            if machine.beat(request.boot, &request.images) == Announced::Unused {
+                let text = "the machine came up without its announced reboot, which ended";
+                work.audit(Event::new(Kind::Armed, text).client(&client.name).peer(peer));
+            }
             renew = wants_renewal(machine, client, now);
             let found: Option<Witness> = work.read(key::WITNESS)?;
             let mut witness = found.unwrap_or_else(|| witness.clone());
@@ -263,6 +267,21 @@ impl Service {
         let alarms = copies.ok_or(nobody)?.into_iter();
         self.note(alarms.map(|copy| copy_alarm(client, &copy)).collect())?;
         Ok(())
+    }
+
+    /// The boot sessions that something of this client was released to last, one for each volume at most.
+    pub(super) fn released_boots(
+        &self,
+        work: &mut Work<'_>,
+        client: &ClientName,
+    ) -> Result<Vec<RequestId>, RecordError> {
+        let owned: Vec<VolumeId> = self.records.all(&key::owned(client))?;
+        let mut boots = std::collections::BTreeSet::new();
+        for id in owned {
+            let trace: Option<Trace> = work.read(&key::trace(&id))?;
+            boots.extend(trace.and_then(|trace| Some(trace.last?.session.request)));
+        }
+        Ok(boots.into_iter().collect())
     }
 
     /// How long the key server has run in its life.

@@ -117,8 +117,8 @@ impl Service {
     }
 }
 
-/// A short id that no session has.
-fn free_number(work: &mut Work<'_>) -> Result<ShortId, RecordError> {
+/// A short id that no session has, nor a machine that asks to be taken back.
+pub(super) fn free_number(work: &mut Work<'_>) -> Result<ShortId, RecordError> {
     loop {
         let number = ShortId::random().map_err(random_failed)?;
         if work.read::<OpenNumber>(&key::number(&number))?.is_none() {

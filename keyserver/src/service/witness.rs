@@ -15,6 +15,7 @@ use zeroize::Zeroize;
 use super::{AdminError, Service};
 use crate::audit::{self, AuditEntry, Event, Head, Kind, printable};
 use crate::clock::UnixMillis;
+use crate::ledger::Work;
 use crate::policy::StoreState;
 use crate::records::{Record, key};
 use crate::sealed::{RecordError, SealedStore};
@@ -219,6 +220,12 @@ impl Service {
             Ok(put_back)
         })
     }
+}
+
+/// Whether the store is the newest one, as far as any machine has shown.
+pub(super) fn store_state(work: &mut Work<'_>) -> Result<StoreState, RecordError> {
+    let witness: Option<Witness> = work.read(key::WITNESS)?;
+    Ok(witness.map_or(StoreState::Newest, |witness| witness.state()))
 }
 
 /// Signs heads. The key comes from the master key and not from the store: one that was put back beyond its first heartbeat

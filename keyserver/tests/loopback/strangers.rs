@@ -18,6 +18,7 @@ fn requests(volume: VolumeId) -> Vec<(&'static str, String, Vec<u8>)> {
         ("POST", wire::RELEASE.to_owned(), wants.clone()),
         ("POST", wire::PROOF.to_owned(), wants),
         ("POST", wire::VOLUMES.to_owned(), b"{}".to_vec()),
+        ("POST", wire::REJOIN.to_owned(), b"{}".to_vec()),
         ("POST", wire::REPORT.to_owned(), b"not json".to_vec()),
         ("GET", wire::STATUS.to_owned(), Vec::new()),
         ("POST", wire::TICKETS_NEXT.to_owned(), b"{}".to_vec()),

@@ -339,6 +339,42 @@ fn an_administrator_announces_a_boot_too() {
 }
 
 #[test]
+fn an_announcement_before_the_first_heartbeat_of_a_boot_is_for_the_boot_after_it() {
+    let rig = Rig::new();
+    let (machine, volume, ticket) = under(&rig, "fleet");
+    rig.heartbeat(&machine, None, Some(Boot::new().request));
+    rig.service.arm(&machine.name, 15 * MINUTE, "root").unwrap();
+    let up = Boot::new();
+    released(&rig.boots(&machine, HOME, &up, volume, Some(ticket)));
+    // It is up, and nobody has heard of it yet. Who announces now, the administrator or the machine, means the next boot.
+    rig.service.arm(&machine.name, 15 * MINUTE, "root").unwrap();
+    for _ in 0..2 {
+        rig.heartbeat(&machine, None, Some(up.request));
+    }
+    let next = Boot::new();
+    released(&rig.boots(&machine, HOME, &next, volume, Some(ticket)));
+    rig.confirm(&machine, volume, ticket, Some(900)).unwrap();
+    rig.heartbeat(&machine, None, Some(next.request));
+    released(&rig.boots(&machine, HOME, &Boot::new(), volume, Some(ticket)));
+}
+
+#[test]
+fn a_boot_without_its_announcement_ends_it_and_the_audit_says_so() {
+    let rig = Rig::new();
+    let (machine, volume, ticket) = under(&rig, "fleet");
+    rig.heartbeat(&machine, None, Some(Boot::new().request));
+    rig.service.arm(&machine.name, 15 * MINUTE, "root").unwrap();
+    // A passphrase was typed: nothing was released to this one.
+    rig.heartbeat(&machine, None, Some(Boot::new().request));
+    let ended = rig.audit().into_iter().next_back().unwrap().event;
+    assert!(ended.text.contains("without its announced reboot"));
+    let boot = Boot::new();
+    waits(&rig.boots(&machine, HOME, &boot, volume, Some(ticket)));
+    rig.pass(2 * INTERVAL);
+    pending(&rig.boots(&machine, HOME, &boot, volume, Some(ticket)));
+}
+
+#[test]
 fn an_announcement_ends_with_its_time() {
     let rig = Rig::new();
     let (machine, volume, ticket) = under(&rig, "fleet");

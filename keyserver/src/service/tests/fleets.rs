@@ -51,6 +51,66 @@ fn the_most_specific_policy_holds_whole() {
 }
 
 #[test]
+fn a_policy_that_is_set_names_the_volumes_that_it_does_not_reach() {
+    use crate::records::Origin;
+    let rig = Rig::new();
+    let (machine, old, _) = rig.bound("web-1", 1);
+    let [own, bound] = [(); 2].map(|()| VolumeId::random().unwrap());
+    for id in [own, bound] {
+        rig.register(&machine, id);
+    }
+    rig.set_policy(own, r#"{"rule":"deny"}"#);
+    // As an earlier version had registered it.
+    let before = |work: &mut crate::ledger::Work<'_>| {
+        let mut volume: crate::records::Volume = work.read(&key::volume(&old))?.unwrap();
+        volume.origin = Origin::Before;
+        work.write(&volume)
+    };
+    rig.service
+        .records
+        .transact(rig.clock.now(), before)
+        .unwrap();
+    let group: crate::records::GroupName = "web".parse().unwrap();
+    let name = Some(&group);
+    rig.service.set_group(&machine.name, name, "root").unwrap();
+    let of_client = PolicyTarget::Client(machine.name.clone());
+    let of_group = PolicyTarget::Group(group);
+    let asks = policy(r#"{"rule":"ask"}"#);
+    let mut commands = [old, own].map(|id| format!("latchkeyd policy clear {id}"));
+    commands.sort();
+    for target in [&of_group, &of_client] {
+        let set = rig.service.set_policy_of(target, Some(&asks), "root");
+        let shown = rig.service.policy_of(target).unwrap();
+        assert_eq!(set.unwrap(), shown);
+        let mut said: Vec<String> = shown.unreached.iter().map(|o| o.command.clone()).collect();
+        said.sort();
+        assert_eq!(said, commands);
+        let one = shown.unreached.iter().find(|one| one.volume == old);
+        assert!(one.unwrap().scope.contains("earlier version"));
+    }
+    // The client's goes before the group's.
+    let shown = rig.service.policy_of(&of_group).unwrap().unreached;
+    let third = shown.iter().find(|one| one.volume == bound).unwrap();
+    assert_eq!(third.command, "latchkeyd policy clear --client web-1");
+    // What the command does, and the policy reaches it.
+    let target = PolicyTarget::Volume(old);
+    released(&rig.verdict(&machine, HOME, &Boot::new(), old));
+    rig.service.set_policy_of(&target, None, "root").unwrap();
+    pending(&rig.verdict(&machine, HOME, &Boot::new(), old));
+    let shown = rig.service.policy_of(&of_client).unwrap().unreached;
+    assert_eq!(shown.len(), 1);
+    // Without a policy there is nothing to reach.
+    rig.service.set_policy_of(&of_client, None, "root").unwrap();
+    assert!(
+        rig.service
+            .policy_of(&of_client)
+            .unwrap()
+            .unreached
+            .is_empty()
+    );
+}
+
+#[test]
 fn a_client_that_is_locked_out_boots_no_more_until_it_is_readmitted() {
     let mut rig = Rig::new();
     let (machine, volume, _) = rig.bound("web-1", 1);

@@ -11,6 +11,7 @@ mod on_disk;
 mod presets;
 mod properties;
 mod registering;
+mod rejoining;
 mod releasing;
 mod sessions;
 mod witnessing;

@@ -60,6 +60,45 @@ fn a_store_that_was_put_back_releases_nothing_until_that_is_accepted() {
 }
 
 #[test]
+fn from_a_store_that_was_put_back_the_running_machine_gets_no_share_either() {
+    let mut rig = Rig::new();
+    let (machine, volume, share) = rig.bound("web-1", 1);
+    let host = rig.identity(&machine.host);
+    let proof = |rig: &Rig, boot: &Boot| {
+        let request = boot.release(&[volume]);
+        let answer = rig.service.proof(&host, address(HOME), &request);
+        answer.unwrap().verdicts.remove(0).verdict
+    };
+    let register = |rig: &Rig, volume| {
+        let request = Boot::new().registration(volume);
+        rig.service.register(&host, address(HOME), &request)
+    };
+    seen(&rig, &machine, None);
+    let yesterday = rig.store.copy();
+    released(&proof(&rig, &Boot::new()));
+    let newer = seen(&rig, &machine, None);
+    put_back(&mut rig, &yesterday);
+    seen(&rig, &machine, newer);
+
+    let (proved, registered) = (rig.count(Kind::Proved), rig.count(Kind::Registered));
+    assert!(denied(&proof(&rig, &Boot::new())).contains("was put back"));
+    for volume in [volume, VolumeId::random().unwrap()] {
+        let refused = register(&rig, volume);
+        assert!(matches!(refused, Err(ServiceError::PutBack)), "{refused:?}");
+    }
+    assert_eq!(rig.service.volumes().unwrap().len(), 1, "nothing was made");
+    assert_eq!(
+        (rig.count(Kind::Proved), rig.count(Kind::Registered)),
+        (proved, registered)
+    );
+    rig.service.accept_rollback("disk failed", "root").unwrap();
+    let boot = Boot::new();
+    let sealed = *released(&proof(&rig, &boot));
+    assert_eq!(boot.open(&machine, volume, Purpose::Proof, &sealed), share);
+    register(&rig, VolumeId::random().unwrap()).unwrap();
+}
+
+#[test]
 fn a_store_from_before_the_first_heartbeat_is_found_out_too() {
     let mut rig = Rig::new();
     let (machine, volume, _) = rig.bound("web-1", 1);

@@ -1,0 +1,468 @@
+//! `latchkey join --again`: a machine that lost its keys asks a key server to be taken back as the client that it was.
+//!
+//! What is left of the binding are the envelopes in the headers: they name the volumes and the key server, whose CA they
+//! pin by its fingerprint. A person at the key server decides, by a code that is shown here. As with `join`, both new keys
+//! are on disk before the key server hears of them, and an interrupted run is repaired by running it again.
+//!
+//! An envelope in a header is not authenticated. Whoever changed it to name a key server of his own learns volume ids and
+//! tickets, with which he could ask the real one and show a person another code: it takes that person's word.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::time::{Duration, Instant};
+
+use latchkey_protocol::envelope::{Released, Token};
+use latchkey_protocol::token::{ADDRESSES_LIMIT, Address};
+use latchkey_protocol::wire::{
+    JoinAnswer, RejoinAnswer, RejoinOutcome, RejoinRequest, VOLUMES_LIMIT, Version, VolumeTicket,
+};
+use latchkey_protocol::{ClientName, ServerId, VolumeId};
+use rustls::pki_types::CertificateDer;
+use tokio::time::sleep;
+
+use super::initramfs::{self, Rebuild, RebuildError};
+use super::join::{JoinError, signing_request, store};
+use super::target::read_crypttab;
+use super::{service, shares};
+use crate::failure::{chain, printable};
+use crate::files::{self, Files, FilesError, Role, ServerFiles, ServerSettings};
+use crate::running::volumes;
+use crate::server::{
+    CertificateTime, ClientError, Join, KeyServer, KeyServerError, SetupError, block_on,
+};
+use crate::volume::binding;
+use crate::volume::crypttab::Key;
+use crate::volume::place::Place;
+
+/// Longest that a person is waited for: as long as the key server keeps the request.
+const LIMIT: Duration = Duration::from_secs(3600);
+/// Shortest and longest pause between two questions.
+const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
+
+/// What `latchkey join --again` is told.
+#[derive(Debug, Clone)]
+pub struct Arguments {
+    /// Which key server, by the beginning of its id.
+    pub server: Option<String>,
+    /// Where it listens, if the machine does not know any more.
+    pub addresses: Vec<Address>,
+    /// Whether to rebuild the initramfs.
+    pub rebuild: Rebuild,
+}
+
+/// The machine was not taken back.
+#[derive(Debug, thiserror::Error)]
+pub enum RejoinError {
+    /// A file, or another command is at work.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// The volumes.
+    #[error("failed to look for the volumes of '/etc/crypttab'")]
+    Volumes(#[source] FilesError),
+    /// Nothing is bound.
+    #[error(
+        "no volume of '/etc/crypttab' that can be read has an envelope, so no key server can know this machine by it\n\
+         join with a token: latchkeyd invite NAME, then latchkey join"
+    )]
+    NotBound,
+    /// All is there.
+    #[error(
+        "the keys for every key server of the bound volumes are there\n\
+         'latchkey status' says whether they count; to replace them all the same, remove '{}' and run this again",
+        .0.display()
+    )]
+    NothingLost(std::path::PathBuf),
+    /// None or several key servers go by that name.
+    #[error(
+        "which key server? keys are missing for: {}\n\
+         name one: latchkey join --again --server ID",
+        .0.join(", ")
+    )]
+    WhichServer(Vec<String>),
+    /// No address.
+    #[error(
+        "where key server {0} listens is not known here any more\n\
+         say it: latchkey join --again --address HOST[:PORT]"
+    )]
+    NoAddress(String),
+    /// More than the settings hold.
+    #[error("'--address' may be given {ADDRESSES_LIMIT} times")]
+    TooManyAddresses,
+    /// Keys and files, as for a join.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// The TLS client could not be made.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// No event queue.
+    #[error("failed to start")]
+    Start(#[source] io::Error),
+    /// No address answers.
+    #[error(
+        "key server {server} does not answer\n{}\n\
+         check the address, and that 'latchkeyd serve' runs there, then run this again",
+        lines(.tries)
+    )]
+    Unreachable {
+        /// Its short id.
+        server: String,
+        /// What happened at each address.
+        tries: Vec<ClientError>,
+    },
+    /// It does not take back any machine with these volumes, and does not say why.
+    #[error(
+        "key server {0} takes no machine back by these volumes\n\
+         it does not know them, or their machine was revoked or locked out: its administrator sees it in 'latchkeyd audit'; \
+         a machine that was revoked joins with a token: latchkeyd invite NAME"
+    )]
+    NotTaken(String),
+    /// It refuses, and says why.
+    #[error(transparent)]
+    Refused(ClientError),
+    /// A person denied it.
+    #[error("the key server does not take this machine back: {0}")]
+    Denied(String),
+    /// Nobody decided.
+    #[error("nobody has decided within an hour\nrun this again when somebody is there")]
+    Nobody,
+    /// The new keys cannot be used.
+    #[error(transparent)]
+    KeyServer(#[from] KeyServerError),
+    /// Some volume will not open by itself.
+    #[error(
+        "this machine was taken back, but {0} of its volumes do not open by it, for the reasons above\n\
+         bind these anew: latchkey unbind DEVICE, then latchkey bind DEVICE"
+    )]
+    NotProved(usize),
+    /// The images.
+    #[error(
+        "this machine was taken back, but the initramfs still holds the boot key from before, which no longer counts"
+    )]
+    Rebuild(#[source] RebuildError),
+}
+
+/// A bound volume.
+struct Known {
+    name: String,
+    token: Token,
+    tickets: Option<latchkey_protocol::tickets::Tickets>,
+}
+
+/// Asks to be taken back, waits for a person, and takes the new keys into use.
+///
+/// # Errors
+/// A variant of [`RejoinError`].
+pub fn run(files: &Files, arguments: &Arguments) -> Result<(), RejoinError> {
+    let _lock = files.lock()?;
+    let known = bound_volumes(files)?;
+    let server = choose(files, &known, arguments.server.as_deref())?;
+    let addresses = addresses(files, server, &arguments.addresses)?;
+    // It may run on with the lost keys in its memory: to the key server that is the original of a copy that asks.
+    service::stop(files);
+    let unfinished = files.joining_dir(&server);
+    files::make_dir(&unfinished)?;
+    let concerned: Vec<&Known> = known.iter().filter(|one| one.is_of(server)).collect();
+    let request = RejoinRequest {
+        version: Version::default(),
+        volumes: volume_ids(&concerned),
+        tickets: concerned
+            .iter()
+            .take(VOLUMES_LIMIT)
+            .filter_map(|one| one.ticket(server))
+            .collect(),
+        boot_csr: signing_request(&unfinished, Role::Boot)?,
+        host_csr: signing_request(&unfinished, Role::Host)?,
+    };
+    let time = CertificateTime::of_clock();
+    let taken = block_on(ask(server, &addresses, &request, time)).map_err(RejoinError::Start)?;
+    let (client, answer, ca) = match taken {
+        Ok(taken) => taken,
+        Err(error) => {
+            // It goes on with what it has. Keys that a person denied are of no more use.
+            service::restart(files);
+            if matches!(error, RejoinError::Denied(_)) {
+                files::remove_dir(&unfinished)?;
+            }
+            return Err(error);
+        }
+    };
+    let settings = ServerSettings {
+        id: server,
+        client,
+        addresses,
+        joined: time.0,
+    };
+    store(&unfinished, &answer, &ca, &settings)?;
+    replace_dir(files, server)?;
+    log::info!(
+        "key server {} took this machine back as '{}'",
+        server.short(),
+        settings.client
+    );
+    let failed = prove(files, server, &concerned)?;
+    let rebuilt = initramfs::rebuild(files, arguments.rebuild);
+    service::restart(files);
+    rebuilt.map_err(RejoinError::Rebuild)?;
+    match failed {
+        0 => Ok(()),
+        failed => Err(RejoinError::NotProved(failed)),
+    }
+}
+
+impl Known {
+    fn is_of(&self, server: ServerId) -> bool {
+        self.token.envelopes.iter().any(|one| one.server == server)
+    }
+
+    fn ticket(&self, server: ServerId) -> Option<VolumeTicket> {
+        let ticket = self.tickets.as_ref()?.of(server)?;
+        Some(VolumeTicket {
+            volume: self.token.volume,
+            ticket,
+        })
+    }
+}
+
+/// The bound volumes of crypttab, each once. What cannot be read is named and left out.
+fn bound_volumes(files: &Files) -> Result<Vec<Known>, RejoinError> {
+    let with_tickets = volumes::bound(files).map_err(RejoinError::Volumes)?;
+    let mut known: Vec<Known> = Vec::new();
+    for entry in read_crypttab(files).map_err(RejoinError::Volumes)? {
+        if entry.key != Key::None {
+            continue; // latchkey does not open it
+        }
+        let device = match entry.source.resolve_below(files.root()) {
+            Ok(Some(device)) => files.path(&device.to_string_lossy()),
+            Ok(None) => {
+                log::warn!("'{}' is not there, and is left out", entry.name);
+                continue;
+            }
+            Err(error) => {
+                log::warn!("'{}': {error}", entry.name);
+                continue;
+            }
+        };
+        let device = device.canonicalize().unwrap_or(device);
+        let place = Place::of(&entry.options, device, files.root());
+        let found = match binding::find(files, &entry.name, &place) {
+            Ok(found) => found,
+            Err(error) => {
+                log::warn!("'{}': {}", entry.name, chain(&error));
+                continue;
+            }
+        };
+        for token in found.into_iter().filter_map(|found| found.token.ok()) {
+            if known.iter().any(|one| one.token.volume == token.volume) {
+                continue;
+            }
+            let tickets = with_tickets
+                .iter()
+                .find(|one| one.token.volume == token.volume);
+            known.push(Known {
+                name: entry.name.clone(),
+                tickets: tickets.map(|one| one.tickets.clone()),
+                token,
+            });
+        }
+    }
+    Ok(known)
+}
+
+/// The key server that keys are missing for.
+fn choose(files: &Files, known: &[Known], wanted: Option<&str>) -> Result<ServerId, RejoinError> {
+    let servers: BTreeSet<ServerId> = known
+        .iter()
+        .flat_map(|one| one.token.envelopes.iter().map(|envelope| envelope.server))
+        .collect();
+    let Some(any) = servers.first().copied() else {
+        return Err(RejoinError::NotBound);
+    };
+    let missing: Vec<ServerId> = servers
+        .into_iter()
+        .filter(|server| !is_whole(files, *server))
+        .collect();
+    if missing.is_empty() {
+        return Err(RejoinError::NothingLost(
+            files.server_dir(&any).join(Role::Host.key_name()),
+        ));
+    }
+    let named = |server: &&ServerId| {
+        wanted.is_none_or(|begin| !begin.is_empty() && server.to_string().starts_with(begin))
+    };
+    let fitting: Vec<&ServerId> = missing.iter().filter(named).collect();
+    match fitting[..] {
+        [only] => Ok(*only),
+        _ => Err(RejoinError::WhichServer(
+            missing.iter().map(ServerId::short).collect(),
+        )),
+    }
+}
+
+/// Whether both identities for that key server can be used.
+fn is_whole(files: &Files, server: ServerId) -> bool {
+    ServerFiles::read(files.server_dir(&server)).is_ok_and(|joined| {
+        [Role::Boot, Role::Host]
+            .into_iter()
+            .all(|role| KeyServer::open(&joined, role).is_ok())
+    })
+}
+
+fn addresses(
+    files: &Files,
+    server: ServerId,
+    told: &[Address],
+) -> Result<Vec<Address>, RejoinError> {
+    if told.len() > ADDRESSES_LIMIT {
+        return Err(RejoinError::TooManyAddresses);
+    }
+    if !told.is_empty() {
+        return Ok(told.to_vec());
+    }
+    let remembered = |dir| ServerFiles::read(dir).map(|joined| joined.settings.addresses);
+    remembered(files.server_dir(&server))
+        // Where an earlier run was interrupted just before its end.
+        .or_else(|_| remembered(files.joining_dir(&server)))
+        .map_err(|_| RejoinError::NoAddress(server.short()))
+}
+
+fn volume_ids(known: &[&Known]) -> Vec<VolumeId> {
+    let ids = known.iter().map(|one| one.token.volume);
+    ids.take(VOLUMES_LIMIT).collect()
+}
+
+/// What the key server gave: our name, the certificates, its CA.
+type Taken = (ClientName, JoinAnswer, CertificateDer<'static>);
+
+/// Asks until a person has decided.
+async fn ask(
+    server: ServerId,
+    addresses: &[Address],
+    request: &RejoinRequest,
+    time: CertificateTime,
+) -> Result<Taken, RejoinError> {
+    let join = Join::new(server, time)?;
+    let begin = Instant::now();
+    let mut shown = None;
+    loop {
+        let pause = match ask_once(&join, server, addresses, request).await {
+            Ok((answer, ca)) => match answer.outcome {
+                RejoinOutcome::Joined {
+                    client,
+                    boot_certificate,
+                    host_certificate,
+                } => {
+                    let certificates = JoinAnswer {
+                        version: Version::default(),
+                        boot_certificate,
+                        host_certificate,
+                    };
+                    return Ok((client, certificates, ca));
+                }
+                RejoinOutcome::Denied { reason } => {
+                    return Err(RejoinError::Denied(printable(reason.as_str())));
+                }
+                RejoinOutcome::Pending {
+                    id,
+                    code,
+                    retry_after,
+                } => {
+                    let words = (printable(id.as_str()), printable(code.as_str()));
+                    if shown.as_ref() != Some(&words) {
+                        say_code(server, &words.0, &words.1);
+                        shown = Some(words);
+                    }
+                    Duration::from_secs(retry_after.into())
+                }
+            },
+            // Once it has asked, a key server that is away for a while is waited for.
+            Err(RejoinError::Unreachable { tries, .. }) if shown.is_some() => {
+                log::debug!("{}", lines(&tries));
+                PAUSES[1]
+            }
+            Err(error) => return Err(error),
+        };
+        if begin.elapsed() >= LIMIT {
+            return Err(RejoinError::Nobody);
+        }
+        sleep(pause.clamp(PAUSES[0], PAUSES[1])).await;
+    }
+}
+
+async fn ask_once(
+    join: &Join,
+    server: ServerId,
+    addresses: &[Address],
+    request: &RejoinRequest,
+) -> Result<(RejoinAnswer, CertificateDer<'static>), RejoinError> {
+    let mut tries = Vec::new();
+    for address in addresses {
+        match join.rejoin(address, request).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) if error.fault.is_network_fault() => tries.push(error),
+            Err(error) if error.fault.is_for_strangers() => {
+                return Err(RejoinError::NotTaken(server.short()));
+            }
+            Err(error) => return Err(RejoinError::Refused(error)),
+        }
+    }
+    let server = server.short();
+    Err(RejoinError::Unreachable { server, tries })
+}
+
+fn say_code(server: ServerId, id: &str, code: &str) {
+    log::info!(
+        "waiting for a person at key server {}: request {id}, code {code}\n\
+         there: latchkeyd approve --rejoin {id} {code}",
+        server.short()
+    );
+}
+
+/// Gives the finished folder its name, in the place of what is left of the one from before.
+fn replace_dir(files: &Files, server: ServerId) -> Result<(), RejoinError> {
+    let dir = files.server_dir(&server);
+    let old = dir.with_extension("replaced");
+    files::remove_dir(&old)?;
+    if dir.exists() {
+        files::rename(&dir, &old)?;
+    }
+    files::rename(&files.joining_dir(&server), &dir)?;
+    Ok(files::remove_dir(&old)?)
+}
+
+/// Fetches each volume's share back with the new host key and opens its envelope with it; how many that failed for.
+fn prove(files: &Files, server: ServerId, known: &[&Known]) -> Result<usize, RejoinError> {
+    let joined = ServerFiles::read(files.server_dir(&server))?;
+    let key_server = KeyServer::open(&joined, Role::Host)?;
+    let mut failed = 0;
+    for one in known {
+        let token = &one.token;
+        let envelopes = token.envelopes.iter();
+        for envelope in envelopes.filter(|envelope| envelope.server == server) {
+            let opened = shares::prove(&key_server, token.volume, envelope.generation)
+                .map_err(|error| chain(&error))
+                .and_then(|share| {
+                    let released = Released {
+                        share: &share,
+                        volume: token.volume,
+                        generation: envelope.generation,
+                    };
+                    token
+                        .open(envelope, released)
+                        .map_err(|error| chain(&error))
+                });
+            match opened {
+                Ok(_) => log::info!("the envelope of '{}' opens", one.name),
+                Err(error) => {
+                    log::warn!("the envelope of '{}' does not open: {error}", one.name);
+                    failed += 1;
+                }
+            }
+        }
+    }
+    Ok(failed)
+}
+
+fn lines(errors: &[ClientError]) -> String {
+    let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    lines.join("\n")
+}
