@@ -6,8 +6,8 @@ use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::ids::{Generation, VolumeId};
 use latchkey_protocol::release::{Purpose, Share};
 use latchkey_protocol::wire::{
-    BootFacts, BootReport, StatusAnswer, Text, Version, VolumeAnswer, VolumeRequest, VolumeStatus,
-    WantedVolume,
+    BootFacts, BootReport, OpenedBy, StatusAnswer, Text, Version, VolumeAnswer, VolumeRequest,
+    VolumeStatus, WantedVolume,
 };
 use latchkey_secret::Secret;
 
@@ -79,6 +79,7 @@ impl Service {
             Decision::Deny(Reason::NotOwned) => {
                 return Err(ServiceError::Refused(Refusal::NotOwned));
             }
+            Decision::Deny(Reason::Bound) => return Err(ServiceError::Refused(Refusal::Bound)),
             Decision::Deny(_) | Decision::Ask | Decision::Pending | Decision::Wait => {
                 return Err(ServiceError::Refused(Refusal::Unknown));
             }
@@ -89,8 +90,10 @@ impl Service {
             .policy
             .sentence();
         let text = format!(
-            "{text}: '{}', generation {}, {policy}",
-            volume.label, volume.generation
+            "{text}: '{}', generation {}, opened {}, {policy}",
+            volume.label,
+            volume.generation,
+            whereabouts(volume.opened_by)
         );
         work.audit(
             Event::new(Kind::Registered, text)
@@ -201,6 +204,15 @@ impl Service {
     }
 }
 
+/// Where a volume is opened, for people.
+pub fn whereabouts(opened_by: OpenedBy) -> &'static str {
+    match opened_by {
+        OpenedBy::BootKey => "in the initramfs",
+        OpenedBy::HostKey => "in the running system",
+        OpenedBy::ExposedHostKey => "in the running system, whose root is not encrypted",
+    }
+}
+
 /// A registration is no boot.
 fn no_facts() -> BootFacts {
     BootFacts {
@@ -237,6 +249,7 @@ fn new_volume(
         home: Some(Range::around(peer)),
         created: now,
         state: VolumeState::Live,
+        opened_by: request.opened_by,
     };
     let share = Share(Secret::random().map_err(RecordError::from)?);
     work.make_share(&volume.id, volume.generation, &share)?;
