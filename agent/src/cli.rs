@@ -359,9 +359,13 @@ fn dispatch(command: Command, files: &Files) -> Result<ExitCode, Failure> {
         }
         Command::Open { name } => {
             prepare()?;
-            if let Err(error) = opening::run(files, &name) {
-                log::error!("{}", chain(&error));
-                return Ok(ExitCode::from(LEFT_TO_NATIVE));
+            match opening::run(files, &name) {
+                Ok(_) => {}
+                Err(error) if error.is_final() => {
+                    log::error!("{}", chain(&error));
+                    return Ok(ExitCode::from(LEFT_TO_NATIVE));
+                }
+                Err(error) => return Err(error.into()),
             }
         }
         Command::Close { name } => {

@@ -92,7 +92,7 @@ fn a_data_volume_is_bound_for_the_running_system_and_without_an_image() {
     let volumes = server.admin(&["volumes", "--json"]).succeeded().out;
     let volumes: Value = serde_json::from_str(&volumes).unwrap();
     // Nothing tells of an encrypted root below the test's folder.
-    assert_eq!(volumes[0]["opened_by"], "exposed-host-key");
+    assert_eq!(volumes[0]["opened-by"], "exposed-host-key");
     // An image that is old is no trouble for a machine that needs none.
     let image = machine.path("boot/initrd.img-1");
     std::fs::create_dir_all(image.parent().unwrap()).unwrap();

@@ -77,8 +77,9 @@ impl<'a> Asker<'a> {
     /// `NotBound`.
     pub async fn ask_until_open(&self, say: impl Fn(&str)) -> Result<String, OpeningError> {
         let mut rest = Rest::of_openings();
+        say("asking the key server");
         loop {
-            let pause = match self.round(&say).await {
+            let pause = match self.round().await {
                 Round::Open(how) => return Ok(how),
                 Round::NotBound => return Err(OpeningError::NotBound(self.entry.name.clone())),
                 Round::Wait(why, pause) => {
@@ -90,7 +91,7 @@ impl<'a> Asker<'a> {
         }
     }
 
-    async fn round(&self, say: &impl Fn(&str)) -> Round {
+    async fn round(&self) -> Round {
         let volume = match self.volume() {
             Ok(Some(volume)) => volume,
             Ok(None) => return Round::NotBound,
@@ -112,7 +113,6 @@ impl<'a> Asker<'a> {
                     if volume.token.envelopes.iter().all(|one| one.server != id) {
                         continue;
                     }
-                    say("asking the key server");
                     self.ask(&server, &volume).await
                 }
                 Err(why) => Round::Wait(why, None),

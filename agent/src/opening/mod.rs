@@ -43,7 +43,7 @@ const LOOK: Duration = Duration::from_secs(2);
 const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 const CLOSE_PAUSE: Duration = Duration::from_millis(200);
 
-/// The volume is left to systemd's own unit and its prompt.
+/// The volume is not opened. If that is final, it is left to systemd's own unit and its prompt.
 #[derive(Debug, thiserror::Error)]
 pub enum OpeningError {
     /// A file that is needed.
@@ -77,6 +77,16 @@ pub enum OpeningError {
     /// No event queue, or no signals.
     #[error("failed to start")]
     Start(#[source] io::Error),
+}
+
+impl OpeningError {
+    /// Whether it would be the same the next time: the volume is not latchkey's to open.
+    pub fn is_final(&self) -> bool {
+        matches!(
+            self,
+            Self::NoSuchVolume { .. } | Self::NotOurs { .. } | Self::NotBound(_)
+        )
+    }
 }
 
 /// What became of it.

@@ -310,6 +310,7 @@ mod tests {
                 initramfs: true,
                 initrd_attach: true,
                 nofail: true,
+                netdev: true,
                 noauto: true,
                 tries: Some(0),
                 timeout: Some(Duration::from_secs(120)),
