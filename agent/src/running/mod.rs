@@ -18,7 +18,7 @@ pub mod tickets;
 mod volumes;
 
 pub use heartbeat::beat;
-pub use rest::Rest;
+pub(crate) use rest::Rest;
 
 use std::io;
 use std::rc::Rc;
