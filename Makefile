@@ -148,7 +148,7 @@ install: $(if $(and $(wildcard dist/latchkey),$(wildcard dist/latchkeyd)),,dist)
 
 uninstall: ## remove what install put in place; keys, settings and stores stay
 	rm -f $(installed)
-	-rmdir --ignore-fail-on-non-empty $(DOC) $(IMAGE) $(DRACUT)/90latchkey
+	-rmdir --ignore-fail-on-non-empty $(DOC) $(IMAGE) $(DRACUT)/90latchkey $(UNITS)/systemd-cryptsetup@.service.d
 	$(reload)
 
 # Only for the running system: a package or an image being built has no manager to tell.

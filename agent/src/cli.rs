@@ -22,6 +22,7 @@ use crate::failure::chain;
 use crate::files::Files;
 use crate::flow::Outcome;
 use crate::logging;
+use crate::opening;
 use crate::running;
 use crate::unlock::wait::{Wait, Waited};
 use crate::unlock::{self, cleanup, finish, generator, hibernation, service_manager, wait};
@@ -87,6 +88,7 @@ enum Command {
     ///
     /// LUKS2 and LUKS1: asks for a passphrase of the volume, backs its header up to /var/lib/latchkey, adds one keyslot
     /// and one envelope, proves that they open the volume, and rebuilds the initramfs. Other keyslots are never changed.
+    /// A volume whose line in /etc/crypttab says '_netdev,nofail' is opened by the running system, without the initramfs.
     /// Plain dm-crypt: its passphrase or volume key is sealed, and nothing on the device is changed. A detached header
     /// and plain dm-crypt are told by the volume's line in /etc/crypttab. If it is interrupted, run it again.
     Bind {
@@ -95,7 +97,7 @@ enum Command {
         /// The name in /etc/crypttab, where the device has several, or none yet
         #[arg(long)]
         name: Option<String>,
-        /// The options of the line to write into /etc/crypttab, where there is none [default: luks,initramfs, and nofail where root does not lie on the volume]
+        /// The options of the line to write into /etc/crypttab, where there is none [default: luks,initramfs, and nofail where root does not lie on the volume; luks,_netdev,nofail where root is not encrypted]
         #[arg(long)]
         options: Option<String>,
         /// Read the passphrase from this file ('-': stdin); the whole content counts, line ends too
@@ -188,6 +190,18 @@ enum Command {
         /// How long devices may be missing before they are left to the boot framework, or 'infinity'
         #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
         device_limit: Duration,
+    },
+    /// Open a data volume in the running system, and wait for it without end; latchkey@.service runs this
+    #[command(hide = true)]
+    Open {
+        /// Its name in crypttab
+        name: String,
+    },
+    /// Close a data volume; latchkey@.service runs this
+    #[command(hide = true)]
+    Close {
+        /// Its name in crypttab
+        name: String,
     },
     /// Wait until the agent has ended or hands over (0), or until its devices have been missing for so long (1)
     #[command(hide = true)]
@@ -299,7 +313,7 @@ impl From<JsonFlag> for Format {
 /// Something that `main` shows for the last time.
 type Failure = Box<dyn Error>;
 
-/// Exit code of `unlock` where something is left to the native prompt.
+/// Exit code of `unlock` and `open` where something is left to the native prompt.
 const LEFT_TO_NATIVE: u8 = 4;
 /// Exit code of `status` where something is wrong, of `arm-reboot` where some key servers were not told, and of `wait` where
 /// it could not wait.
@@ -432,6 +446,21 @@ fn dispatch(command: Command, files: &Files) -> Result<ExitCode, Failure> {
         Command::Run => {
             prepare()?;
             running::run(files)?;
+        }
+        Command::Open { name } => {
+            prepare()?;
+            match opening::run(files, &name) {
+                Ok(_) => {}
+                Err(error) if error.is_final() => {
+                    log::error!("{}", chain(&error));
+                    return Ok(ExitCode::from(LEFT_TO_NATIVE));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Command::Close { name } => {
+            prepare()?;
+            opening::close(&name)?;
         }
         boot => return dispatch_boot(boot, files),
     }

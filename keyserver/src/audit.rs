@@ -75,6 +75,8 @@ pub enum Kind {
     Released,
     /// A share left the server for a proof.
     Proved,
+    /// A share left the server for a data volume that the running system opens.
+    Opened,
     /// A request was refused.
     Refused,
     /// A request waits for a person.
@@ -217,13 +219,14 @@ impl Event {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Initialised,
         Self::Invited,
         Self::Joined,
         Self::Registered,
         Self::Released,
         Self::Proved,
+        Self::Opened,
         Self::Refused,
         Self::Asked,
         Self::Approved,
@@ -257,6 +260,7 @@ impl Kind {
             Self::Registered => "registered",
             Self::Released => "released",
             Self::Proved => "proved",
+            Self::Opened => "opened",
             Self::Refused => "refused",
             Self::Asked => "asked",
             Self::Approved => "approved",

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 use latchkey_protocol::encoding::{Bytes, hex};
 use latchkey_protocol::ids::{ClientName, Generation, RequestId, VolumeId};
-use latchkey_protocol::wire::WantedVolume;
+use latchkey_protocol::wire::{OpenedBy, WantedVolume};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -145,6 +145,9 @@ pub struct Volume {
     pub created: UnixMillis,
     /// Whether its share still exists.
     pub state: VolumeState,
+    /// Which of its machine's keys asks for it.
+    #[serde(default, skip_serializing_if = "OpenedBy::is_boot_key")]
+    pub opened_by: OpenedBy,
 }
 
 /// Where a volume's policy comes from.

@@ -43,6 +43,8 @@ pub enum Purpose {
     Release,
     /// `/v1/proof`, asked by the host key.
     Proof,
+    /// `/v1/open`, asked by the host key.
+    Opening,
     /// `/v1/volumes`, asked by the host key.
     Registration,
 }
@@ -149,6 +151,7 @@ impl ReleaseContext<'_> {
         let purpose: &[u8] = match self.purpose {
             Purpose::Release => b"release",
             Purpose::Proof => b"proof",
+            Purpose::Opening => b"opening",
             Purpose::Registration => b"registration",
         };
         length_prefixed(&[

@@ -40,6 +40,8 @@ pub const VOLUMES: &str = "/v1/volumes";
 pub const RELEASE: &str = "/v1/release";
 /// `/v1/proof`: host key.
 pub const PROOF: &str = "/v1/proof";
+/// `/v1/open`: host key.
+pub const OPEN: &str = "/v1/open";
 /// `/v1/report`: host key.
 pub const REPORT: &str = "/v1/report";
 /// `/v1/status`: host key.
@@ -158,6 +160,30 @@ pub struct VolumeRequest {
     pub volume: VolumeId,
     /// What people call it: the mapping's name and the UUID in its header.
     pub label: Text,
+    /// Which key asks for it at boot. Key servers of earlier versions know the boot key only, and so this is left out then.
+    #[serde(default, skip_serializing_if = "OpenedBy::is_boot_key")]
+    pub opened_by: OpenedBy,
+}
+
+/// Which of a machine's keys asks for a volume's share after a boot. Fixed when the volume is bound.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OpenedBy {
+    /// The boot key: the volume opens in the initramfs (`/v1/release`).
+    #[default]
+    BootKey,
+    /// The host key: the volume opens in the running system (`/v1/open`), whose root is encrypted. Who has the key has
+    /// opened that root.
+    HostKey,
+    /// The same, but root is not encrypted: the key is in every copy of the disk.
+    ExposedHostKey,
+}
+
+impl OpenedBy {
+    /// Whether it is the boot key.
+    pub fn is_boot_key(&self) -> bool {
+        *self == Self::BootKey
+    }
 }
 
 /// The answer to a [`VolumeRequest`].
@@ -182,8 +208,8 @@ pub struct Done {
     pub version: Version,
 }
 
-/// Asks for the shares of all volumes of one boot session (`/v1/release`, boot key), or for a proof of them
-/// (`/v1/proof`, host key).
+/// Asks for the shares of all volumes of one boot session (`/v1/release`, boot key), for those of data volumes that the
+/// running system opens (`/v1/open`, host key), or for a proof (`/v1/proof`, host key).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReleaseRequest {
@@ -242,7 +268,7 @@ pub struct BootFacts {
     pub kernel: Text,
     /// SHA-256 of `/proc/cmdline`.
     pub command_line: Bytes<32>,
-    /// When the initramfs was built, Unix seconds; 0 where there is none (a proof).
+    /// When the initramfs was built, Unix seconds; 0 where there is none (the running system).
     pub image_built: u64,
     /// The build id of the initramfs, which its builder drew.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -54,7 +54,7 @@ fn bodies() -> Vec<Body> {
         (
             "volume request",
             reads::<VolumeRequest>,
-            json!({"version": 1, "request": request, "ephemeral_key": key, "volume": volume, "label": "root"}),
+            json!({"version": 1, "request": request, "ephemeral_key": key, "volume": volume, "label": "root", "opened_by": "host-key"}),
         ),
         (
             "volume answer",
@@ -213,6 +213,7 @@ fn missing_fields_are_refused_at_every_depth() {
 fn lacks_only_optional(name: &str, example: &Value, text: &str) -> bool {
     let optional: &[(&str, &str)] = match name {
         "report" => &[("", "request")],
+        "volume request" => &[("", "opened_by")],
         "release request" => &[("/facts", "image"), ("/facts", "header"), ("", "tickets")],
         "rejoin request" => &[("", "tickets")],
         "tickets request" => &[("/volumes/0", "shown")],

@@ -13,7 +13,7 @@ mod report;
 use std::path::{Path, PathBuf};
 
 use latchkey_protocol::envelope::{ENVELOPES_LIMIT, Released, Token, TokenKind};
-use latchkey_protocol::wire::Version;
+use latchkey_protocol::wire::{OpenedBy, Version};
 use latchkey_protocol::{ClientName, ServerId, VolumeId};
 use latchkey_secret::SecretBytes;
 
@@ -24,7 +24,7 @@ use super::journal::Journal;
 use super::list::Format;
 use super::service;
 use super::shares::{self, Registered};
-use super::target::{NewLine, OpenedBy, Target};
+use super::target::{NewLine, OpenedWith, Target};
 use crate::failure::chain;
 use crate::files::{Files, Role};
 use crate::network::record;
@@ -34,6 +34,7 @@ use crate::volume::crypttab::Entry;
 use crate::volume::envelopes;
 use crate::volume::keyslots;
 use crate::volume::open;
+use crate::volume::opened_in::OpenedIn;
 use crate::volume::stack;
 use enrol::{Enrolment, Given};
 
@@ -91,10 +92,11 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
     let new = NewLine {
         name: arguments.name.clone(),
         options: arguments.options.clone(),
-        opened_by: match arguments.volume_key_file {
-            Some(_) => OpenedBy::VolumeKey,
-            None => OpenedBy::Passphrase,
+        opened_with: match arguments.volume_key_file {
+            Some(_) => OpenedWith::VolumeKey,
+            None => OpenedWith::Passphrase,
         },
+        root_is_encrypted: stack::is_encrypted(files.root(), Path::new("/")).ok(),
     };
     let (mut target, mut line) = Target::find_or_new(files, &arguments.device, &new)?;
     target.entry(files, arguments.name.as_deref())?;
@@ -103,7 +105,8 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
         (target, line) = Target::find_or_new(files, &arguments.device, &new)?;
     }
     let entry = target.entry(files, arguments.name.as_deref())?;
-    warn_unless_opened_early(&entry);
+    let opened_in = OpenedIn::of(&entry, files.root());
+    warn_unless_opened(&entry, opened_in);
     check_unbound(files, &target, &servers)?;
     let given = Given {
         key_file: arguments.key_file.as_deref(),
@@ -111,7 +114,7 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
         passphrase,
     };
     let enrolment = Enrolment::prepare(&target, &entry, given)?;
-    if new.opened_by == OpenedBy::VolumeKey && !entry.options.nofail {
+    if new.opened_with == OpenedWith::VolumeKey && !entry.options.nofail {
         return Err(BindError::NoFail(entry.name));
     }
 
@@ -121,6 +124,7 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
         target: &target,
         entry: &entry,
         servers: &servers,
+        opened_by: opened_in.key(files.root()),
         line,
     }
     .bind(enrolment, &mut journal);
@@ -134,8 +138,15 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
     journal.remove(files)?;
     record_network(files);
     summarise(&target, &entry, &binding);
-    let rebuilt = initramfs::rebuild(files, arguments.rebuild);
     service::restart(files);
+    if opened_in == OpenedIn::RunningSystem {
+        log::info!(
+            "it is opened in the running system, so the initramfs need not know of it and is not rebuilt"
+        );
+        service::enable(files, &entry.name);
+        return Ok(());
+    }
+    let rebuilt = initramfs::rebuild(files, arguments.rebuild);
     rebuilt.map_err(|source| BindError::Rebuild {
         device: target.device.clone(),
         source,
@@ -177,14 +188,19 @@ fn joined(files: &Files) -> Result<Vec<KeyServer>, BindError> {
     Ok(joined.iter().map(open).collect::<Result<_, _>>()?)
 }
 
-/// The agent opens what the framework would open in the initramfs: root, and what asks for it.
-fn warn_unless_opened_early(entry: &Entry) {
+/// The agent opens what the framework would open in the initramfs: root, and what asks for it. The running system opens what
+/// asks for that.
+fn warn_unless_opened(entry: &Entry, opened_in: OpenedIn) {
+    if opened_in == OpenedIn::RunningSystem {
+        return;
+    }
     let options = &entry.options;
     let root = stack::root_lies_on(Path::new("/"), &[&entry.name]);
     if !options.initramfs && !options.initrd_attach && matches!(root, Ok(false)) {
         log::warn!(
             "root does not lie on '{0}': unless it is needed for resume or /usr, nothing opens it in the initramfs\n\
-             the option 'initramfs' for '{0}' in crypttab changes that",
+             '_netdev,nofail' among its options in crypttab lets the running system open it, 'initramfs' the initramfs;\n\
+             unbind it first, and bind it again",
             entry.name
         );
     }
@@ -252,14 +268,16 @@ struct Binder<'a> {
     target: &'a Target,
     entry: &'a Entry,
     servers: &'a [KeyServer],
+    /// Which key will ask for it.
+    opened_by: OpenedBy,
     /// The line that crypttab lacks.
     line: Option<String>,
 }
 
 impl Binder<'_> {
     /// Everything that changes something, each step written down before it is done.
-    fn bind(self, enrolment: Enrolment, journal: &mut Journal) -> Result<Binding, BindError> {
-        let Self { files, target, .. } = self;
+    fn bind(&self, enrolment: Enrolment, journal: &mut Journal) -> Result<Binding, BindError> {
+        let Self { files, target, .. } = *self;
         let volume = VolumeId::random().map_err(BindError::Random)?;
         journal.volume = Some(volume);
         let label = format!("{} {}", self.entry.name, enrolment.uuid());
@@ -267,7 +285,7 @@ impl Binder<'_> {
         for server in self.servers {
             journal.servers.push(server.settings.id);
             journal.save(files)?;
-            registered.push(register(target, server, volume, &label, journal)?);
+            registered.push(self.register(server, volume, &label, journal)?);
         }
 
         let enrolled = enrolment.enrol(files, target, journal)?;
@@ -299,12 +317,12 @@ impl Binder<'_> {
         for server in self.servers {
             prove(files, target, volume, server)?;
         }
-        let line = match self.line {
+        let line = match &self.line {
             Some(line) => {
                 journal.crypttab_line = Some(line.clone());
                 journal.save(files)?;
-                let backup = crypttab_line::add(files, &line)?;
-                Some((line, backup))
+                let backup = crypttab_line::add(files, line)?;
+                Some((line.clone(), backup))
             }
             None => None,
         };
@@ -321,27 +339,27 @@ impl Binder<'_> {
             servers: self.servers.iter().zip(registered).map(summary).collect(),
         })
     }
-}
 
-fn register(
-    target: &Target,
-    server: &KeyServer,
-    volume: VolumeId,
-    label: &str,
-    journal: &mut Journal,
-) -> Result<Registered, BindError> {
-    let id = server.settings.id;
-    log::info!("registering the volume at key server {}", id.short());
-    shares::register(server, volume, label).map_err(|source| {
-        if source.is_without_effect() {
-            journal.servers.retain(|other| *other != id);
-        }
-        BindError::Share {
-            server: id.short(),
-            device: target.device.clone(),
-            source: Box::new(source),
-        }
-    })
+    fn register(
+        &self,
+        server: &KeyServer,
+        volume: VolumeId,
+        label: &str,
+        journal: &mut Journal,
+    ) -> Result<Registered, BindError> {
+        let id = server.settings.id;
+        log::info!("registering the volume at key server {}", id.short());
+        shares::register(server, volume, label, self.opened_by).map_err(|source| {
+            if source.is_without_effect() {
+                journal.servers.retain(|other| *other != id);
+            }
+            BindError::Share {
+                server: id.short(),
+                device: self.target.device.clone(),
+                source: Box::new(source),
+            }
+        })
+    }
 }
 
 /// Does what the boot will do, up to the mapping: the envelope as it was written, the share as the key server gives it

@@ -14,6 +14,7 @@ use crate::volume::binding;
 use crate::volume::crypttab::{Entry, Key};
 use crate::volume::envelopes;
 use crate::volume::keyslots;
+use crate::volume::opened_in::OpenedIn;
 use crate::volume::place::{HeaderPlace, Kind};
 use crate::volume::plain::Settings;
 
@@ -40,6 +41,8 @@ pub struct Listed {
     pub kind: Option<&'static str>,
     /// The UUID in its header, if that could be read; of a plain volume that of its binding.
     pub uuid: Option<String>,
+    /// Where it is opened at boot, if it is bound.
+    pub opened_in: OpenedIn,
     /// Whether the mapping is open now.
     pub open: bool,
     /// The state of its binding.
@@ -158,6 +161,7 @@ fn volume(files: &Files, entry: &Entry, joined: &[ServerId]) -> Listed {
     Listed {
         name: entry.name.clone(),
         source: entry.source.to_string(),
+        opened_in: OpenedIn::of(entry, files.root()),
         open: crate::volume::mapping::name_is_taken(&entry.name),
         kind: target.map(|target| target.kind.name()),
         uuid: uuid.filter(|uuid| !uuid.is_empty()),
@@ -292,7 +296,13 @@ fn print(volumes: &[Listed], format: Format) -> io::Result<()> {
         let state = match &volume.binding {
             Binding::Bound { servers, .. } => {
                 let servers: Vec<String> = servers.iter().map(ServerId::short).collect();
-                format!("bound to {}", servers.join(", "))
+                let servers = servers.join(", ");
+                match volume.opened_in {
+                    OpenedIn::Initramfs => format!("bound to {servers}"),
+                    OpenedIn::RunningSystem => {
+                        format!("bound to {servers}, opened in the running system")
+                    }
+                }
             }
             Binding::NotBound => "not bound".to_owned(),
             Binding::Unknown => "unknown".to_owned(),

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::files::Files;
+use crate::unit_name;
 
 /// Stops `latchkey.service`, until [`restart`]: what it remembers of keys that are lost is the original of whoever has a copy.
 pub fn stop(files: &Files) {
@@ -32,16 +33,54 @@ pub fn restart(files: &Files) {
         ("restart", "latchkey.service"),
         ("start", "latchkey-arm.service"),
     ] {
-        let ended = Command::new("systemctl")
-            .args(["--no-block", "--quiet", verb, unit])
-            .stdin(Stdio::null())
-            .status();
-        if !ended.is_ok_and(|status| status.success()) {
+        if !systemctl(&["--no-block", verb, unit]) {
             log::warn!("failed to {verb} a service of latchkey\nrun: systemctl {verb} {unit}");
         }
     }
 }
 
+/// Has `latchkey@.service` open the volume `name` at each boot, and from now on.
+pub fn enable(files: &Files, name: &str) {
+    let unit = unit_name::ours(name);
+    if change(files, "enable", &unit) {
+        log::info!("'{unit}' opens it at each boot");
+    }
+    if !is_running(files) {
+        return;
+    }
+    // crypttab may have a new line, of which systemd's generator has not heard.
+    if !systemctl(&["daemon-reload"]) || !systemctl(&["--no-block", "start", &unit]) {
+        log::warn!("failed to start a service of latchkey\nrun: systemctl start '{unit}'");
+    }
+}
+
+/// Has `latchkey@.service` open the volume `name` no more. What is open stays open.
+pub fn disable(files: &Files, name: &str) {
+    change(files, "disable", &unit_name::ours(name));
+}
+
+/// Links are made or removed, in a chroot too.
+fn change(files: &Files, verb: &str, unit: &str) -> bool {
+    if files.root() != Path::new("/") {
+        return false;
+    }
+    let done = systemctl(&[verb, unit]);
+    if !done {
+        log::warn!("failed to {verb} a service of latchkey\nrun: systemctl {verb} '{unit}'");
+    }
+    done
+}
+
+/// Whether systemd runs this very system.
 fn is_running(files: &Files) -> bool {
     files.root() == Path::new("/") && Path::new("/run/systemd/system").is_dir()
+}
+
+fn systemctl(words: &[&str]) -> bool {
+    let ended = Command::new("systemctl")
+        .arg("--quiet")
+        .args(words)
+        .stdin(Stdio::null())
+        .status();
+    ended.is_ok_and(|status| status.success())
 }

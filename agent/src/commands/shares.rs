@@ -6,7 +6,7 @@ use std::io;
 use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::release::{Purpose, ReleaseContext, ReleaseError};
 use latchkey_protocol::wire::{
-    BootFacts, ReleaseRequest, Text, Verdict, Version, VolumeRequest, WantedVolume,
+    BootFacts, OpenedBy, ReleaseRequest, Text, Verdict, Version, VolumeRequest, WantedVolume,
 };
 use latchkey_protocol::{BootKeyPair, Generation, RequestId, ServerId, Share, VolumeId};
 
@@ -73,7 +73,7 @@ impl ShareError {
     }
 }
 
-/// Registers `volume` and returns its share. Doing it again for the same volume gives the same share.
+/// Registers `volume`, which `opened_by` asks for, and returns its share. Doing it again for the same volume gives the same share.
 ///
 /// # Errors
 /// A variant of [`ShareError`].
@@ -81,6 +81,7 @@ pub fn register(
     server: &KeyServer,
     volume: VolumeId,
     label: &str,
+    opened_by: OpenedBy,
 ) -> Result<Registered, ShareError> {
     let key_pair = BootKeyPair::generate().map_err(ShareError::KeyPair)?;
     let request = VolumeRequest {
@@ -89,6 +90,7 @@ pub fn register(
         ephemeral_key: key_pair.public(),
         volume,
         label: Text::cut(label),
+        opened_by,
     };
     let asked = server.ask(async |client, address| client.register(address, &request).await);
     let answer = block_on(asked).map_err(ShareError::Start)??;

@@ -16,6 +16,8 @@ use crate::date;
 use crate::failure::{chain, printable};
 use crate::files::{Files, FilesError, Role, ServerFiles};
 use crate::server::{ClientError, KeyServer, block_on, certificate};
+use crate::unit_name;
+use crate::volume::opened_in::OpenedIn;
 
 /// Everything that `latchkey status` tells.
 #[derive(Debug, Serialize)]
@@ -116,6 +118,9 @@ fn gather(files: &Files) -> Result<Status, StatusError> {
         stale_images: initramfs::stale_images(files),
         rebuild_command: initramfs::Builder::of_system(files).to_string(),
     };
+    if !status.needs_images() {
+        status.stale_images.clear();
+    }
     for server in files.servers()? {
         let opened = server.map_err(|error| chain(&error)).and_then(|files| {
             let opened = KeyServer::open(&files, Role::Host).map_err(|error| chain(&error))?;
@@ -167,6 +172,18 @@ fn certificate_end(files: &ServerFiles, role: Role) -> Option<u64> {
 }
 
 impl Status {
+    /// Whether an image has anything of ours to do: not where all that is bound is opened in the running system.
+    fn needs_images(&self) -> bool {
+        let bound = self
+            .volumes
+            .iter()
+            .filter(|volume| matches!(volume.binding, Binding::Bound { .. }));
+        bound.clone().count() == 0
+            || bound
+                .into_iter()
+                .any(|volume| volume.opened_in == OpenedIn::Initramfs)
+    }
+
     fn health(&self) -> Health {
         let server_is_good = |server: &Server| {
             server
@@ -208,10 +225,19 @@ fn print(status: &Status, format: Format) -> io::Result<()> {
         let name = &volume.name;
         match &volume.binding {
             Binding::Bound {
-                volume, keyslot, ..
+                volume: id,
+                keyslot,
+                ..
             } => {
                 let keyslot = keyslot.map_or(String::new(), |slot| format!(", keyslot {slot}"));
-                writeln!(out, "volume '{name}' is bound as {volume}{keyslot}")?;
+                writeln!(out, "volume '{name}' is bound as {id}{keyslot}")?;
+                if volume.opened_in == OpenedIn::RunningSystem {
+                    let unit = unit_name::ours(name);
+                    writeln!(
+                        out,
+                        "  opened in the running system: systemctl status '{unit}'"
+                    )?;
+                }
             }
             Binding::NotBound => writeln!(out, "volume '{name}' is not bound")?,
             Binding::Unknown => writeln!(out, "volume '{name}' cannot be read")?,

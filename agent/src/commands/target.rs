@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use latchkey_protocol::encoding::hex;
 use sha2::{Digest, Sha256};
 
-pub use new_line::{NewLine, OpenedBy};
+pub use new_line::{NewLine, OpenedWith};
 
 use crate::files::{self, Files, FilesError};
 use crate::volume::crypttab::{self, Entry, Key, Options};

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::initramfs::{self, Rebuild, RebuildError};
 use super::journal::{Journal, JournalledKeyslot, UndoError};
+use super::service;
 use super::target::{Target, TargetError};
 use crate::failure::chain;
 use crate::files::{Files, FilesError, Role};
@@ -12,6 +13,7 @@ use crate::server::KeyServer;
 use crate::volume::binding::{self, At, BindingError, Found};
 use crate::volume::header::{HeaderCopy, HeaderError};
 use crate::volume::keyslots::{self, KeyslotError};
+use crate::volume::opened_in::OpenedIn;
 use crate::volume::place::Kind;
 
 /// What `latchkey unbind` is told.
@@ -93,6 +95,11 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), UnbindError> {
     }
     log::info!("'{}' is no longer bound", target.device.display());
     log::info!("the boot still asks the key servers for other volumes, if any are bound");
+    let entry = target.entries.iter().find(|one| one.name == target.name);
+    if entry.is_some_and(|entry| OpenedIn::of(entry, files.root()) == OpenedIn::RunningSystem) {
+        service::disable(files, &target.name);
+        return Ok(());
+    }
     initramfs::rebuild(files, arguments.rebuild).map_err(|source| UnbindError::Rebuild {
         device: target.device.clone(),
         source,

@@ -18,6 +18,7 @@ pub mod tickets;
 pub(crate) mod volumes;
 
 pub use heartbeat::beat;
+pub(crate) use rest::Rest;
 
 use std::io;
 use std::rc::Rc;

@@ -8,6 +8,8 @@ const FIRST: Duration = Duration::from_secs(2);
 /// A key server waits 20 s for the stream of a machine that it wants to ask, then takes it for silent: whoever keeps the
 /// stream broken for a while must not gain a longer time without one.
 const LONGEST_OF_STREAM: Duration = Duration::from_secs(15);
+/// A service waits for the volume, and the key server may be back any moment.
+const LONGEST_OF_OPENINGS: Duration = Duration::from_secs(15);
 /// Nobody waits for a heartbeat.
 const LONGEST_OF_HEARTBEATS: Duration = Duration::from_secs(60);
 
@@ -27,6 +29,11 @@ impl Rest {
     /// Until a heartbeat is sent again.
     pub fn of_heartbeats() -> Self {
         Self::to(LONGEST_OF_HEARTBEATS)
+    }
+
+    /// Until a data volume's key server is asked again.
+    pub fn of_openings() -> Self {
+        Self::to(LONGEST_OF_OPENINGS)
     }
 
     fn to(longest: Duration) -> Self {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use latchkey_protocol::token::Address;
 use latchkey_protocol::wire::{
-    BODY_LIMIT, BootReport, Done, ErrorAnswer, JOIN, JoinAnswer, JoinRequest, PROOF, REJOIN,
+    BODY_LIMIT, BootReport, Done, ErrorAnswer, JOIN, JoinAnswer, JoinRequest, OPEN, PROOF, REJOIN,
     RELEASE, REPORT, RejoinAnswer, RejoinRequest, ReleaseAnswer, ReleaseRequest, STATUS,
     StatusAnswer, VOLUMES, VolumeAnswer, VolumeRequest,
 };
@@ -130,6 +130,18 @@ impl Client {
         request: &ReleaseRequest,
     ) -> Result<ReleaseAnswer, ClientError> {
         self.shares(address, PROOF, request).await
+    }
+
+    /// Asks for the share of a data volume that the running system opens (host key).
+    ///
+    /// # Errors
+    /// [`ClientError`] with the step that failed.
+    pub async fn open(
+        &self,
+        address: &Address,
+        request: &ReleaseRequest,
+    ) -> Result<ReleaseAnswer, ClientError> {
+        self.shares(address, OPEN, request).await
     }
 
     /// Registers a volume (host key).

@@ -12,6 +12,7 @@ use std::path::Path;
 use super::boot::Boot;
 use super::volumes;
 use crate::files::{Files, FilesError};
+use crate::unit_name;
 
 const GATE: &str = "/usr/lib/systemd/system/latchkey-gate@.service";
 const NATIVE: &str = "systemd-cryptsetup";
@@ -45,7 +46,7 @@ pub fn run(files: &Files, folder: &Path) -> Result<(), GeneratorError> {
     let mut entries = volumes::of_this_boot(files, &boot.command_line, |_| {})?;
     volumes::retain_gated(files, &mut entries);
     for entry in entries {
-        let instance = escape(&entry.name);
+        let instance = unit_name::escape(&entry.name);
         let wants = folder.join(format!("{NATIVE}@{instance}.service.wants"));
         let gate = wants.join(format!("latchkey-gate@{instance}.service"));
         let linked = fs::create_dir_all(&wants).and_then(|()| match symlink(GATE, &gate) {
@@ -58,22 +59,6 @@ pub fn run(files: &Files, folder: &Path) -> Result<(), GeneratorError> {
         })?;
     }
     Ok(())
-}
-
-/// systemd.unit(5), "String escaping for inclusion in unit names".
-fn escape(name: &str) -> String {
-    let mut escaped = String::new();
-    for (position, byte) in name.bytes().enumerate() {
-        match byte {
-            b'/' => escaped.push('-'),
-            b'.' if position == 0 => escaped.push_str("\\x2e"),
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b':' | b'_' | b'.' => {
-                escaped.push(char::from(byte));
-            }
-            other => escaped.push_str(&format!("\\x{other:02x}")),
-        }
-    }
-    escaped
 }
 
 #[cfg(test)]
@@ -118,18 +103,5 @@ mod tests {
         assert_eq!(gates(Some(&format!("{A}\n")), "quiet"), [ROOT]);
         assert_eq!(gates(Some(""), "quiet"), [""; 0]);
         assert_eq!(gates(None, "quiet latchkey=off"), [""; 0]);
-    }
-
-    #[test]
-    fn names_are_escaped_as_systemd_does() {
-        for (name, escaped) in [
-            ("vda2_crypt", "vda2_crypt"),
-            ("luks-8a3d", r"luks\x2d8a3d"),
-            (".hidden", r"\x2ehidden"),
-            ("a b@ä", r"a\x20b\x40\xc3\xa4"),
-            ("a.b:c", "a.b:c"),
-        ] {
-            assert_eq!(escape(name), escaped);
-        }
     }
 }

@@ -22,7 +22,7 @@ mod asker;
 mod ending;
 mod session;
 mod shell;
-mod shown;
+pub(crate) mod shown;
 mod worker;
 
 use std::time::Duration;

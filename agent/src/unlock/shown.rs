@@ -3,11 +3,17 @@
 use std::collections::BTreeMap;
 
 use latchkey_protocol::encoding::{Bytes, length_prefixed};
+use latchkey_protocol::envelope::{Bound, Token};
 use latchkey_protocol::wire::VolumeTicket;
 use latchkey_protocol::{ServerId, VolumeId};
 use sha2::{Digest, Sha256};
 
-use crate::flow::{Event, Header, Shown};
+pub use crate::flow::Shown;
+use crate::flow::{Event, Header};
+use crate::volume::gate;
+use crate::volume::header::HeaderCopy;
+use crate::volume::place::{HeaderPlace, Place};
+use crate::volume::tickets;
 
 /// The bound headers that were read so far.
 #[derive(Debug, Default)]
@@ -50,6 +56,31 @@ impl Headers {
         });
         let encoded = length_prefixed(&fields.collect::<Vec<_>>());
         Some(Bytes(Sha256::digest(encoded).into()))
+    }
+}
+
+/// What key servers want to see of a volume. Tickets lie only in a header in front of its data: a detached one in the
+/// image is a copy, and does not move on with them.
+pub(crate) fn shown(place: &Place, token: &Token) -> Shown {
+    let header = match (&token.bound, &place.header) {
+        (Bound::Luks2(bound), HeaderPlace::Attached) => HeaderCopy::read(&place.device)
+            .ok()
+            .map(|copy| (copy, bound)),
+        _ => None,
+    };
+    let Some((copy, bound)) = header else {
+        return Shown {
+            tickets: Vec::new(),
+            fingerprint: gate::fingerprint_as_bound(&token.uuid, &token.bound),
+        };
+    };
+    let tickets = tickets::find_in(copy.json(), token.volume);
+    let servers = token.envelopes.iter().map(|envelope| envelope.server);
+    Shown {
+        tickets: servers
+            .filter_map(|server| Some((server, tickets.of(server)?)))
+            .collect(),
+        fingerprint: gate::fingerprint(copy.uuid(), copy.json(), bound),
     }
 }
 

@@ -11,17 +11,15 @@ use latchkey_protocol::envelope::{Bound, EnvelopeError, PlainSecret, Released, T
 use latchkey_protocol::{Generation, ServerId, Share};
 use latchkey_secret::SecretBytes;
 
+use super::shown::shown;
 use crate::failure::chain;
 use crate::files::Files;
-use crate::flow::{Event, Header, Refusal, Shown, Tried, VolumeIndex};
+use crate::flow::{Event, Header, Refusal, Tried, VolumeIndex};
 use crate::volume::binding::{self, At};
 use crate::volume::crypttab::Entry;
-use crate::volume::gate;
-use crate::volume::header::HeaderCopy;
 use crate::volume::open::{OpenError, open_automatically};
 use crate::volume::place::{HeaderPlace, Kind, Place};
 use crate::volume::plain::{self, ContentError};
-use crate::volume::tickets;
 use crate::volume::typed::{PassphraseError, TypedKey, check_typed};
 
 /// The thread.
@@ -294,31 +292,6 @@ fn is_of_another_kind(place: &Place, token: &Token) -> Option<String> {
             bound.name()
         )),
         Err(error) => Some(format!("{}, bound was {}", chain(&error), bound.name())),
-    }
-}
-
-/// What key servers want to see of a volume. Tickets lie only in a header in front of its data: a detached one in the
-/// image is a copy, and does not move on with them.
-fn shown(place: &Place, token: &Token) -> Shown {
-    let header = match (&token.bound, &place.header) {
-        (Bound::Luks2(bound), HeaderPlace::Attached) => HeaderCopy::read(&place.device)
-            .ok()
-            .map(|copy| (copy, bound)),
-        _ => None,
-    };
-    let Some((copy, bound)) = header else {
-        return Shown {
-            tickets: Vec::new(),
-            fingerprint: gate::fingerprint_as_bound(&token.uuid, &token.bound),
-        };
-    };
-    let tickets = tickets::find_in(copy.json(), token.volume);
-    let servers = token.envelopes.iter().map(|envelope| envelope.server);
-    Shown {
-        tickets: servers
-            .filter_map(|server| Some((server, tickets.of(server)?)))
-            .collect(),
-        fingerprint: gate::fingerprint(copy.uuid(), copy.json(), bound),
     }
 }
 

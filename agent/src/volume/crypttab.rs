@@ -101,7 +101,7 @@ fn entry(line: usize, text: &str) -> Result<Entry, LineError> {
 
 /// Replaces `\` and one to three octal digits by the byte they stand for, as Debian's scripts do; bytes that are
 /// not UTF-8 then become U+FFFD and match no device.
-pub(super) fn unescape(field: &str) -> String {
+pub(crate) fn unescape(field: &str) -> String {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field.as_bytes();
     while let [first, after @ ..] = rest {

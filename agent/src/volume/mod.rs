@@ -19,6 +19,7 @@ pub mod keyslots;
 pub mod luks1;
 pub mod mapping;
 pub mod open;
+pub mod opened_in;
 pub mod place;
 pub mod plain;
 pub mod signature;

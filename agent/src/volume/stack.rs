@@ -74,20 +74,47 @@ pub(crate) fn mounted_device(root: &Path, mount_point: &Path) -> Result<String, 
 pub(crate) fn lies_on(root: &Path, mount_point: &Path, names: &[&str]) -> Result<bool, StackError> {
     let number = mounted_device(root, mount_point)?;
     let device = root.join("sys/dev/block").join(number);
-    Ok(is_covered(&device, names, DEPTH_LIMIT))
+    Ok(is_covered(
+        &device,
+        &|name| names.contains(&name),
+        DEPTH_LIMIT,
+    ))
+}
+
+/// Whether the file system mounted at `mount_point` lies wholly on mappings of dm-crypt, whatever they are called.
+///
+/// # Errors
+/// As [`root_lies_on`].
+pub(crate) fn is_encrypted(root: &Path, mount_point: &Path) -> Result<bool, StackError> {
+    let number = mounted_device(root, mount_point)?;
+    let device = root.join("sys/dev/block").join(number);
+    Ok(is_covered(&device, &|_| true, DEPTH_LIMIT))
+}
+
+/// Whether a device node, seen from another root directory, lies wholly on mappings with one of the `names`, or is one.
+pub(crate) fn device_lies_on(root: &Path, device: &Path, names: &[&str]) -> bool {
+    let node = root.join(device.strip_prefix("/").unwrap_or(device));
+    let Some(kernel) = fs::canonicalize(node).ok() else {
+        return false;
+    };
+    let Some(kernel) = kernel.file_name() else {
+        return false;
+    };
+    let device = root.join("sys/class/block").join(kernel);
+    is_covered(&device, &|name| names.contains(&name), DEPTH_LIMIT)
 }
 
 /// LVM on md on partitions is 4 levels; sysfs has no loops, but a limit costs nothing.
 const DEPTH_LIMIT: u32 = 16;
 
-/// Whether every path from this sysfs device downwards meets a mapping of dm-crypt with one of the names.
-fn is_covered(device: &Path, names: &[&str], depth: u32) -> bool {
+/// Whether every path from this sysfs device downwards meets a mapping of dm-crypt whose name is `meant`.
+fn is_covered(device: &Path, meant: &dyn Fn(&str) -> bool, depth: u32) -> bool {
     if depth == 0 {
         return false;
     }
     let attribute = |name: &str| fs::read_to_string(device.join(name)).unwrap_or_default();
     let ours = attribute("dm/uuid").starts_with("CRYPT-")
-        && names.contains(&attribute("dm/name").trim_end_matches('\n'));
+        && meant(attribute("dm/name").trim_end_matches('\n'));
     if ours {
         return true;
     }
@@ -96,14 +123,14 @@ fn is_covered(device: &Path, names: &[&str], depth: u32) -> bool {
         return fs::canonicalize(device)
             .ok()
             .and_then(|path| path.parent().map(Path::to_owned))
-            .is_some_and(|whole| is_covered(&whole, names, depth - 1));
+            .is_some_and(|whole| is_covered(&whole, meant, depth - 1));
     }
     let mut slaves = fs::read_dir(device.join("slaves"))
         .into_iter()
         .flatten()
         .flatten()
         .peekable();
-    slaves.peek().is_some() && slaves.all(|slave| is_covered(&slave.path(), names, depth - 1))
+    slaves.peek().is_some() && slaves.all(|slave| is_covered(&slave.path(), meant, depth - 1))
 }
 
 /// Kernel names of the devices that dm-crypt mappings below this sysfs device lie on, each once.
@@ -223,6 +250,9 @@ mod tests {
         assert!(lies(&["other", "crypt"]));
         assert!(!lies(&["other"]));
         assert!(!lies(&[]));
+        assert!(is_encrypted(root.path(), Path::new("/root")).unwrap());
+        let device = |names: &[&str]| device_lies_on(root.path(), Path::new("/dev/dm-1"), names);
+        assert!(device(&["crypt"]) && !device(&["vg-root"]));
         assert!(
             !lies(&["vg-root"]),
             "a mapping of LVM is not one of dm-crypt"
@@ -240,6 +270,7 @@ mod tests {
             &mount("254:16", "ext4", "/dev/vdb"),
         );
         assert!(!lies_on(root.path(), Path::new("/root"), &["crypt"]).unwrap());
+        assert!(!is_encrypted(root.path(), Path::new("/root")).unwrap());
     }
 
     #[test]

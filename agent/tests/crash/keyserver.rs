@@ -634,9 +634,14 @@ impl World {
                     Err(said.err)
                 }
             }
-            Attempt::Register(volume) => shares::register(&self.host, *volume, "root")
-                .map(|registered| Some(registered.share))
-                .map_err(|error| error.to_string()),
+            Attempt::Register(volume) => shares::register(
+                &self.host,
+                *volume,
+                "root",
+                latchkey_protocol::wire::OpenedBy::BootKey,
+            )
+            .map(|registered| Some(registered.share))
+            .map_err(|error| error.to_string()),
             Attempt::Prove(session) => self.fetch(Purpose::Proof, session).map(Some),
             Attempt::Release(session) => self.fetch(Purpose::Release, session).map(Some),
         }

@@ -25,7 +25,7 @@ pub fn boots(entries: &[AuditEntry], labels: &BTreeMap<VolumeId, String>) -> Vec
         .collect()
 }
 
-/// Whether it tells of a boot, and not of a registration or a proof, which have request ids too.
+/// Whether it tells of a boot, or of a running system that opens a data volume, and not of a registration or a proof, which have request ids too.
 fn is_of_boot(kind: Kind) -> bool {
     matches!(
         kind,
@@ -34,6 +34,7 @@ fn is_of_boot(kind: Kind) -> bool {
             | Kind::Denied
             | Kind::WrongCode
             | Kind::Released
+            | Kind::Opened
             | Kind::Refused
             | Kind::Alarm
             | Kind::BootReport
@@ -49,8 +50,12 @@ fn timeline(
     let client = entries.iter().find_map(|entry| entry.event.client.as_ref());
     let peer = entries.iter().find_map(|entry| entry.event.peer);
     let mut lines = vec![format!(
-        "client '{}', boot {request}, from {}",
+        "client '{}', {} {request}, from {}",
         first(client.map(ToString::to_string)),
+        match entries.iter().any(|entry| entry.event.kind == Kind::Opened) {
+            true => "opening",
+            false => "boot",
+        },
         first(peer.map(|peer| peer.to_string()))
     )];
     for entry in entries {

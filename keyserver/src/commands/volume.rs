@@ -85,6 +85,7 @@ mod tests {
             created: crate::clock::UnixMillis(0),
             retired: None,
             destroyed: None,
+            opened_by: Default::default(),
         }
     }
 

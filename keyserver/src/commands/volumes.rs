@@ -6,6 +6,7 @@ use super::target::Target;
 use super::{Failure, output};
 use crate::admin::protocol::Request;
 use crate::service::listing::VolumeListing;
+use crate::service::registration::whereabouts;
 
 /// List the volumes and the policy of each
 #[derive(Debug, Args)]
@@ -36,7 +37,7 @@ fn row(volume: &VolumeListing) -> [String; 5] {
     let state = match (volume.destroyed, volume.retired) {
         (Some(time), _) => format!("destroyed {}", time.text()),
         (None, Some(time)) => format!("given up {}", time.text()),
-        (None, None) => "live".to_owned(),
+        (None, None) => format!("opened {}", whereabouts(volume.opened_by)),
     };
     [
         volume.id.to_string(),

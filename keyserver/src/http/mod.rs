@@ -89,7 +89,7 @@ impl Api {
         // All of it comes first: a stranger hears the answer before the connection closes, and at most one thread has
         // to be waited for.
         let body = body::read(body).await;
-        if let Some(Route::Release | Route::Proof) = route {
+        if let Some(Route::Release | Route::Open | Route::Proof) = route {
             // A task of its own: what has begun is finished, also when the peer goes away.
             let task = tokio::spawn(async move { self.released(peer, route, body).await });
             return task
@@ -121,11 +121,12 @@ impl Api {
         let ip = peer.address.ip();
         let answer = match route {
             Route::Proof => self.service.proof_awaited(&identity, ip, &request).await,
+            Route::Open => self.service.open_awaited(&identity, ip, &request).await,
             _ => self.service.release_awaited(&identity, ip, &request).await,
         };
         let answer =
             answer.map_err(|error| Failure::from(error).of_client(identity.client().clone()))?;
-        if let Route::Release = route {
+        if let Route::Release | Route::Open = route {
             log_verdicts(identity.client(), peer, &answer);
         }
         json(&answer)
@@ -199,9 +200,14 @@ impl Api {
             | Route::AnswerLife
             | Route::Renew => self.running(peer, route, identity, body),
             // Each is answered before it comes here.
-            Route::Join | Route::Rejoin | Route::Life | Route::Release | Route::Proof => Err(
-                Failure::Stranger("not for known keys, or awaited".to_owned()),
-            ),
+            Route::Join
+            | Route::Rejoin
+            | Route::Life
+            | Route::Release
+            | Route::Open
+            | Route::Proof => Err(Failure::Stranger(
+                "not for known keys, or awaited".to_owned(),
+            )),
         }
     }
 }

@@ -18,6 +18,8 @@ pub enum Route {
     Release,
     /// `POST /v1/proof`.
     Proof,
+    /// `POST /v1/open`.
+    Open,
     /// `POST /v1/volumes`.
     Register,
     /// `DELETE /v1/volumes/ID`.
@@ -51,6 +53,7 @@ impl Route {
             (&Method::POST, wire::REJOIN) => Some(Self::Rejoin),
             (&Method::POST, wire::RELEASE) => Some(Self::Release),
             (&Method::POST, wire::PROOF) => Some(Self::Proof),
+            (&Method::POST, wire::OPEN) => Some(Self::Open),
             (&Method::POST, wire::VOLUMES) => Some(Self::Register),
             (&Method::POST, wire::REPORT) => Some(Self::Report),
             (&Method::GET, wire::STATUS) => Some(Self::Status),
@@ -71,11 +74,12 @@ impl Route {
     }
 
     /// Whether this key may use it. The boot key asks for releases and nothing else, even when it was revoked (to
-    /// hear that); the host key does all else, until it is revoked.
+    /// hear that); the host key does all else, until it is revoked. A data volume's machine hears that too.
     pub fn is_for(self, identity: &Identity) -> bool {
         match (self, identity.role()) {
             (Self::Join | Self::Rejoin, _) => false,
             (Self::Release, role) => role == Role::Boot,
+            (Self::Open, role) => role == Role::Host,
             (_, role) => role == Role::Host && !identity.is_revoked(),
         }
     }
@@ -94,6 +98,8 @@ mod tests {
             (Method::POST, "/v1/rejoin", Some(Route::Rejoin)),
             (Method::GET, "/v1/rejoin", None),
             (Method::POST, "/v1/release", Some(Route::Release)),
+            (Method::POST, "/v1/open", Some(Route::Open)),
+            (Method::GET, "/v1/open", None),
             (Method::GET, "/v1/status", Some(Route::Status)),
             (Method::POST, "/v1/tickets/next", Some(Route::NextTickets)),
             (

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use latchkey_protocol::release::Purpose;
+use latchkey_protocol::wire::OpenedBy;
 use serde::{Deserialize, Serialize};
 
 use super::{Change, Life, Otherwise, Policy, PolicyRequest, Rule, Span, StoredState};
@@ -167,7 +169,8 @@ pub(super) fn announced(
     now: UnixMillis,
 ) -> bool {
     let armed = state.machine.and_then(|machine| machine.armed.as_ref());
-    armed.is_some_and(|armed| armed.expects(request.request, request.ephemeral_key, now))
+    request.purpose == Purpose::Release
+        && armed.is_some_and(|armed| armed.expects(request.request, request.ephemeral_key, now))
         && matches!(
             ticket_state(request, state),
             TicketState::Good | TicketState::None
@@ -188,8 +191,28 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
+    /// What a running system that opens a data volume shows in place of a boot: that it has the host key. Where root is
+    /// encrypted, whoever has it has opened root, and the boot was decided on then. Else it is in every copy of the disk.
+    fn instead_of_boot(&self, condition: Condition) -> Option<Finding> {
+        if self.request.purpose != Purpose::Opening {
+            return None;
+        }
+        let exposed = self
+            .state
+            .volume
+            .is_none_or(|volume| volume.opened_by != OpenedBy::HostKey);
+        let text = match exposed {
+            false => "the running system asks, with a host key that lies on its encrypted root",
+            true => "the running system asks, with a host key that is in every copy of its disk",
+        };
+        Some(Finding::holds(condition, !exposed, text))
+    }
+
     fn life(&self) -> Option<Finding> {
         self.policy.life.then(|| {
+            if let Some(found) = self.instead_of_boot(Condition::Life) {
+                return found;
+            }
             let found = |outcome, text: &str| Finding::new(Condition::Life, outcome, text);
             let announced = announced(self.request, self.state, self.now);
             match (self.state.life, announced) {
@@ -324,6 +347,9 @@ impl Look<'_> {
 
     fn armed(&self) -> Option<Finding> {
         self.policy.armed.then(|| {
+            if let Some(found) = self.instead_of_boot(Condition::Armed) {
+                return found;
+            }
             let armed = self
                 .state
                 .machine
@@ -350,6 +376,9 @@ impl Look<'_> {
 
     fn silence(&self) -> Option<Finding> {
         self.policy.silent_after.map(|limit| {
+            if let Some(found) = self.instead_of_boot(Condition::Silence) {
+                return found;
+            }
             let heard = self.state.machine.and_then(|machine| machine.heard);
             match heard {
                 None => Finding::holds(
@@ -456,7 +485,8 @@ pub fn sum(policy: &Policy, findings: &[Finding]) -> Sum {
             .filter(|found| matches!(found.outcome, Outcome::Fails | Outcome::Alarms))
     };
     let refuses = |found: &&Finding| match found.condition {
-        Condition::Life | Condition::Once => true,
+        Condition::Once => true,
+        Condition::Life if found.outcome == Outcome::Alarms => true,
         Condition::Rule => false,
         Condition::Address => policy.elsewhere == Otherwise::Deny,
         _ => policy.otherwise == Otherwise::Deny,

@@ -23,11 +23,12 @@ mod window;
 
 use std::fmt;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::ids::{ClientName, Generation, RequestId, VolumeId};
 use latchkey_protocol::release::Purpose;
-use latchkey_protocol::wire::{BootFacts, WantedVolume};
+use latchkey_protocol::wire::{BootFacts, OpenedBy, WantedVolume};
 
 pub use condition::{Condition, Finding, Outcome, Sum, findings, sum};
 pub use model::{Approval, Change, Otherwise, Policy, PolicyError, Rule, Source};
@@ -41,6 +42,18 @@ pub use window::Window;
 use crate::clock::{UnixMillis, Uptime};
 use crate::records::{Approved, Machine, Note, Session, SessionState, Trace, Volume, VolumeState};
 
+/// How long after its registration a volume may be proved with a host key that is in every copy of the disk: as long as a
+/// `bind` may take.
+pub const BINDING: Duration = Duration::from_secs(3600);
+
+/// Whether the policy has a say: a boot asks, or a running system that opens a data volume.
+pub fn is_asked(purpose: Purpose) -> bool {
+    match purpose {
+        Purpose::Release | Purpose::Opening => true,
+        Purpose::Proof | Purpose::Registration => false,
+    }
+}
+
 /// A request for one volume, by a key that is known to be the client's.
 #[derive(Debug, Clone, Copy)]
 pub struct PolicyRequest<'a> {
@@ -50,7 +63,7 @@ pub struct PolicyRequest<'a> {
     pub client: &'a ClientName,
     /// Whether the key is still the client's, and the client not revoked.
     pub standing: Standing,
-    /// The boot session, proof or registration.
+    /// The boot session, opening, proof or registration.
     pub request: RequestId,
     /// The key that a release would be sealed to.
     pub ephemeral_key: &'a Bytes<32>,
@@ -200,6 +213,12 @@ pub enum Reason {
         /// What there is.
         current: Generation,
     },
+    /// The volume was bound to be asked for with the machine's other key.
+    OtherKey,
+    /// The host key is in every copy of the disk, so it fetches no share back once the volume is bound.
+    Bound,
+    /// The policy wants what a host key cannot show that is in every copy of the disk.
+    Exposed,
     /// The request id belongs to a session with another key.
     OtherSession,
     /// The store was put back to an earlier state.
@@ -237,12 +256,22 @@ pub fn decide(request: &PolicyRequest<'_>, state: StoredState<'_>, now: UnixMill
         });
     }
     let authorise = |by| Decision::Release(Authorised::new(request, volume, by, state, now));
-    if request.purpose != Purpose::Release {
-        // The host key signs; the volume is open on the machine that asks. But whose key it is, is as old as the store.
-        return match state.store {
-            StoreState::Newest => authorise(Authority::Owner),
-            StoreState::PutBack => Decision::Deny(Reason::PutBack),
-        };
+    match (request.purpose, volume.opened_by) {
+        (Purpose::Release, OpenedBy::BootKey)
+        | (Purpose::Opening, OpenedBy::HostKey | OpenedBy::ExposedHostKey) => {}
+        (Purpose::Release | Purpose::Opening, _) => return Decision::Deny(Reason::OtherKey),
+        (Purpose::Proof | Purpose::Registration, OpenedBy::ExposedHostKey)
+            if !now.is_within(volume.created, volume.created.plus(BINDING)) =>
+        {
+            return Decision::Deny(Reason::Bound);
+        }
+        (Purpose::Proof | Purpose::Registration, _) => {
+            // The host key signs; the volume is open on the machine that asks. But whose key it is, is as old as the store.
+            return match state.store {
+                StoreState::Newest => authorise(Authority::Owner),
+                StoreState::PutBack => Decision::Deny(Reason::PutBack),
+            };
+        }
     }
     let session = state
         .session
@@ -262,6 +291,9 @@ pub fn decide(request: &PolicyRequest<'_>, state: StoredState<'_>, now: UnixMill
     match sum(policy, &findings) {
         Sum::Release => authorise(Authority::Policy),
         Sum::Wait => Decision::Wait,
+        Sum::Deny(Condition::Life) if request.purpose == Purpose::Opening => {
+            Decision::Deny(Reason::Exposed)
+        }
         Sum::Deny(condition) => Decision::Deny(Reason::Condition(condition)),
         Sum::Ask => match session {
             None => Decision::Ask,
@@ -380,7 +412,7 @@ impl Reason {
     pub fn is_of_policy(self) -> bool {
         matches!(
             self,
-            Self::Condition(_) | Self::Denied | Self::Exhausted | Self::NotApproved
+            Self::Condition(_) | Self::Exposed | Self::Denied | Self::Exhausted | Self::NotApproved
         )
     }
 
@@ -392,6 +424,9 @@ impl Reason {
             Self::Generation { wanted, current } => format!(
                 "the envelope needs the share of generation {wanted}, the current one is {current}"
             ),
+            Self::OtherKey => "the volume was bound to be opened elsewhere, in the initramfs or in the running system: unbind it and bind it again".to_owned(),
+            Self::Bound => "root of this machine is not encrypted, so its volume is proved only while it is being bound".to_owned(),
+            Self::Exposed => "the volume's policy wants proof of life, and root of this machine is not encrypted: its host key proves none".to_owned(),
             Self::OtherSession => "this request id belongs to another boot".to_owned(),
             Self::PutBack => "the key server's store was put back to an earlier state, and its administrator has not accepted that".to_owned(),
             Self::Locked => "this client is locked out by the administrator".to_owned(),

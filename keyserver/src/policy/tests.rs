@@ -61,6 +61,7 @@ pub(super) fn good() -> Case {
             home: None,
             created: NOW,
             state: VolumeState::Live,
+            opened_by: OpenedBy::BootKey,
         }),
         session: Some(session(request, SessionState::Approved, &[wanted])),
         ticket: None,
@@ -343,6 +344,87 @@ fn the_running_system_gets_its_own_volume_whatever_the_rule_but_not_from_a_store
                 other => other,
             };
             assert_eq!(decided(&case), expected, "{purpose:?}");
+        }
+    }
+}
+
+#[test]
+fn each_key_opens_only_what_was_bound_for_it() {
+    use OpenedBy::{BootKey, ExposedHostKey, HostKey};
+    for (opened_by, released, opened) in [
+        (BootKey, "Policy", "OtherKey"),
+        (HostKey, "OtherKey", "Policy"),
+        (ExposedHostKey, "OtherKey", "Policy"),
+    ] {
+        let mut case = good();
+        volume(&mut case, |v| v.opened_by = opened_by);
+        for (purpose, expected) in [(Purpose::Release, released), (Purpose::Opening, opened)] {
+            case.purpose = purpose;
+            assert_eq!(decided(&case), expected, "{purpose:?} {opened_by:?}");
+        }
+    }
+}
+
+#[test]
+fn opening_in_the_running_system_follows_the_policy() {
+    for (expected, change) in CONDITIONS {
+        let mut case = good();
+        case.purpose = Purpose::Opening;
+        volume(&mut case, |v| v.opened_by = OpenedBy::HostKey);
+        change(&mut case);
+        assert_eq!(decided(&case), expected);
+    }
+}
+
+#[test]
+fn only_a_host_key_on_an_encrypted_root_stands_for_the_boot() {
+    use OpenedBy::{ExposedHostKey, HostKey};
+    type Set = fn(&mut Policy);
+    let of_boots: [Set; 3] = [
+        |policy| policy.life = true,
+        |policy| policy.armed = true,
+        |policy| policy.silent_after = Some(Span(std::time::Duration::from_secs(60))),
+    ];
+    for (number, set) in of_boots.into_iter().enumerate() {
+        for (opened_by, otherwise, expected) in [
+            (HostKey, Otherwise::Deny, "Policy"),
+            (ExposedHostKey, Otherwise::Ask, "Ask"),
+            (
+                ExposedHostKey,
+                Otherwise::Deny,
+                ["Exposed", "Armed", "Silence"][number],
+            ),
+        ] {
+            let mut case = good();
+            case.purpose = Purpose::Opening;
+            case.session = None;
+            volume(&mut case, |v| {
+                v.opened_by = opened_by;
+                v.policy.otherwise = otherwise;
+                set(&mut v.policy);
+            });
+            assert_eq!(decided(&case), expected, "{number} {opened_by:?}");
+        }
+    }
+}
+
+#[test]
+fn a_host_key_in_every_copy_of_the_disk_proves_nothing_after_binding() {
+    for (opened_by, later, expected) in [
+        (OpenedBy::HostKey, BINDING, "Owner"),
+        (
+            OpenedBy::ExposedHostKey,
+            BINDING - Duration::from_secs(1),
+            "Owner",
+        ),
+        (OpenedBy::ExposedHostKey, BINDING, "Bound"),
+    ] {
+        for purpose in [Purpose::Proof, Purpose::Registration] {
+            let mut case = good();
+            case.purpose = purpose;
+            case.now = NOW.plus(later);
+            volume(&mut case, |v| v.opened_by = opened_by);
+            assert_eq!(decided(&case), expected, "{purpose:?} {opened_by:?}");
         }
     }
 }

@@ -80,7 +80,7 @@ impl Known {
         request: &ReleaseRequest,
     ) -> Result<Self, RecordError> {
         let store = store_state(work)?;
-        if purpose != Purpose::Release {
+        if !policy::is_asked(purpose) {
             return Ok(Self {
                 client,
                 group: None,
@@ -112,8 +112,9 @@ impl Known {
         let owned = volume
             .as_ref()
             .filter(|volume| volume.client == self.client.name);
-        let trace: Option<Trace> = match (asked.purpose, owned) {
-            (Purpose::Release, Some(volume)) => work.read(&key::trace(&volume.id))?,
+        let by_policy = policy::is_asked(asked.purpose);
+        let trace: Option<Trace> = match (by_policy, owned) {
+            (true, Some(volume)) => work.read(&key::trace(&volume.id))?,
             _ => None,
         };
         // Decided before any policy is looked at.
@@ -122,8 +123,8 @@ impl Known {
             owned.map(|volume| policy::in_force(volume, &self.client, self.group.as_ref()));
         // Read only where a condition rests on it: most releases do without.
         let conditions = in_force.is_some_and(|found| found.policy.has_conditions());
-        let machine: Option<Machine> = match (asked.purpose, conditions) {
-            (Purpose::Release, true) => work.read(&key::machine(&self.client.name))?,
+        let machine: Option<Machine> = match (by_policy, conditions) {
+            (true, true) => work.read(&key::machine(&self.client.name))?,
             _ => None,
         };
         let tickets = asked.request.tickets.iter();
@@ -154,7 +155,7 @@ impl Known {
             uptime: asked.uptime,
         };
         let decision = policy::decide(&request, state, asked.now);
-        let by_policy = asked.purpose == Purpose::Release
+        let by_policy = by_policy
             && match &decision {
                 Decision::Release(_) | Decision::Ask | Decision::Pending | Decision::Wait => true,
                 Decision::Deny(reason) => reason.is_of_policy(),
@@ -213,7 +214,10 @@ impl Look {
     }
 
     /// Whether the running machine is to be asked because of this decision.
-    pub fn asks_life(&self) -> AskLife {
+    pub fn asks_life(&self, purpose: Purpose) -> AskLife {
+        if purpose != Purpose::Release {
+            return AskLife::No; // the running machine is who asks
+        }
         let life = self
             .findings
             .iter()
@@ -241,15 +245,15 @@ impl Asked<'_> {
     pub fn keys(&self) -> Vec<String> {
         let client = self.identity.client();
         let mut keys = vec![key::client(client), key::WITNESS.to_owned()];
-        let is_boot = self.purpose == Purpose::Release;
-        if is_boot {
+        let by_policy = policy::is_asked(self.purpose);
+        if by_policy {
             keys.push(key::machine(client));
             keys.push(key::session(client, &self.request.request));
         }
         for wanted in &self.request.volumes {
             keys.push(key::volume(&wanted.volume));
             keys.push(key::share(&wanted.volume, wanted.generation));
-            if is_boot {
+            if by_policy {
                 keys.push(key::trace(&wanted.volume));
             }
         }
@@ -276,6 +280,7 @@ impl Asked<'_> {
     pub fn verb(&self) -> &'static str {
         match self.purpose {
             Purpose::Release => "not released",
+            Purpose::Opening => "not opened",
             Purpose::Proof | Purpose::Registration => "not proved",
         }
     }

@@ -270,7 +270,10 @@ impl Scene {
         peer: IpAddr,
     ) -> PolicyRequest<'a> {
         PolicyRequest {
-            purpose: Purpose::Release,
+            purpose: match volume.opened_by.is_boot_key() {
+                true => Purpose::Release,
+                false => Purpose::Opening,
+            },
             client: &client.name,
             standing: Standing::Good,
             request: self.request,

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use latchkey_protocol::encoding::{Bytes, hex};
 use latchkey_protocol::ids::{ClientName, Generation, RequestId, VolumeId};
+use latchkey_protocol::wire::OpenedBy;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::UnixMillis;
@@ -186,6 +187,9 @@ pub struct VolumeListing {
     pub retired: Option<UnixMillis>,
     /// When its share was destroyed.
     pub destroyed: Option<UnixMillis>,
+    /// Which of its machine's keys asks for it.
+    #[serde(default)]
+    pub opened_by: OpenedBy,
 }
 
 /// An open boot session. Its code is not here: that is what the machine's console is asked for.
@@ -369,6 +373,7 @@ impl VolumeListing {
             created: volume.created,
             retired,
             destroyed,
+            opened_by: volume.opened_by,
         }
     }
 }

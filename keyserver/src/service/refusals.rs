@@ -231,6 +231,7 @@ impl Refusal {
             Self::Revoked => "revoked",
             Self::NotOwned => "another client's volume",
             Self::Unknown => "unknown volume",
+            Self::Bound => "registered again after binding",
             Self::OtherKey => "certificate for another key",
         }
     }
@@ -244,6 +245,9 @@ impl Reason {
             Self::NotOwned => "another client's volume",
             Self::Revoked => "revoked",
             Self::Generation { .. } => "wrong generation",
+            Self::OtherKey => "the machine's other key",
+            Self::Bound => "proved after binding",
+            Self::Exposed => "exposed host key",
             Self::OtherSession => "another boot's request id",
             Self::PutBack => "the store was put back",
             Self::Locked => "locked out",

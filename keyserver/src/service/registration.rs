@@ -6,8 +6,8 @@ use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::ids::{Generation, VolumeId};
 use latchkey_protocol::release::{Purpose, Share};
 use latchkey_protocol::wire::{
-    BootFacts, BootReport, StatusAnswer, Text, Version, VolumeAnswer, VolumeRequest, VolumeStatus,
-    WantedVolume,
+    BootFacts, BootReport, OpenedBy, StatusAnswer, Text, Version, VolumeAnswer, VolumeRequest,
+    VolumeStatus, WantedVolume,
 };
 use latchkey_secret::Secret;
 
@@ -81,6 +81,7 @@ impl Service {
                 return Err(ServiceError::Refused(Refusal::NotOwned));
             }
             Decision::Deny(Reason::PutBack) => return Err(ServiceError::PutBack),
+            Decision::Deny(Reason::Bound) => return Err(ServiceError::Refused(Refusal::Bound)),
             Decision::Deny(_) | Decision::Ask | Decision::Pending | Decision::Wait => {
                 return Err(ServiceError::Refused(Refusal::Unknown));
             }
@@ -91,8 +92,10 @@ impl Service {
             .policy
             .sentence();
         let text = format!(
-            "{text}: '{}', generation {}, {policy}",
-            volume.label, volume.generation
+            "{text}: '{}', generation {}, opened {}, {policy}",
+            volume.label,
+            volume.generation,
+            whereabouts(volume.opened_by)
         );
         work.audit(
             Event::new(Kind::Registered, text)
@@ -203,6 +206,15 @@ impl Service {
     }
 }
 
+/// Where a volume is opened, for people.
+pub fn whereabouts(opened_by: OpenedBy) -> &'static str {
+    match opened_by {
+        OpenedBy::BootKey => "in the initramfs",
+        OpenedBy::HostKey => "in the running system",
+        OpenedBy::ExposedHostKey => "in the running system, whose root is not encrypted",
+    }
+}
+
 /// A registration is no boot.
 fn no_facts() -> BootFacts {
     BootFacts {
@@ -239,6 +251,7 @@ fn new_volume(
         home: Some(Range::around(peer)),
         created: now,
         state: VolumeState::Live,
+        opened_by: request.opened_by,
     };
     let share = Share(Secret::random().map_err(RecordError::from)?);
     work.make_share(&volume.id, volume.generation, &share)?;

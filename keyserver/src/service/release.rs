@@ -1,4 +1,4 @@
-//! Releases and proofs: a verdict for each volume, and a share only with an authorised one.
+//! Releases, openings and proofs: a verdict for each volume, and a share only with an authorised one.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,7 @@ use super::refusals::Refused;
 use super::{Identity, Refusal, Service, ServiceError, client_of};
 use crate::audit::{Event, Kind};
 use crate::ledger::Work;
-use crate::policy::{Authorised, Authority, Decision, Reason, Standing};
+use crate::policy::{self, Authorised, Authority, Decision, Reason, Standing};
 use crate::records::{BootSession, LastBoot, Machine, Role, Trace, key};
 use crate::sealed::RecordError;
 use crate::wait::wait;
@@ -40,6 +40,20 @@ impl Service {
         self.answer(Purpose::Release, identity, peer, request).await
     }
 
+    /// Decides on each data volume that a running system wants to open, and releases what is authorised. `identity` is a
+    /// host key, which may be revoked.
+    ///
+    /// # Errors
+    /// `Refused` for any other key, `Invalid`, `TooMany`, `Record`.
+    pub async fn open_awaited(
+        &self,
+        identity: &Identity,
+        peer: IpAddr,
+        request: &ReleaseRequest,
+    ) -> Result<ReleaseAnswer, ServiceError> {
+        self.answer(Purpose::Opening, identity, peer, request).await
+    }
+
     /// Lets a running system fetch its shares back, to prove that the next boot can. `identity` is a host key.
     ///
     /// # Errors
@@ -64,6 +78,19 @@ impl Service {
         request: &ReleaseRequest,
     ) -> Result<ReleaseAnswer, ServiceError> {
         wait(self.release_awaited(identity, peer, request))
+    }
+
+    /// As [`Service::open_awaited`], on a thread that may wait.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn open(
+        &self,
+        identity: &Identity,
+        peer: IpAddr,
+        request: &ReleaseRequest,
+    ) -> Result<ReleaseAnswer, ServiceError> {
+        wait(self.open_awaited(identity, peer, request))
     }
 
     /// As [`Service::proof_awaited`], on a thread that may wait.
@@ -143,7 +170,7 @@ impl Service {
             if !matches!(look.decision, Decision::Release(_)) {
                 decided.refusals.extend(look.alarms(asked));
             }
-            decided.life = decided.life.and(look.asks_life());
+            decided.life = decided.life.and(look.asks_life(asked.purpose));
             let mut refuse = |volume, name, text: &str| {
                 decided.refusals.push(asked.refused(volume, name, text));
             };
@@ -203,7 +230,10 @@ impl Service {
             Purpose::Release if identity.role() == Role::Boot => {
                 Ok(client_of(work, identity)?.standing(Role::Boot, identity.spki()))
             }
-            Purpose::Release => Err(ServiceError::Refused(Refusal::Role)),
+            Purpose::Opening if identity.role() == Role::Host => {
+                Ok(client_of(work, identity)?.standing(Role::Host, identity.spki()))
+            }
+            Purpose::Release | Purpose::Opening => Err(ServiceError::Refused(Refusal::Role)),
             Purpose::Proof | Purpose::Registration => {
                 self.host(work, identity).map(|_| Standing::Good)
             }
@@ -228,10 +258,11 @@ impl Service {
         };
         let kind = match authorised.purpose() {
             Purpose::Release => Kind::Released,
+            Purpose::Opening => Kind::Opened,
             Purpose::Proof => Kind::Proved,
             Purpose::Registration => Kind::Registered,
         };
-        if authorised.purpose() == Purpose::Release {
+        if policy::is_asked(authorised.purpose()) {
             remember(work, asked, authorised)?;
         }
         let text = format!(

@@ -117,6 +117,7 @@ impl Machine {
             ephemeral_key: boot.pair.public(),
             volume,
             label: Text::cut(label),
+            opened_by: wire::OpenedBy::BootKey,
         });
         request(
             self.address,

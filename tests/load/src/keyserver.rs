@@ -128,6 +128,7 @@ impl Registrar {
             request: RequestId::random()?,
             ephemeral_key: session.public(),
             volume: VolumeId::random()?,
+            opened_by: latchkey_protocol::wire::OpenedBy::BootKey,
             label: Text::cut("vda5_crypt"),
         };
         let answer = service.register(&identity, from, &request)?;

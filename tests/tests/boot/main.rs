@@ -2,6 +2,7 @@
 
 mod arming;
 mod clocks;
+mod data;
 mod devices;
 mod dropbear;
 mod fallbacks;
@@ -54,6 +55,7 @@ const SCENARIOS: &[&[Scenario]] = &[
 /// Stories of many boots each, too long for `make test`, and scenarios that wait for their first pass (docs/status.md).
 const LONGER: &[&[Scenario]] = &[
     thieves::SCENARIOS,
+    data::SCENARIOS,
     oom::SCENARIOS,
     questions::SCENARIOS,
     plymouth::SCENARIOS,

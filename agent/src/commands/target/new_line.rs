@@ -4,6 +4,8 @@ use crate::volume::crypttab::Options;
 
 /// The options of a line that `bind` writes, unless it is told others; `nofail` too where root does not lie on it.
 const NEW_OPTIONS: &str = "luks,initramfs";
+/// The same where root is not encrypted: the initramfs opens nothing then.
+const NEW_DATA_OPTIONS: &str = "luks,_netdev,nofail";
 
 /// A line of crypttab that `bind` is to write where there is none.
 #[derive(Debug, Clone, Default)]
@@ -13,12 +15,14 @@ pub struct NewLine {
     /// The fourth field, if it is chosen.
     pub options: Option<String>,
     /// What opens the volume.
-    pub opened_by: OpenedBy,
+    pub opened_with: OpenedWith,
+    /// Whether root is encrypted, as far as that can be told.
+    pub root_is_encrypted: Option<bool>,
 }
 
 /// What opens a volume without a key server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum OpenedBy {
+pub enum OpenedWith {
     /// A passphrase, at a prompt.
     #[default]
     Passphrase,
@@ -29,10 +33,14 @@ pub enum OpenedBy {
 impl NewLine {
     /// The fourth field of the line; `root` is whether root lies on the volume, as far as that can be told.
     pub(super) fn text(&self, root: Option<bool>) -> String {
-        let chosen = self.options.as_deref().unwrap_or(NEW_OPTIONS);
+        let default = match self.root_is_encrypted {
+            Some(false) => NEW_DATA_OPTIONS,
+            _ => NEW_OPTIONS,
+        };
+        let chosen = self.options.as_deref().unwrap_or(default);
         // Who chose the options chose that too. A boot that nobody told must not wait for a data disk.
         let is_data = self.options.is_none() && root == Some(false);
-        if self.opened_by == OpenedBy::VolumeKey || is_data {
+        if self.opened_with == OpenedWith::VolumeKey || is_data {
             with_nofail(chosen)
         } else {
             chosen.to_owned()
@@ -60,13 +68,14 @@ mod tests {
 
     #[test]
     fn a_new_line_has_nofail_where_the_boot_can_do_without_the_volume() {
-        let new = |options: Option<&str>, opened_by| NewLine {
+        let new = |options: Option<&str>, opened_with| NewLine {
             name: None,
             options: options.map(str::to_owned),
-            opened_by,
+            opened_with,
+            root_is_encrypted: Some(true),
         };
-        use OpenedBy::{Passphrase, VolumeKey};
-        for (options, opened_by, root, text) in [
+        use OpenedWith::{Passphrase, VolumeKey};
+        for (options, opened_with, root, text) in [
             (Some("plain"), VolumeKey, None, "plain,nofail"),
             (Some("plain,nofail"), VolumeKey, None, "plain,nofail"),
             (Some("plain"), Passphrase, Some(false), "plain"),
@@ -74,10 +83,24 @@ mod tests {
             (None, Passphrase, None, "luks,initramfs"),
             (None, Passphrase, Some(false), "luks,initramfs,nofail"),
         ] {
-            let new = new(options, opened_by);
+            let new = new(options, opened_with);
             assert_eq!(new.text(root), text);
             assert!(new.is_chosen(text) && new.is_chosen(options.unwrap_or("luks")));
             assert_eq!(new.is_chosen("luks,discard"), options.is_none());
         }
+    }
+
+    #[test]
+    fn where_root_is_not_encrypted_the_running_system_opens_it() {
+        let new = NewLine {
+            root_is_encrypted: Some(false),
+            ..NewLine::default()
+        };
+        assert_eq!(new.text(Some(false)), "luks,_netdev,nofail");
+        let chosen = NewLine {
+            options: Some("luks,initramfs".to_owned()),
+            ..new
+        };
+        assert_eq!(chosen.text(Some(false)), "luks,initramfs");
     }
 }

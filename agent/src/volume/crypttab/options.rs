@@ -38,6 +38,8 @@ pub struct Options {
     pub initrd_attach: bool,
     /// `nofail`: the boot does not need it.
     pub nofail: bool,
+    /// `_netdev`: opened when the network is up, so in the running system.
+    pub netdev: bool,
     /// `noauto`: not opened unless something needs it.
     pub noauto: bool,
     /// `tries=`: attempts at the prompt; 0 is no limit.
@@ -125,8 +127,8 @@ const TABLE: &[(&str, Reading)] = &[
     ("noauto", Flag(|o| o.noauto = true)),
     ("tries", Value(|o, v| number(&mut o.tries, v))),
     ("timeout", Value(timeout)),
-    // Order at boot: in the initramfs both frameworks open such a volume as any other.
-    ("_netdev", WithoutEffect),
+    // In the initramfs both frameworks open such a volume as any other.
+    ("_netdev", Flag(|o| o.netdev = true)),
     // Messages, order at boot, how the native prompt behaves.
     ("loud", WithoutEffect),
     ("quiet", WithoutEffect),
@@ -308,6 +310,7 @@ mod tests {
                 initramfs: true,
                 initrd_attach: true,
                 nofail: true,
+                netdev: true,
                 noauto: true,
                 tries: Some(0),
                 timeout: Some(Duration::from_secs(120)),

@@ -8,6 +8,7 @@ mod fleets;
 mod joining;
 mod living;
 mod on_disk;
+mod opening;
 mod presets;
 mod properties;
 mod registering;
@@ -25,7 +26,7 @@ use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::ids::{ClientName, Generation, RequestId, ServerId, VolumeId};
 use latchkey_protocol::release::{BootKeyPair, Purpose, ReleaseContext, SealedShare};
 use latchkey_protocol::wire::{
-    Arm, BootFacts, ConfirmAnswer, ConfirmRequest, HeartbeatAnswer, HeartbeatRequest,
+    Arm, BootFacts, ConfirmAnswer, ConfirmRequest, HeartbeatAnswer, HeartbeatRequest, OpenedBy,
     ReleaseAnswer, ReleaseRequest, Shown, SignedHead, Text, TicketsRequest, Verdict, Version,
     VolumeAnswer, VolumeRequest, VolumeTicket, WantedVolume,
 };
@@ -311,6 +312,7 @@ impl Boot {
             ephemeral_key: self.pair.public(),
             volume,
             label: Text::cut("vda5_crypt"),
+            opened_by: OpenedBy::BootKey,
         }
     }
 

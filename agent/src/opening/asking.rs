@@ -1,0 +1,301 @@
+//! Asks the key servers of a volume, with the host key, until one of them has released the share that opens it.
+//!
+//! One request id and one key pair last as long as the program, so that a person approves once. Files, header and
+//! certificates are read anew in each round: the tickets move on meanwhile, and so may the certificate.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use latchkey_protocol::encoding::Bytes;
+use latchkey_protocol::envelope::{Released, Token};
+use latchkey_protocol::release::{Purpose, ReleaseContext};
+use latchkey_protocol::wire::{
+    BootFacts, ReleaseRequest, Text, Verdict, Version, VolumeTicket, WantedVolume,
+};
+use latchkey_protocol::{BootKeyPair, RequestId, ServerId};
+use sha2::{Digest, Sha256};
+use tokio::time::sleep;
+
+use super::OpeningError;
+use crate::failure::{chain, printable};
+use crate::files::{Files, Role};
+use crate::running::Rest;
+use crate::server::{KeyServer, Unreachable};
+use crate::unlock::shown::{Shown, shown};
+use crate::volume::binding;
+use crate::volume::crypttab::Entry;
+use crate::volume::open::{OpenError, open_automatically};
+use crate::volume::place::Place;
+
+/// Until the device is looked for again.
+const DEVICE_PAUSE: Duration = Duration::from_secs(1);
+/// When no round can end otherwise soon: the volume is not as it was bound, or a key server does not know this machine.
+const LONG_PAUSE: Duration = Duration::from_secs(300);
+/// A key server's own pace counts within these limits.
+const PACES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(300)];
+
+/// Who asks, and for what.
+pub struct Asker<'a> {
+    files: &'a Files,
+    entry: &'a Entry,
+    keys: BootKeyPair,
+    request: RequestId,
+}
+
+/// What a round came to.
+enum Round {
+    Open(String),
+    NotBound,
+    /// What is waited for, and how long; without a time, as after other failures.
+    Wait(String, Option<Duration>),
+}
+
+/// A bound volume as it is found now.
+struct Volume {
+    place: Place,
+    token: Token,
+    shown: Shown,
+}
+
+impl<'a> Asker<'a> {
+    /// For the volume of `entry`.
+    ///
+    /// # Errors
+    /// `KeyPair`, `Random`.
+    pub fn new(files: &'a Files, entry: &'a Entry) -> Result<Self, OpeningError> {
+        Ok(Self {
+            files,
+            entry,
+            keys: BootKeyPair::generate()?,
+            request: RequestId::random().map_err(OpeningError::Random)?,
+        })
+    }
+
+    /// Returns when the volume is open, and how that came; `say` is told what is waited for.
+    ///
+    /// # Errors
+    /// `NotBound`.
+    pub async fn ask_until_open(&self, say: impl Fn(&str)) -> Result<String, OpeningError> {
+        let mut rest = Rest::of_openings();
+        say("asking the key server");
+        loop {
+            let pause = match self.round().await {
+                Round::Open(how) => return Ok(how),
+                Round::NotBound => return Err(OpeningError::NotBound(self.entry.name.clone())),
+                Round::Wait(why, pause) => {
+                    say(&why);
+                    pause.unwrap_or_else(|| rest.next())
+                }
+            };
+            sleep(pause).await;
+        }
+    }
+
+    async fn round(&self) -> Round {
+        let volume = match self.volume() {
+            Ok(Some(volume)) => volume,
+            Ok(None) => return Round::NotBound,
+            Err((why, pause)) => return Round::Wait(why, Some(pause)),
+        };
+        let servers = match self.files.servers() {
+            Ok(servers) => servers,
+            Err(error) => return Round::Wait(chain(&error), None),
+        };
+        let mut said = Vec::new();
+        let mut pause: Option<Duration> = None;
+        for joined in servers {
+            let opened = joined
+                .map_err(|error| chain(&error))
+                .and_then(|joined| KeyServer::open(&joined, Role::Host).map_err(|e| chain(&e)));
+            let answer = match opened {
+                Ok(server) => {
+                    let id = server.settings.id;
+                    if volume.token.envelopes.iter().all(|one| one.server != id) {
+                        continue;
+                    }
+                    self.ask(&server, &volume).await
+                }
+                Err(why) => Round::Wait(why, None),
+            };
+            match answer {
+                Round::Wait(why, wanted) => {
+                    said.push(why);
+                    pause = pause.into_iter().chain(wanted).min();
+                }
+                ended => return ended,
+            }
+        }
+        if said.is_empty() {
+            said.push("this machine has joined none of the key servers it is bound to".to_owned());
+        }
+        Round::Wait(said.join("; "), pause)
+    }
+
+    /// The volume as it is now; `None` if it is not bound.
+    fn volume(&self) -> Result<Option<Volume>, (String, Duration)> {
+        let Entry {
+            name,
+            source,
+            options,
+            ..
+        } = self.entry;
+        let device: PathBuf = match source.resolve_below(self.files.root()) {
+            Ok(Some(device)) => self.files.path(&device.to_string_lossy()),
+            Ok(None) => return Err((format!("waiting for the device '{source}'"), DEVICE_PAUSE)),
+            Err(error) => return Err((chain(&error), LONG_PAUSE)),
+        };
+        let place = Place::of(options, device, self.files.root());
+        let found = binding::find(self.files, name, &place);
+        let found = found.map_err(|error| (chain(&error), LONG_PAUSE))?;
+        let Some(first) = found.into_iter().next() else {
+            return Ok(None);
+        };
+        let unreadable = |error| format!("{} cannot be read: {error}", first.at);
+        let token = first
+            .token
+            .map_err(|error| (unreadable(error), LONG_PAUSE))?;
+        let shown = shown(&place, &token);
+        Ok(Some(Volume {
+            place,
+            token,
+            shown,
+        }))
+    }
+
+    async fn ask(&self, server: &KeyServer, volume: &Volume) -> Round {
+        let id = server.settings.id;
+        let wanted = volume.token.envelopes.iter().find(|one| one.server == id);
+        let Some(envelope) = wanted else {
+            return Round::Wait(String::new(), None);
+        };
+        let request = self.request(id, volume, envelope.generation);
+        let asked = server.ask(async |client, address| client.open(address, &request).await);
+        let answer = match asked.await {
+            Ok(answer) => answer,
+            Err(Unreachable::Final(error)) => {
+                let why = format!("the key server denied: {}", error.fault);
+                return Round::Wait(why, Some(LONG_PAUSE));
+            }
+            Err(error) => {
+                let why = format!("no key server answers, trying on: {}", chain(&error));
+                return Round::Wait(why, None);
+            }
+        };
+        let wait = |why: String, seconds: u32| {
+            let pace = Duration::from_secs(seconds.into()).clamp(PACES[0], PACES[1]);
+            Round::Wait(why, Some(pace))
+        };
+        // The client has checked that it is about this volume.
+        match answer.verdicts.into_iter().next().map(|one| one.verdict) {
+            Some(Verdict::Released { generation, sealed }) if generation == envelope.generation => {
+                let context = ReleaseContext {
+                    purpose: Purpose::Opening,
+                    server: &id,
+                    client: &server.settings.client,
+                    request: &self.request,
+                    volume: &volume.token.volume,
+                    generation,
+                };
+                let share = match self.keys.open(&sealed, context) {
+                    Ok(share) => share,
+                    Err(error) => return Round::Wait(chain(&error), Some(LONG_PAUSE)),
+                };
+                let released = Released {
+                    share: &share,
+                    volume: volume.token.volume,
+                    generation,
+                };
+                let secret = match volume.token.open(envelope, released) {
+                    Ok(secret) => secret,
+                    Err(error) => return Round::Wait(chain(&error), Some(LONG_PAUSE)),
+                };
+                let Volume { place, token, .. } = volume;
+                match open_automatically(self.entry, place, token, &secret) {
+                    Ok(_) => Round::Open(format!("open: key server {} released it", id.short())),
+                    Err(OpenError::AlreadyOpen(_)) => Round::Open("open".to_owned()),
+                    Err(error) => Round::Wait(chain(&error), Some(LONG_PAUSE)),
+                }
+            }
+            Some(Verdict::Released { generation, .. }) => Round::Wait(
+                format!(
+                    "the key server released generation {generation}, the envelope needs {}",
+                    envelope.generation
+                ),
+                Some(LONG_PAUSE),
+            ),
+            Some(Verdict::Pending {
+                id,
+                code,
+                retry_after,
+            }) => wait(
+                format!(
+                    "waiting for approval of request {}, code {}",
+                    printable(id.as_str()),
+                    printable(code.as_str())
+                ),
+                retry_after,
+            ),
+            Some(Verdict::Wait {
+                reason,
+                retry_after,
+            }) => wait(
+                format!("not yet: {}", printable(reason.as_str())),
+                retry_after,
+            ),
+            Some(Verdict::Denied {
+                reason,
+                retry_after,
+            }) => wait(
+                format!("the key server denied: {}", printable(reason.as_str())),
+                retry_after,
+            ),
+            Some(Verdict::Destroyed) => Round::Wait(
+                "the key server destroyed the share for good".to_owned(),
+                Some(LONG_PAUSE),
+            ),
+            None => Round::Wait("the key server gave no verdict".to_owned(), None),
+        }
+    }
+
+    fn request(
+        &self,
+        server: ServerId,
+        volume: &Volume,
+        generation: latchkey_protocol::Generation,
+    ) -> ReleaseRequest {
+        let id = volume.token.volume;
+        let tickets = volume.shown.tickets.iter();
+        let mine = tickets.filter(|(of, _)| *of == server);
+        ReleaseRequest {
+            version: Version::default(),
+            request: self.request,
+            ephemeral_key: self.keys.public(),
+            volumes: vec![WantedVolume {
+                volume: id,
+                generation,
+            }],
+            facts: facts(self.files, volume),
+            tickets: mine
+                .map(|(_, ticket)| VolumeTicket {
+                    volume: id,
+                    ticket: *ticket,
+                })
+                .collect(),
+        }
+    }
+}
+
+/// What the running system says of itself.
+fn facts(files: &Files, volume: &Volume) -> BootFacts {
+    let kernel = nix::sys::utsname::uname()
+        .map(|name| name.release().to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let command_line = std::fs::read(files.path("/proc/cmdline")).unwrap_or_default();
+    BootFacts {
+        kernel: Text::cut(&kernel),
+        command_line: Bytes(Sha256::digest(command_line.trim_ascii()).into()),
+        image_built: 0,
+        image: None,
+        header: Some(volume.shown.fingerprint),
+    }
+}

@@ -1,0 +1,88 @@
+//! Where a volume is opened: in the initramfs, or in the running system by `latchkey@.service`.
+//!
+//! crypttab says it. A line with `_netdev` and `nofail` is of a volume that needs the network and that the boot can do
+//! without: the running system's. `initramfs` and `x-initrd.attach` ask for the initramfs, and what root or `/usr` lies on
+//! is opened there whatever its line says.
+
+use std::path::Path;
+
+use latchkey_protocol::wire::OpenedBy;
+use serde::Serialize;
+
+use super::crypttab::{Entry, Options};
+use super::stack;
+
+/// Where a volume is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OpenedIn {
+    /// The initramfs, with the boot key.
+    Initramfs,
+    /// The running system, with the host key.
+    RunningSystem,
+}
+
+impl OpenedIn {
+    /// Of a line of crypttab, on the machine below `root`.
+    pub fn of(entry: &Entry, root: &Path) -> Self {
+        let is_early = || {
+            ["/", "/usr"].into_iter().any(|mount_point| {
+                let names = [entry.name.as_str()];
+                stack::lies_on(root, Path::new(mount_point), &names).unwrap_or(false)
+            })
+        };
+        if is_for_running_system(&entry.options) && !is_early() {
+            Self::RunningSystem
+        } else {
+            Self::Initramfs
+        }
+    }
+
+    /// Which key will ask, on the machine below `root`. Where it cannot be told whether root is encrypted, it is not.
+    pub fn key(self, root: &Path) -> OpenedBy {
+        match self {
+            Self::Initramfs => OpenedBy::BootKey,
+            Self::RunningSystem if stack::is_encrypted(root, Path::new("/")).unwrap_or(false) => {
+                OpenedBy::HostKey
+            }
+            Self::RunningSystem => OpenedBy::ExposedHostKey,
+        }
+    }
+}
+
+/// Whether the options ask for the running system.
+fn is_for_running_system(options: &Options) -> bool {
+    options.netdev && options.nofail && !options.initramfs && !options.initrd_attach
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::crypttab;
+    use super::*;
+
+    #[test]
+    fn the_options_say_where() {
+        let root = tempfile::tempdir().unwrap();
+        for (options, expected) in [
+            ("luks,_netdev,nofail", OpenedIn::RunningSystem),
+            ("_netdev,nofail,noauto", OpenedIn::RunningSystem),
+            ("luks", OpenedIn::Initramfs),
+            ("luks,nofail", OpenedIn::Initramfs),
+            ("luks,_netdev", OpenedIn::Initramfs),
+            ("luks,_netdev,nofail,initramfs", OpenedIn::Initramfs),
+            ("luks,_netdev,nofail,x-initrd.attach", OpenedIn::Initramfs),
+        ] {
+            let line = format!("data /dev/vdb none {options}");
+            let entry = crypttab::parse(&line).remove(0).unwrap();
+            assert_eq!(OpenedIn::of(&entry, root.path()), expected, "{options}");
+        }
+    }
+
+    #[test]
+    fn a_root_of_which_nothing_is_known_is_not_taken_for_encrypted() {
+        let root = tempfile::tempdir().unwrap();
+        let key = |opened_in: OpenedIn| opened_in.key(root.path());
+        assert_eq!(key(OpenedIn::Initramfs), OpenedBy::BootKey);
+        assert_eq!(key(OpenedIn::RunningSystem), OpenedBy::ExposedHostKey);
+    }
+}
