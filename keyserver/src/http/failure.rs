@@ -79,6 +79,11 @@ impl Failure {
         }
     }
 
+    /// Whether the peer hears what every stranger hears.
+    pub fn is_for_strangers(&self) -> bool {
+        matches!(self, Self::Stranger(_))
+    }
+
     /// The same, with the client named in the log.
     pub fn of_client(self, client: ClientName) -> Self {
         match self {
@@ -256,8 +261,7 @@ mod tests {
             let response = failure.of_client(client()).into_response();
             assert_eq!(response.status().as_u16(), status, "{what}");
             let header = response.headers().get(RETRY_AFTER);
-            let header: Option<u32> =
-                header.map(|value| value.to_str().unwrap().parse().unwrap());
+            let header: Option<u32> = header.map(|value| value.to_str().unwrap().parse().unwrap());
             assert_eq!(header.is_some(), retry_after.is_some(), "{what}");
             for (header, least) in header.into_iter().zip(retry_after) {
                 assert!((least..=least + RETRY_SPREAD).contains(&header), "{what}");
