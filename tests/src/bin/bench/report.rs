@@ -305,11 +305,11 @@ fn slow_table(slow: &Value) -> String {
         return String::new();
     }
     let mut text = format!(
-        "\n### Beside idle and slow connections\n\nAn attacker keeps {} connections: nine of twenty say nothing, nine send a \
+        "\n### Beside idle and slow connections\n\nAn attacker wants {} connections: nine of twenty say nothing, nine send a \
          TLS hello a byte a second, one a request's head, and one says nothing after its handshake. What the key server \
          closes he opens again, at most {} in a second. Meanwhile machines boot, {} at once, on the same processors.\n\n\
-         | attack from | 1/s | p50 ms | p99 ms | failed | opened | closed | latchkeyd's peak |\n\
-         |---|---|---|---|---|---|---|---|\n",
+         | attack from | 1/s | p50 ms | p99 ms | failed | opened | closed | most at once | latchkeyd's peak |\n\
+         |---|---|---|---|---|---|---|---|---|\n",
         number(slow, "/connections"),
         number(slow, "/rate"),
         number(slow, "/honest"),
@@ -323,13 +323,14 @@ fn slow_table(slow: &Value) -> String {
         };
         let _ = writeln!(
             text,
-            "| {from} | {:.0} | {:.2} | {:.2} | {} | {} | {} | {:.1} MiB |",
+            "| {from} | {:.0} | {:.2} | {:.2} | {} | {} | {} | {} | {:.1} MiB |",
             of("per_second"),
             of("p50_ms"),
             of("p99_ms"),
             of("failed"),
             of("attack/opened"),
             of("attack/closed"),
+            of("attack/most"),
             of("resident_kib") / 1024.0
         );
     }
