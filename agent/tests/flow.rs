@@ -698,6 +698,37 @@ fn step(rig: &mut Rig, choice: u16, prompt_possible: &mut bool) {
     rig.event(event);
 }
 
+#[test]
+fn a_busy_key_server_is_left_alone_as_long_as_it_asks_but_never_over_a_minute() {
+    for (asked, least) in [(0, 1), (7, 7), (60, 60), (300, 60), (1_000_000, 60)] {
+        let mut rig = Rig::new(plan(1, 1));
+        rig.event(Event::NetworkUp);
+        rig.event(Event::Device(0, bound(1)));
+        rig.answer(Answer::Busy(Duration::from_secs(asked)));
+        // The fraction of a second spreads those that were told the same.
+        let wake = rig.wake.expect("a retry is planned");
+        let expected = Duration::from_secs(least)..=Duration::from_secs(least + 1);
+        assert!(expected.contains(&wake), "{asked} s: {wake:?}");
+        assert!(rig.asked.is_none(), "{asked} s: asked at once");
+        rig.now = wake;
+        rig.event(Event::Tick);
+        assert!(rig.asked.is_some(), "{asked} s: not asked again");
+    }
+}
+
+#[test]
+fn the_other_key_server_is_asked_while_one_is_busy() {
+    let mut rig = Rig::new(plan(1, 2));
+    rig.event(Event::NetworkUp);
+    rig.event(Event::Device(0, bound(2)));
+    assert_eq!(rig.asked.as_ref().expect("asked").1, 0);
+    rig.answer(Answer::Busy(Duration::MAX));
+    assert_eq!(rig.asked.as_ref().expect("asked at once").1, 1);
+    rig.answer(Answer::Verdicts(vec![(0, Verdict::Released)]));
+    rig.event(Event::Opened(0));
+    assert_eq!(rig.finished, Some(Outcome::Open));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 

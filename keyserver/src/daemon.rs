@@ -12,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::admin::socket::{self, Admin, SocketError};
-use crate::admission::Admission;
+use crate::admission::{Admission, PER_NETWORK_LIMIT, Room};
 use crate::config::{Config, ConfigError};
 use crate::http::Api;
 use crate::keyring::{self, OpenError, Opened};
@@ -96,14 +96,16 @@ fn serve(runtime: &Runtime, options: &Options, opened: &Opened) -> Result<(), Da
     let identity = keyring::server_identity(opened, &config.names)?;
     let key = Arc::new(ServerKey::new(&identity, &opened.authority)?);
     let api = Api::new(Arc::clone(&opened.service), Arc::clone(&opened.authority));
+    let room = Room::of_this_process();
+    if let Some(shortage) = room.shortage() {
+        log::warn!("{shortage}");
+    }
     let shared = Arc::new(Shared::new(
         tls::server_config(Arc::clone(&key))?,
         Arc::new(api),
-        Admission::for_this_process(),
+        Admission::new(room.connections, PER_NETWORK_LIMIT),
     ));
-    opened
-        .service
-        .set_streams_limit(Admission::streams_for_this_process());
+    opened.service.set_streams_limit(room.streams);
     let admin = Arc::new(Admin::new(
         Arc::clone(&opened.service),
         config.names.clone(),

@@ -1,7 +1,8 @@
 //! Accepts connections and gives each a TLS session and one HTTP request, with a deadline for every step.
 //!
 //! Against whoever reaches the port: a cap on open connections in all and for each address, so that slow or idle
-//! peers of one network cannot keep the others out; limits on headers; and no step that waits for ever.
+//! peers of one network cannot keep the others out; those that say nothing leave first where all places are taken; limits
+//! on headers; and no step that waits for ever.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,16 +11,19 @@ use std::time::Duration;
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::socket::sockopt::TcpUserTimeout;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use crate::admission::{Admission, Admitted};
+use crate::admission::{Admission, Admitted, Leave};
 use crate::ca;
 use crate::http::{Api, Peer};
 
+/// Until the first byte.
+const HELLO_LIMIT: Duration = Duration::from_secs(3);
 /// From the first byte to a finished TLS handshake.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 /// Until the headers of the request are complete.
@@ -28,6 +32,11 @@ const HEADER_LIMIT: Duration = Duration::from_secs(5);
 const CONNECTION_LIMIT: Duration = Duration::from_secs(30);
 /// Pause after the system had no descriptor or memory for a connection: neither spin nor stop.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(200);
+/// Between two lines of the log about that.
+const EXHAUSTED_TOLD: Duration = Duration::from_secs(60);
+/// How long a peer may leave what was sent unacknowledged, or its window closed (TCP_USER_TIMEOUT of tcp(7)): it ends the
+/// streams of machines that vanished and of those that do not read any more.
+pub const UNREAD_LIMIT: Duration = Duration::from_secs(30);
 /// Bytes of buffer for a request's head; hyper reads the body through the same buffer.
 const BUFFER_LIMIT: usize = 16 * 1024;
 const HEADERS_LIMIT: usize = 32;
@@ -41,6 +50,7 @@ pub struct Shared {
     pub api: Arc<Api>,
     /// Who may connect now.
     pub admission: Admission,
+    unread_limit: Duration,
     running: Arc<Semaphore>,
 }
 
@@ -53,8 +63,16 @@ impl Shared {
             tls,
             api,
             admission,
+            unread_limit: UNREAD_LIMIT,
             running: Arc::new(Semaphore::new(RUNNING_LIMIT as usize)),
         }
+    }
+
+    /// Sets how long a peer may leave unread what it was sent.
+    #[must_use]
+    pub fn with_unread_limit(mut self, limit: Duration) -> Self {
+        self.unread_limit = limit;
+        self
     }
 
     /// Waits until no connection is open, at most `limit`; whether that came true.
@@ -83,6 +101,7 @@ pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 /// Accepts connections until `stop` says true.
 pub async fn serve(listener: TcpListener, shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
+    let mut told = None;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -92,14 +111,17 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, mut stop: watch::
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                pause_if_exhausted(&error).await;
+                pause_if_exhausted(&error, &mut told).await;
                 continue;
             }
         };
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-        let Some(admitted) = shared.admission.admit(address.ip()) else {
-            log::debug!("too many open connections, closed the one from {address}");
-            continue;
+        let (admitted, leave) = match shared.admission.admit(address.ip()).await {
+            Ok(place) => place,
+            Err(why) => {
+                log::debug!("too many open connections ({why:?}), closed the one from {address}");
+                continue;
+            }
         };
         let Ok(permit) = Arc::clone(&shared.running).try_acquire_owned() else {
             continue;
@@ -111,7 +133,7 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, mut stop: watch::
             streams: Arc::new(AtomicBool::new(false)),
             places: Mutex::new(Some((admitted, permit))),
         };
-        tokio::spawn(connection.run(stream, stop.clone()));
+        tokio::spawn(connection.run(stream, leave, stop.clone()));
     }
 }
 
@@ -120,13 +142,17 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn pause_if_exhausted(error: &std::io::Error) {
+/// `told` is when the log was told last: it lasts as long as somebody keeps it up.
+async fn pause_if_exhausted(error: &std::io::Error, told: &mut Option<Instant>) {
     use nix::errno::Errno;
     let exhausted = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM]
         .iter()
         .any(|errno| error.raw_os_error() == Some(*errno as i32));
     if exhausted {
-        log::warn!("failed to accept a connection, pausing: {error}");
+        if told.is_none_or(|told| told.elapsed() >= EXHAUSTED_TOLD) {
+            *told = Some(Instant::now());
+            log::warn!("failed to accept connections, trying on: {error}");
+        }
         tokio::time::sleep(EXHAUSTED_PAUSE).await;
     } else {
         // The peer was gone before it was accepted, and the like (accept(2)).
@@ -146,13 +172,14 @@ struct Connection {
 }
 
 impl Connection {
-    async fn run(self, stream: TcpStream, mut stop: watch::Receiver<bool>) {
+    async fn run(self, stream: TcpStream, leave: Leave, mut stop: watch::Receiver<bool>) {
         let address = self.address;
         let begun = Arc::clone(&self.begun);
         let streams = Arc::clone(&self.streams);
         let work = self.serve(stream);
         let limit = sleep(CONNECTION_LIMIT);
-        tokio::pin!(work, limit);
+        let leave = leave.told();
+        tokio::pin!(work, limit, leave);
         let mut limited = true;
         let mut stopping = false;
         loop {
@@ -161,6 +188,10 @@ impl Connection {
                     if let Err(problem) = result {
                         log::debug!("connection from {address}: {problem}");
                     }
+                    return;
+                }
+                () = &mut leave => {
+                    log::debug!("connection from {address}: closed to make room, its request was not complete");
                     return;
                 }
                 () = &mut limit, if limited => {
@@ -183,6 +214,21 @@ impl Connection {
 
     async fn serve(self, stream: TcpStream) -> Result<(), String> {
         let _ = stream.set_nodelay(true);
+        let unread = u32::try_from(self.shared.unread_limit.as_millis()).unwrap_or(u32::MAX);
+        nix::sys::socket::setsockopt(&stream, TcpUserTimeout, &unread)
+            .map_err(|error| format!("failed to limit what is unread: {error}"))?;
+        // Whoever says nothing costs no more than its socket.
+        let first = timeout(HELLO_LIMIT, stream.peek(&mut [0]))
+            .await
+            .map_err(|_| "nothing came in time".to_owned())?
+            .map_err(|error| format!("failed before it began: {error}"))?;
+        if first == 0 {
+            return Err("nothing came before its end".to_owned());
+        }
+        Box::pin(self.converse(stream)).await
+    }
+
+    async fn converse(self, stream: TcpStream) -> Result<(), String> {
         let acceptor = TlsAcceptor::from(Arc::clone(&self.shared.tls));
         let stream = timeout(HANDSHAKE_LIMIT, acceptor.accept(stream))
             .await
@@ -200,7 +246,8 @@ impl Connection {
             let api = Arc::clone(&self.shared.api);
             let this = &self;
             async move {
-                let response = api.answer(peer, request).await;
+                let settle = || this.settle();
+                let response = api.answer(peer, request, settle).await;
                 if response.body().is_stream() {
                     this.streams.store(true, Ordering::Release);
                     drop(lock(&this.places).take());
@@ -218,6 +265,15 @@ impl Connection {
             .serve_connection(TokioIo::new(stream), service)
             .await
             .map_err(|error| format!("HTTP failed: {}", crate::logging::chain(&error)))
+    }
+}
+
+impl Connection {
+    /// The request is complete: no other connection takes its place.
+    fn settle(&self) {
+        if let Some((admitted, _)) = &*lock(&self.places) {
+            admitted.settle();
+        }
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! One request at a time. A fault moves on to the server's next address at once; when all of them have failed
 //! the server rests: 1 s doubling to 30 s, with jitter, so that a thousand machines that lost power together do
-//! not ask together. An answer that is a verdict sets its own pace.
+//! not ask together. An answer that is a verdict sets its own pace, and so does a key server that is busy, within a limit;
+//! the other key servers are asked meanwhile.
 
 use std::time::Duration;
 
@@ -12,8 +13,10 @@ use super::{Answer, PlannedServer, ServerIndex, Verdict};
 
 const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(30);
-/// What a key server may ask for at most, and the pace after a refusal.
+/// What a key server that gives verdicts may ask for at most, and the pace after a refusal.
 const LONGEST_PACE: Duration = Duration::from_secs(300);
+/// What a busy one may ask for at most (`Retry-After`): it has decided nothing, and people wait for the machine.
+const LONGEST_BUSY: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) struct Asking {
@@ -121,7 +124,7 @@ impl Asking {
             Answer::Busy(pace) => {
                 server.said = Said::Busy;
                 server.due =
-                    now + (*pace).clamp(FIRST_REST, LONGEST_PACE) + FIRST_REST.mul_f64(jitter);
+                    now + (*pace).clamp(FIRST_REST, LONGEST_BUSY) + FIRST_REST.mul_f64(jitter);
                 server.next_address();
             }
             Answer::Refused => {

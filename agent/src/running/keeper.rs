@@ -101,7 +101,8 @@ impl Keeper {
             }
             sleep(match end {
                 StreamEnd::NotOpened(Unreachable::Final(_)) => spread(AFTER_REFUSAL),
-                _ => rest.next(),
+                StreamEnd::NotOpened(error) => rest.next(error.retry_after()),
+                StreamEnd::Broken(_) | StreamEnd::Silent(_) => rest.next(None),
             })
             .await;
         }
@@ -227,7 +228,7 @@ impl Keeper {
                 let why = reported.map_or_else(|error| chain(&error), |()| chain(&error));
                 (spread(AFTER_REFUSAL), Some(why))
             }
-            Err(error) => (rest.next(), Some(chain(&error))),
+            Err(error) => (rest.next(error.retry_after()), Some(chain(&error))),
         }
     }
 

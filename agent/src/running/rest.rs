@@ -43,11 +43,12 @@ impl Rest {
         }
     }
 
-    /// The next pause: between half and all of a step that doubles.
-    pub fn next(&mut self) -> Duration {
+    /// The next pause: between half and all of a step that doubles; longer where the key server `asked` for it by
+    /// `Retry-After`, up to the longest pause of this series.
+    pub fn next(&mut self, asked: Option<Duration>) -> Duration {
         let pause = spread(self.step);
         self.step = (self.step * 2).min(self.longest);
-        pause
+        asked.map_or(pause, |asked| pause.max(asked.min(self.longest)))
     }
 
     /// What failed works again.
@@ -77,16 +78,30 @@ mod tests {
             let longest = Duration::from_secs(longest);
             let mut step = FIRST;
             for _ in 0..10 {
-                let pause = rest.next();
+                let pause = rest.next(None);
                 assert!(step / 2 <= pause && pause <= step, "{pause:?} of {step:?}");
                 step = (step * 2).min(longest);
             }
             assert_eq!(step, longest);
             let pauses: std::collections::BTreeSet<Duration> =
-                (0..10).map(|_| rest.next()).collect();
+                (0..10).map(|_| rest.next(None)).collect();
             assert!(pauses.len() > 1, "no jitter: {pauses:?}");
             rest.reset();
-            assert!(rest.next() <= FIRST);
+            assert!(rest.next(None) <= FIRST);
         }
+    }
+
+    #[test]
+    fn a_busy_key_server_is_left_alone_for_as_long_as_it_asks_within_the_limit() {
+        for (asked, least, most) in [(0, 1, 2), (9, 9, 9), (15, 15, 15), (300, 15, 15)] {
+            let mut rest = Rest::of_stream();
+            let pause = rest.next(Some(Duration::from_secs(asked)));
+            assert!(
+                (Duration::from_secs(least)..=Duration::from_secs(most)).contains(&pause),
+                "{asked}: {pause:?}"
+            );
+        }
+        let asked = Some(Duration::from_secs(300));
+        assert_eq!(Rest::of_heartbeats().next(asked), LONGEST_OF_HEARTBEATS);
     }
 }

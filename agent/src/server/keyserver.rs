@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::time::Duration;
 
 use latchkey_protocol::token::Address;
 
@@ -53,6 +54,20 @@ pub enum Unreachable {
     /// The key server has spoken, and the answer is no.
     #[error(transparent)]
     Final(ClientError),
+}
+
+impl Unreachable {
+    /// How long to wait before all addresses are tried again: the shortest time that any of them asks for. `None` if none
+    /// of them asks.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Everywhere(tries) => {
+                let asked = tries.iter().filter_map(|error| error.fault.retry_after());
+                asked.min()
+            }
+            Self::Final(error) => error.fault.retry_after(),
+        }
+    }
 }
 
 impl KeyServer {

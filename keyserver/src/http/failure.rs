@@ -18,8 +18,11 @@ use crate::service::ServiceError;
 use crate::service::join::JoinError;
 use crate::service::rejoin::RejoinError;
 
-/// Seconds after which an agent may try again when the server had a problem of its own.
+/// Seconds after which an agent may try again, at the earliest, when the server had a problem of its own.
 const RETRY_SECONDS: u32 = 5;
+/// Seconds over which those that were sent away together are spread, so that they do not come back together. Where the
+/// time is long, a tenth of it.
+const RETRY_SPREAD: u32 = 10;
 
 /// A request that was not done.
 #[derive(Debug)]
@@ -75,6 +78,11 @@ impl Failure {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             reason: chain(error),
         }
+    }
+
+    /// Whether the peer hears what every stranger hears.
+    pub fn is_for_strangers(&self) -> bool {
+        matches!(self, Self::Stranger(_))
     }
 
     /// The same, with the client named in the log.
@@ -206,7 +214,7 @@ impl From<RejoinError> for Failure {
     }
 }
 
-/// A JSON answer.
+/// A JSON answer. `retry_after` is the least of seconds after which the peer may come back.
 pub fn response(
     status: StatusCode,
     json: Vec<u8>,
@@ -216,10 +224,21 @@ pub fn response(
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Some(seconds) = retry_after {
-        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    if let Some(least) = retry_after {
+        headers.insert(RETRY_AFTER, HeaderValue::from(spread(least)));
     }
     response
+}
+
+/// `least` seconds and up to [`RETRY_SPREAD`] or a tenth of it more, anew each time.
+fn spread(least: u32) -> u32 {
+    let mut bytes = [0; 4];
+    // Without randomness all come back at the earliest time: that is worse for the server, and wrong for nobody.
+    if getrandom::fill(&mut bytes).is_err() {
+        return least;
+    }
+    let most = RETRY_SPREAD.max(least / 10);
+    least.saturating_add(u32::from_le_bytes(bytes) % (most + 1))
 }
 
 #[cfg(test)]
@@ -231,7 +250,7 @@ mod tests {
     #[test]
     fn every_failure_has_its_status_and_only_strangers_hear_nothing() {
         let client = || -> ClientName { "web-1".parse().unwrap() };
-        let cases: [(Failure, u16, Option<&str>); 15] = [
+        let cases: [(Failure, u16, Option<u32>); 15] = [
             (ServiceError::Refused(Refusal::Role).into(), 403, None),
             (ServiceError::Refused(Refusal::NotOwned).into(), 403, None),
             (ServiceError::Invalid("x").into(), 400, None),
@@ -240,26 +259,22 @@ mod tests {
             (
                 ServiceError::TooMany { retry_after: 77 }.into(),
                 429,
-                Some("77"),
+                Some(77),
             ),
             (
                 RecordError::Store(StoreError::Full("/secret".into())).into(),
                 503,
-                Some("5"),
+                Some(5),
             ),
             (
                 RecordError::Damaged("/secret".to_owned()).into(),
                 500,
-                Some("5"),
+                Some(5),
             ),
             (JoinError::Unknown.into(), 403, None),
             (RejoinError::Stranger("revoked").into(), 403, None),
             (RejoinError::Rival.into(), 409, None),
-            (
-                RejoinError::TooMany { retry_after: 9 }.into(),
-                429,
-                Some("9"),
-            ),
+            (RejoinError::TooMany { retry_after: 9 }.into(), 429, Some(9)),
             (JoinError::Expired(client()).into(), 403, None),
             (JoinError::SameKey.into(), 400, None),
             (JoinError::KeyTaken.into(), 409, None),
@@ -269,11 +284,12 @@ mod tests {
             let stranger = matches!(failure, Failure::Stranger(_));
             let response = failure.of_client(client()).into_response();
             assert_eq!(response.status().as_u16(), status, "{what}");
-            let header = response
-                .headers()
-                .get(RETRY_AFTER)
-                .map(|value| value.to_str().unwrap());
-            assert_eq!(header, retry_after, "{what}");
+            let header = response.headers().get(RETRY_AFTER);
+            let header: Option<u32> = header.map(|value| value.to_str().unwrap().parse().unwrap());
+            assert_eq!(header.is_some(), retry_after.is_some(), "{what}");
+            for (header, least) in header.into_iter().zip(retry_after) {
+                assert!((least..=least + RETRY_SPREAD).contains(&header), "{what}");
+            }
             let AnswerBody::Whole(body) = response.into_body() else {
                 panic!("{what}: a stream");
             };
@@ -281,5 +297,19 @@ mod tests {
             assert!(!body.contains("/secret"), "{what}: {body}");
             assert_eq!(body.contains(REFUSED), stranger, "{what}: {body}");
         }
+    }
+
+    #[test]
+    fn those_who_are_sent_away_together_do_not_come_back_together() {
+        for (least, most) in [(0, 10), (5, 15), (60, 70), (3600, 3960)] {
+            let times: std::collections::BTreeSet<u32> = (0..200).map(|_| spread(least)).collect();
+            // Eleven values or more, 200 times: fewer than six of them come by chance once in 10^40.
+            assert!(times.len() > 5, "{least}: {times:?}");
+            assert!(
+                times.iter().all(|time| (least..=most).contains(time)),
+                "{least}: {times:?}"
+            );
+        }
+        assert_eq!(spread(u32::MAX), u32::MAX);
     }
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use hyper::body::Incoming;
 use latchkey_protocol::ClientName;
 use latchkey_protocol::encoding::Bytes as FixedBytes;
 use latchkey_protocol::wire::{
@@ -10,7 +9,7 @@ use latchkey_protocol::wire::{
 };
 
 use super::failure::Failure;
-use super::{Api, Peer, blocking, body, json};
+use super::{Api, Body, Peer, blocking, body, json};
 use crate::ca::{ClientKey, RequestedKey};
 use crate::records::{SessionState, UsedBy};
 use crate::service::join::JoinKeys;
@@ -40,12 +39,8 @@ impl Keys {
 
 impl Api {
     /// Joining: no key counts, only the secret of the join token.
-    pub(super) async fn join(
-        self: Arc<Self>,
-        peer: Peer,
-        body: Incoming,
-    ) -> Result<Vec<u8>, Failure> {
-        let body = body::read(body).await.map_err(Failure::stranger_body)?;
+    pub(super) async fn join(self: Arc<Self>, peer: Peer, body: Body) -> Result<Vec<u8>, Failure> {
+        let body = body.map_err(Failure::stranger_body)?;
         let request: JoinRequest = body::parse(&body).map_err(Failure::stranger_body)?;
         blocking(move || {
             let asked = Keys::read(&request.boot_csr, &request.host_csr)?;
@@ -73,9 +68,9 @@ impl Api {
     pub(super) async fn rejoin(
         self: Arc<Self>,
         peer: Peer,
-        body: Incoming,
+        body: Body,
     ) -> Result<Vec<u8>, Failure> {
-        let body = body::read(body).await.map_err(Failure::stranger_body)?;
+        let body = body.map_err(Failure::stranger_body)?;
         let request: RejoinRequest = body::parse(&body).map_err(Failure::stranger_body)?;
         blocking(move || {
             let asked = Keys::read(&request.boot_csr, &request.host_csr)?;

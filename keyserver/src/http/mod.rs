@@ -13,25 +13,35 @@ mod stream;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response};
 use latchkey_protocol::encoding::Bytes as FixedBytes;
 use latchkey_protocol::ids::ClientName;
 use latchkey_protocol::wire::{
-    BootReport, Done, ReleaseAnswer, ReleaseRequest, Verdict, VolumeRequest,
+    BootReport, Done, ReleaseAnswer, ReleaseRequest, Verdict, VolumeRequest, VolumeVerdict,
 };
 use serde::Serialize;
+use tokio::time::Instant;
 
 use self::body::BodyProblem;
 use self::failure::Failure;
 use self::route::Route;
 pub use self::stream::AnswerBody;
 use crate::ca::Authority;
+use crate::policy::UNKNOWN_VOLUME;
 use crate::service::{Identity, Service};
 
 /// What strangers are told.
 pub const REFUSED: &str = "refused";
+
+/// What strangers hear leaves at a multiple of this after their request was complete, so that the time tells them no more
+/// than the words: not whether a key, a client or a volume exists. Longer than a commit takes.
+const STRANGERS_PACE: Duration = Duration::from_millis(50);
+
+/// The body of a request, as far as it came.
+type Body = Result<Bytes, BodyProblem>;
 
 /// Answers requests.
 pub struct Api {
@@ -54,13 +64,19 @@ impl Api {
         Self { service, authority }
     }
 
-    /// The answer to one request.
+    /// The answer to one request; `complete` is called when all of it is there.
     pub async fn answer(
         self: Arc<Self>,
         peer: Peer,
         request: Request<Incoming>,
+        complete: impl FnOnce(),
     ) -> Response<AnswerBody> {
         let (head, body) = request.into_parts();
+        // All of it comes first: a stranger hears the answer before the connection closes, how long that takes is measured
+        // from here, and at most one thread has to be waited for.
+        let body = body::read(body).await;
+        let began = Instant::now();
+        complete();
         let route = Route::of(&head.method, &head.uri);
         let whole = |json| failure::response(hyper::StatusCode::OK, json, None);
         let result = match route {
@@ -74,6 +90,9 @@ impl Api {
             Err(failure) => {
                 let what = format!("{} {}", head.method, head.uri.path().escape_default());
                 failure.log(peer.address, &what);
+                if failure.is_for_strangers() {
+                    pace(began).await;
+                }
                 failure.into_response()
             }
         }
@@ -84,11 +103,8 @@ impl Api {
         self: Arc<Self>,
         peer: Peer,
         route: Option<Route>,
-        body: Incoming,
+        body: Body,
     ) -> Result<Vec<u8>, Failure> {
-        // All of it comes first: a stranger hears the answer before the connection closes, and at most one thread has
-        // to be waited for.
-        let body = body::read(body).await;
         if let Some(Route::Release | Route::Open | Route::Proof) = route {
             // A task of its own: what has begun is finished, also when the peer goes away.
             let task = tokio::spawn(async move { self.released(peer, route, body).await });
@@ -112,8 +128,9 @@ impl Api {
         &self,
         peer: Peer,
         route: Option<Route>,
-        body: Result<Bytes, BodyProblem>,
+        body: Body,
     ) -> Result<Vec<u8>, Failure> {
+        let began = Instant::now();
         let (route, identity) = self.admit(peer, route)?;
         let invalid = |problem| Failure::client_body(identity.client().clone(), problem);
         let body = body.map_err(invalid)?;
@@ -128,6 +145,9 @@ impl Api {
             answer.map_err(|error| Failure::from(error).of_client(identity.client().clone()))?;
         if let Route::Release | Route::Open = route {
             log_verdicts(identity.client(), peer, &answer);
+        }
+        if answer.verdicts.iter().any(is_for_strangers) {
+            pace(began).await;
         }
         json(&answer)
     }
@@ -233,6 +253,18 @@ fn log_verdicts(client: &ClientName, peer: Peer, answer: &ReleaseAnswer) {
             peer.address.ip()
         );
     }
+}
+
+/// Whether the verdict is what everybody hears of a volume that is not theirs.
+fn is_for_strangers(verdict: &VolumeVerdict) -> bool {
+    matches!(&verdict.verdict, Verdict::Denied { reason, .. } if reason.as_str() == UNKNOWN_VOLUME)
+}
+
+/// Waits for the next multiple of [`STRANGERS_PACE`] since `began`.
+async fn pace(began: Instant) {
+    let steps = began.elapsed().as_micros() / STRANGERS_PACE.as_micros() + 1;
+    let steps = u32::try_from(steps).unwrap_or(u32::MAX);
+    tokio::time::sleep_until(began + STRANGERS_PACE * steps).await;
 }
 
 fn json(body: &impl Serialize) -> Result<Vec<u8>, Failure> {

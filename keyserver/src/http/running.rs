@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use hyper::Response;
 use hyper::StatusCode;
-use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::wire::{
@@ -15,7 +14,7 @@ use latchkey_protocol::wire::{
 use super::failure::Failure;
 use super::route::Route;
 use super::stream::{AnswerBody, LifeBody};
-use super::{Api, Peer, blocking, body, json};
+use super::{Api, Body, Peer, blocking, body, json};
 use crate::ca::{ClientKey, RequestedKey};
 use crate::service::{Identity, ServiceError};
 
@@ -24,9 +23,8 @@ impl Api {
     pub(super) async fn life(
         self: Arc<Self>,
         peer: Peer,
-        body: Incoming,
+        body: Body,
     ) -> Result<Response<AnswerBody>, Failure> {
-        let body = body::read(body).await;
         let api = Arc::clone(&self);
         let stream = blocking(move || {
             let (_, identity) = api.admit(peer, Some(Route::Life))?;

@@ -39,6 +39,9 @@ pub use sentence::SENTENCE_LIMIT;
 pub use span::Span;
 pub use window::Window;
 
+/// What a client hears of a volume that is not its own, whether there is one or not.
+pub const UNKNOWN_VOLUME: &str = "unknown volume";
+
 use crate::clock::{UnixMillis, Uptime};
 use crate::records::{Approved, Machine, Note, Session, SessionState, Trace, Volume, VolumeState};
 
@@ -419,7 +422,7 @@ impl Reason {
     /// What the machine that asks is told: no more than the holder of its boot key may know.
     pub fn public(self) -> String {
         match self {
-            Self::Unknown | Self::NotOwned => "unknown volume".to_owned(),
+            Self::Unknown | Self::NotOwned => UNKNOWN_VOLUME.to_owned(),
             Self::Revoked => "this client was revoked".to_owned(),
             Self::Generation { wanted, current } => format!(
                 "the envelope needs the share of generation {wanted}, the current one is {current}"

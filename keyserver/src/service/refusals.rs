@@ -18,8 +18,11 @@ use crate::sealed::RecordError;
 use crate::wait::wait;
 
 const WINDOW: Duration = Duration::from_secs(3600);
-/// Kinds of refusals that are remembered at once; what is beyond is neither written nor counted.
+/// Kinds of refusals that are remembered at once. What is beyond is counted together, but an alarm takes the place of the
+/// oldest kind that is none.
 const KINDS_LIMIT: usize = 4096;
+/// Counts that are written in one transaction.
+const HELD_AT_ONCE: usize = 256;
 /// Requests that one key of a client may have answered in an hour, by default.
 pub const ENTRIES_PER_HOUR: u32 = 3600;
 
@@ -40,7 +43,7 @@ pub(super) struct Refused {
 /// What was written and held back in the last hour.
 #[derive(Default)]
 pub(super) struct Refusals {
-    windows: Mutex<HashMap<WindowKey, Window>>,
+    windows: Mutex<Windows>,
     entries: Mutex<HashMap<(ClientName, Counted), (UnixMillis, u32)>>,
 }
 
@@ -55,9 +58,25 @@ pub(super) enum Counted {
 
 type WindowKey = (ClientName, Option<VolumeId>, &'static str);
 
+#[derive(Default)]
+struct Windows {
+    kinds: HashMap<WindowKey, Window>,
+    /// Of all kinds for which there was no room.
+    beyond: Option<Window>,
+}
+
+#[derive(Clone, Copy)]
 struct Window {
     began: UnixMillis,
+    /// How many were counted only.
     held: u32,
+    alarm: bool,
+}
+
+/// A count that is to be written; without a key that of the kinds for which there was no room.
+struct Held {
+    key: Option<WindowKey>,
+    window: Window,
 }
 
 impl Service {
@@ -66,7 +85,7 @@ impl Service {
         let now = self.clock.now();
         let events: Vec<Event> = refusals
             .into_iter()
-            .filter_map(|refused| self.refusals.admit(refused, now))
+            .flat_map(|refused| self.refusals.admit(refused, now))
             .collect();
         self.append(&events).await
     }
@@ -139,10 +158,20 @@ impl Service {
         Ok(())
     }
 
-    /// Writes the counts of hours that have passed.
+    /// Writes the counts of hours that have passed. What could not be written is written the next time.
     pub(super) fn write_held(&self) -> Result<(), RecordError> {
-        let events = self.refusals.passed(self.clock.now());
-        wait(self.append(&events))
+        let now = self.clock.now();
+        loop {
+            let held = self.refusals.take_passed(now, HELD_AT_ONCE);
+            if held.is_empty() {
+                return Ok(());
+            }
+            let events: Vec<Event> = held.iter().map(Held::event).collect();
+            if let Err(error) = wait(self.append(&events)) {
+                self.refusals.put_back(held);
+                return Err(error);
+            }
+        }
     }
 
     async fn append(&self, events: &[Event]) -> Result<(), RecordError> {
@@ -158,35 +187,32 @@ impl Service {
 }
 
 impl Refusals {
-    /// The event to write, or `None` if it was only counted.
-    fn admit(&self, refused: Refused, now: UnixMillis) -> Option<Event> {
+    /// What to write; nothing if it was only counted.
+    fn admit(&self, refused: Refused, now: UnixMillis) -> Vec<Event> {
         let key = (refused.client.clone(), refused.volume, refused.name);
+        let fresh = Window {
+            began: now,
+            held: 0,
+            alarm: refused.kind == Kind::Alarm,
+        };
         let mut windows = lock(&self.windows);
-        let known = windows.len();
-        let held = match windows.get_mut(&key) {
+        let mut events = Vec::new();
+        let known = windows.kinds.get_mut(&key);
+        let held = match known {
             Some(window) if in_window(window.began, now) => {
-                window.held = window.held.saturating_add(1);
-                return None;
+                window.count(1);
+                return events;
             }
-            Some(window) => {
-                std::mem::replace(
-                    window,
-                    Window {
-                        began: now,
-                        held: 0,
-                    },
-                )
-                .held
-            }
-            None if known >= KINDS_LIMIT => return None,
+            Some(window) => std::mem::replace(window, fresh).held,
             None => {
-                windows.insert(
-                    key,
-                    Window {
-                        began: now,
-                        held: 0,
-                    },
-                );
+                if windows.kinds.len() >= KINDS_LIMIT {
+                    if !fresh.alarm {
+                        windows.beyond.get_or_insert(fresh).count(1);
+                        return events;
+                    }
+                    events.extend(windows.make_room().map(|held| held.event()));
+                }
+                windows.kinds.insert(key, fresh);
                 0
             }
         };
@@ -199,28 +225,90 @@ impl Refusals {
             .peer(refused.peer);
         event.volume = refused.volume;
         event.request = refused.request;
-        Some(event)
+        events.push(event);
+        events
     }
 
-    fn passed(&self, now: UnixMillis) -> Vec<Event> {
-        let mut events = Vec::new();
-        lock(&self.windows).retain(|(client, volume, name), window| {
-            if in_window(window.began, now) {
+    /// Takes out what has passed: at most `limit` counts, and all kinds of which nothing was counted.
+    fn take_passed(&self, now: UnixMillis, limit: usize) -> Vec<Held> {
+        let mut held = Vec::new();
+        let mut windows = lock(&self.windows);
+        let passed = |window: &Window| !in_window(window.began, now);
+        if let Some(window) = windows.beyond.take_if(|window| passed(window)) {
+            held.push(Held { key: None, window });
+        }
+        windows.kinds.retain(|key, window| {
+            if !passed(window) {
                 return true;
             }
-            if window.held > 0 {
-                let text = format!(
-                    "{name}: {} more since {} were counted only",
-                    window.held,
-                    window.began.text()
-                );
-                let mut event = Event::new(Kind::Refused, text).client(client);
-                event.volume = *volume;
-                events.push(event);
+            if window.held == 0 {
+                return false;
             }
-            false
+            let room = held.len() < limit;
+            if room {
+                held.push(Held {
+                    key: Some(key.clone()),
+                    window: *window,
+                });
+            }
+            !room
         });
-        events
+        held
+    }
+
+    fn put_back(&self, held: Vec<Held>) {
+        let mut windows = lock(&self.windows);
+        for Held { key, window } in held {
+            // What has begun anew meanwhile takes the old count over.
+            match key {
+                Some(key) => match windows.kinds.get_mut(&key) {
+                    Some(newer) => newer.count(window.held),
+                    None => drop(windows.kinds.insert(key, window)),
+                },
+                None => match &mut windows.beyond {
+                    Some(newer) => newer.count(window.held),
+                    none => *none = Some(window),
+                },
+            }
+        }
+    }
+}
+
+impl Windows {
+    /// Forgets the oldest kind, an alarm only where all are alarms; its count, if something was counted.
+    fn make_room(&mut self) -> Option<Held> {
+        let oldest = self
+            .kinds
+            .iter()
+            .min_by_key(|(_, window)| (window.alarm, window.began));
+        let key = oldest.map(|(key, _)| key.clone())?;
+        let window = self.kinds.remove(&key)?;
+        (window.held > 0).then_some(Held {
+            key: Some(key),
+            window,
+        })
+    }
+}
+
+impl Window {
+    fn count(&mut self, more: u32) {
+        self.held = self.held.saturating_add(more);
+    }
+}
+
+impl Held {
+    fn event(&self) -> Event {
+        let (held, since) = (self.window.held, self.window.began.text());
+        let Some((client, volume, name)) = &self.key else {
+            let text = format!(
+                "{held} refusals of more than {KINDS_LIMIT} kinds since {since} were counted only"
+            );
+            return Event::new(Kind::Refused, text);
+        };
+        let text = format!("{name}: {held} more since {since} were counted only");
+        let mut event = Event::new(Kind::Refused, text).client(client);
+        event.volume = *volume;
+        event
     }
 }
 
@@ -267,4 +355,84 @@ fn in_window(began: UnixMillis, now: UnixMillis) -> bool {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A count that a panic left behind is still a count.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOON: UnixMillis = UnixMillis(1_800_000_000_000);
+
+    fn refused(kind: Kind, client: usize, name: &'static str) -> Refused {
+        Refused {
+            kind,
+            client: format!("web-{client}").parse().unwrap(),
+            volume: None,
+            request: None,
+            peer: IpAddr::from([192, 0, 2, 1]),
+            name,
+            text: name.to_owned(),
+        }
+    }
+
+    /// As many kinds as are remembered, each counted once beside the one that was written.
+    fn full() -> Refusals {
+        let refusals = Refusals::default();
+        for client in 0..KINDS_LIMIT {
+            let at = NOON.plus(Duration::from_millis(client as u64));
+            for expected in [1, 0] {
+                let events = refusals.admit(refused(Kind::Refused, client, "x"), at);
+                assert_eq!(events.len(), expected, "{client}");
+            }
+        }
+        refusals
+    }
+
+    #[test]
+    fn an_alarm_is_written_however_many_kinds_are_remembered() {
+        let refusals = full();
+        let later = NOON.plus(Duration::from_secs(60));
+        let events = refusals.admit(refused(Kind::Alarm, 0, "stale ticket"), later);
+        let [count, alarm] = events.as_slice() else {
+            panic!("{events:?}");
+        };
+        // The kind that gave way does not lose its count.
+        assert_eq!(count.kind, Kind::Refused);
+        assert!(count.text.starts_with("x: 1 more since "), "{}", count.text);
+        assert_eq!(alarm.kind, Kind::Alarm);
+        let again = refusals.admit(refused(Kind::Alarm, 0, "stale ticket"), later);
+        assert!(again.is_empty(), "{again:?}");
+        assert_eq!(lock(&refusals.windows).kinds.len(), KINDS_LIMIT);
+        // The next one takes the place of a refusal too, not of the alarm.
+        refusals.admit(refused(Kind::Alarm, 1, "stale ticket"), later);
+        let again = refusals.admit(refused(Kind::Alarm, 0, "stale ticket"), later);
+        assert!(again.is_empty(), "{again:?}");
+    }
+
+    #[test]
+    fn refusals_beyond_what_is_remembered_are_counted_together() {
+        let refusals = full();
+        let later = NOON.plus(Duration::from_secs(60));
+        for _ in 0..3 {
+            let events = refusals.admit(refused(Kind::Refused, KINDS_LIMIT, "y"), later);
+            assert!(events.is_empty(), "{events:?}");
+        }
+        let after = later.plus(WINDOW);
+        let first = refusals.take_passed(after, HELD_AT_ONCE);
+        let texts: Vec<String> = first.iter().map(|held| held.event().text).collect();
+        assert_eq!(texts.len(), HELD_AT_ONCE);
+        assert!(
+            texts[0].starts_with("3 refusals of more than 4096 kinds"),
+            "{}",
+            texts[0]
+        );
+        // What could not be written is not lost.
+        refusals.put_back(first);
+        let mut all = 0;
+        while let held @ 1.. = refusals.take_passed(after, HELD_AT_ONCE).len() {
+            assert!(held <= HELD_AT_ONCE, "{held}");
+            all += held;
+        }
+        assert_eq!(all, KINDS_LIMIT + 1);
+    }
 }

@@ -12,10 +12,11 @@ use latchkeyd::admission::Admission;
 use latchkeyd::ca::Authority;
 use latchkeyd::clock::{Clock, UnixMillis};
 use latchkeyd::http::Api;
-use latchkeyd::listener::{self, Shared};
+use latchkeyd::listener::{self, Shared, UNREAD_LIMIT};
 use latchkeyd::master_key::MasterKey;
 use latchkeyd::sealed::SealedStore;
 use latchkeyd::service::Service;
+use latchkeyd::service::life::BEAT;
 use latchkeyd::store::MemoryStore;
 use latchkeyd::store::memory::Fault;
 use latchkeyd::tls::{self, ServerKey};
@@ -25,13 +26,13 @@ use tokio::sync::watch;
 use crate::machine::{Boot, Keys, Machine};
 use crate::wire::{exchange, request};
 
-struct Inside {
-    address: SocketAddr,
+pub struct Inside {
+    pub address: SocketAddr,
     store: MemoryStore,
     clock: Arc<TestClock>,
-    service: Arc<Service>,
+    pub service: Arc<Service>,
     _stop: watch::Sender<bool>,
-    _runtime: Runtime,
+    pub runtime: Runtime,
 }
 
 /// When the clock of these tests begins.
@@ -57,26 +58,33 @@ impl TestClock {
 }
 
 impl Inside {
-    fn start(admission: Admission) -> Self {
+    pub fn start(admission: Admission) -> Self {
+        Self::start_with(admission, BEAT, UNREAD_LIMIT)
+    }
+
+    /// Streams have a beat of `beat`, and may stay unread for `unread`.
+    pub fn start_with(admission: Admission, beat: Duration, unread: Duration) -> Self {
         let store = MemoryStore::default();
         let master = MasterKey::from_secret(Secret::random().unwrap());
         let records = SealedStore::create(Box::new(store.clone()), master).unwrap();
         let authority = Arc::new(Authority::create().unwrap());
         let clock = Arc::new(TestClock(AtomicU64::new(BEGAN)));
-        let service = Arc::new(Service::new(
+        let service = Service::new(
             records,
             authority.server_id(),
             Arc::clone(&clock) as Arc<dyn Clock>,
-        ));
+        );
+        let service = Arc::new(service.with_life_beat(beat));
         let identity = authority
             .server_identity(&["127.0.0.1".parse().unwrap()])
             .unwrap();
         let key = Arc::new(ServerKey::new(&identity, &authority).unwrap());
-        let shared = Arc::new(Shared::new(
+        let shared = Shared::new(
             tls::server_config(key).unwrap(),
             Arc::new(Api::new(Arc::clone(&service), authority)),
             admission,
-        ));
+        );
+        let shared = Arc::new(shared.with_unread_limit(unread));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -94,7 +102,7 @@ impl Inside {
             clock,
             service,
             _stop: stop,
-            _runtime: runtime,
+            runtime,
         }
     }
 
@@ -111,12 +119,16 @@ impl Inside {
     }
 
     fn machine(&self) -> Machine {
-        let token = self.invite("web-1", Duration::from_secs(3600));
+        self.named("web-1")
+    }
+
+    pub fn named(&self, client: &str) -> Machine {
+        let token = self.invite(client, Duration::from_secs(3600));
         Machine::with_token(self.address, &token)
     }
 }
 
-fn unlimited() -> Admission {
+pub fn unlimited() -> Admission {
     Admission::new(1000, 1000)
 }
 
@@ -150,7 +162,8 @@ fn a_failing_store_releases_nothing_and_tells_nothing() {
             &boot.wants(&[volume]),
         );
         assert_eq!(reply.status, 503, "{fault:?}: {}", reply.body);
-        assert!(reply.header("retry-after").is_some(), "{fault:?}");
+        let after: u32 = reply.header("retry-after").unwrap().parse().unwrap();
+        assert!((5..=15).contains(&after), "{fault:?}: {after} s");
         for word in ["released", "sealed", "injected"] {
             assert!(!reply.body.contains(word), "{fault:?}: {}", reply.body);
         }
@@ -174,7 +187,10 @@ fn a_join_whose_answer_was_lost_can_be_repeated() {
 fn connections_beyond_the_cap_are_closed_and_places_come_back() {
     let admission = Admission::new(10, 2);
     let server = Inside::start(admission.clone());
-    let held = [0, 1].map(|_| admission.admit(Ipv4Addr::LOCALHOST.into()).unwrap());
+    let held = [0, 1].map(|_| {
+        let place = admission.admit(Ipv4Addr::LOCALHOST.into());
+        server.runtime.block_on(place).unwrap()
+    });
     let status = format!("GET {STATUS} HTTP/1.1\r\nHost: a\r\n\r\n");
     assert!(exchange(server.address, None, status.as_bytes()).is_err());
     drop(held);

@@ -6,13 +6,17 @@
 mod alive;
 mod commands;
 mod disks;
+mod forgeries;
 mod inside;
 mod joining;
 mod lifecycle;
 mod machine;
+mod malformed;
 mod releases;
+mod replays;
 mod running;
 mod server;
+mod slow;
 mod strangers;
 mod transport;
 mod volumes;

@@ -167,6 +167,11 @@ impl Server {
         self.home.succeeds(&["invite", client]).trim().to_owned()
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it logs.
     pub fn log(&self) -> &Log {
         &self.log
@@ -241,6 +246,26 @@ impl Log {
                 lines.lines.join("\n")
             );
             lines = self.0.1.wait_timeout(lines, left).unwrap().0;
+        }
+    }
+
+    /// Waits until `count` lines have these words; all lines.
+    #[track_caller]
+    pub fn wait_for_all(&self, words: &str, count: usize) -> Vec<String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let lines = self.0.0.lock().unwrap().lines.clone();
+            let found = lines.iter().filter(|line| line.contains(words)).count();
+            if found == count {
+                return lines;
+            }
+            let more = found < count && Instant::now() < deadline;
+            assert!(
+                more,
+                "{found} lines with {words:?} in:\n{}",
+                lines.join("\n")
+            );
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 

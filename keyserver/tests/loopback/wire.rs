@@ -48,6 +48,19 @@ impl Identity {
     }
 }
 
+impl Identity {
+    fn certified(&self) -> CertifiedKey {
+        certified(vec![self.certificate.clone()], &self.key)
+    }
+}
+
+/// A chain, and a key that may belong to its first certificate.
+pub fn certified(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> CertifiedKey {
+    let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).unwrap();
+    CertifiedKey::new(chain, key)
+}
+
 impl Reply {
     /// The body as JSON.
     #[track_caller]
@@ -106,7 +119,20 @@ pub fn exchange(
     identity: Option<&Identity>,
     bytes: &[u8],
 ) -> Result<Reply, String> {
-    let mut stream = connect(address, identity).map_err(|error| error.to_string())?;
+    exchange_with(
+        address,
+        client_config(latchkeyd::tls::provider(), identity, None),
+        bytes,
+    )
+}
+
+/// As [`exchange`], with other settings.
+pub fn exchange_with(
+    address: SocketAddr,
+    config: ClientConfig,
+    bytes: &[u8],
+) -> Result<Reply, String> {
+    let mut stream = connect_with(address, config).map_err(|error| error.to_string())?;
     // The server may answer and close before it has read all.
     let _ = stream.write_all(bytes).and_then(|()| stream.flush());
     reply(&mut stream)
@@ -160,19 +186,25 @@ pub fn client_config(
     identity: Option<&Identity>,
     pinned: Option<ServerId>,
 ) -> ClientConfig {
+    presenting(provider, identity.map(Identity::certified), pinned)
+}
+
+/// As [`client_config`], with any chain and any key for it.
+pub fn presenting(
+    provider: CryptoProvider,
+    certified: Option<CertifiedKey>,
+    pinned: Option<ServerId>,
+) -> ClientConfig {
     let provider = Arc::new(provider);
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Pinned { provider, pinned }));
-    let mut config = match identity {
+    let mut config = match certified {
         None => builder.with_no_client_auth(),
-        Some(identity) => {
+        Some(certified) => {
             // Whether key and certificate belong together is for the server to find out.
-            let key = PrivatePkcs8KeyDer::from(identity.key.serialize_der());
-            let key = rustls::crypto::aws_lc_rs::sign::any_eddsa_type(&key).unwrap();
-            let certified = CertifiedKey::new(vec![identity.certificate.clone()], key);
             builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)))
         }
     };

@@ -103,6 +103,12 @@ impl Registrar {
         &self.0.authority
     }
 
+    /// Revokes a client.
+    pub fn revoke(&self, client: &ClientName) -> Result<(), Failure> {
+        self.0.service.revoke(client, "load")?;
+        Ok(())
+    }
+
     /// Everything that `latchkey join` and `latchkey bind` make the server do, without the network: an invitation,
     /// two registered keys, a volume with its share. The volume is then released to `from`, as is the default.
     pub fn join(

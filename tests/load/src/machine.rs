@@ -50,6 +50,11 @@ impl Machines {
         })
     }
 
+    /// Their names.
+    pub fn names(&self) -> impl Iterator<Item = &ClientName> {
+        self.list.iter().map(|machine| &machine.name)
+    }
+
     /// Starts the server in `home` for them.
     pub fn start(self, home: &Home) -> Result<Fleet, Failure> {
         Ok(Fleet {
@@ -63,6 +68,16 @@ impl Fleet {
     /// The server.
     pub fn server(&self) -> &Server {
         &self.server
+    }
+
+    /// The volume of one machine.
+    pub fn volume(&self, number: usize) -> VolumeId {
+        self.machines.list[number].volume
+    }
+
+    /// How one machine connects, with its boot key.
+    pub fn tls(&self, number: usize) -> &Arc<ClientConfig> {
+        &self.machines.list[number].tls
     }
 
     /// Ends the server.
@@ -128,26 +143,35 @@ impl Machine {
         boot: &BootKeyPair,
         request: RequestId,
     ) -> Result<(u16, Vec<u8>), Failure> {
-        let body = serde_json::to_vec(&ReleaseRequest {
-            version: Version::default(),
-            request,
-            ephemeral_key: boot.public(),
-            volumes: vec![WantedVolume {
-                volume: self.volume,
-                generation: Generation::FIRST,
-            }],
-            facts: BootFacts {
-                kernel: Text::cut("6.1.0-40-amd64"),
-                command_line: Bytes([1; 32]),
-                image_built: 1_790_000_000,
-                image: None,
-                header: None,
-            },
-            tickets: Vec::new(),
-        })?;
+        let body = asking(self.volume, boot, request)?;
         let mut stream = wire::connect_tls(number, server, &self.tls).await?;
         wire::http(&mut stream, &wire::post(RELEASE, &body)).await
     }
+}
+
+/// The body of a new boot's request for `volume`.
+pub fn wants(volume: VolumeId) -> Result<Vec<u8>, Failure> {
+    asking(volume, &BootKeyPair::generate()?, RequestId::random()?)
+}
+
+fn asking(volume: VolumeId, boot: &BootKeyPair, request: RequestId) -> Result<Vec<u8>, Failure> {
+    Ok(serde_json::to_vec(&ReleaseRequest {
+        version: Version::default(),
+        request,
+        ephemeral_key: boot.public(),
+        volumes: vec![WantedVolume {
+            volume,
+            generation: Generation::FIRST,
+        }],
+        facts: BootFacts {
+            kernel: Text::cut("6.1.0-40-amd64"),
+            command_line: Bytes([1; 32]),
+            image_built: 1_790_000_000,
+            image: None,
+            header: None,
+        },
+        tickets: Vec::new(),
+    })?)
 }
 
 /// A boot key as `latchkey join` makes one, and its certificate (PEM).

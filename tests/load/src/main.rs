@@ -5,6 +5,7 @@
 //! disturbs all alike. Client and server share the machine: what is compared are whole exchanges.
 #![forbid(unsafe_code)]
 
+mod attack;
 mod child;
 mod handshakes;
 mod keyserver;
@@ -13,6 +14,8 @@ mod machine;
 mod memory;
 mod report;
 mod rounds;
+mod slow;
+mod strangers;
 mod tang;
 mod wire;
 
@@ -66,6 +69,15 @@ struct Options {
     /// Numbers of clients at which the memory is measured, ascending
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [0, 1_000, 100_000])]
     memory: Vec<usize>,
+    /// Idle and slow connections to keep while honest machines boot; 0 leaves that out
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    slow: usize,
+    /// Of these, new ones in a second, at most
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    slow_rate: usize,
+    /// Requests of strangers whose times are compared; 0 leaves that out
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    strangers: usize,
     /// Write all figures to this file too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -97,6 +109,7 @@ fn main() -> ExitCode {
     // Not on the command line's help: it is this program's other end.
     let result = match std::env::args().nth(1).as_deref() {
         Some(handshakes::SERVE) => handshakes::serve(),
+        Some(attack::RUN) => attack::run(),
         _ => run(&Options::parse()),
     };
     match result {
@@ -135,7 +148,33 @@ fn run(options: &Options) -> Result<(), Failure> {
     let rates = runtime.block_on(rounds::measure(&targets, &plan))?;
     drop(targets);
     let memory = memory::measure(&runtime, &options.latchkeyd, &folder, &options.memory)?;
-    let report = Report::new(&plan, options.clients, rates, memory);
+    let slow = match options.slow {
+        0 => None,
+        connections => {
+            let plan = slow::Plan {
+                connections,
+                rate: options.slow_rate,
+                time: Duration::from_secs(10),
+            };
+            Some(slow::measure(&runtime, &options.latchkeyd, &folder, plan)?)
+        }
+    };
+    let strangers = match options.strangers {
+        0 => None,
+        count => Some(strangers::measure(
+            &runtime,
+            &options.latchkeyd,
+            &folder,
+            count,
+        )?),
+    };
+    let measured = report::Measured {
+        rates,
+        memory,
+        slow,
+        strangers,
+    };
+    let report = Report::new(&plan, options.clients, measured);
     print!("{}", report.table());
     if let Some(path) = &options.json {
         std::fs::write(path, serde_json::to_string_pretty(&report)? + "\n")?;

@@ -6,6 +6,8 @@ use serde::Serialize;
 
 use crate::memory::Resident;
 use crate::rounds::{Plan, Rate, median};
+use crate::slow::Slow;
+use crate::strangers::Strangers;
 use crate::{Server, wire};
 
 /// Releases of this share of the raw handshake rate at least.
@@ -25,7 +27,21 @@ pub struct Report {
     rounds: usize,
     rates: Vec<Rate>,
     memory: Vec<Resident>,
+    slow: Option<Slow>,
+    strangers: Option<Strangers>,
     goals: Vec<Goal>,
+}
+
+/// What the parts measured.
+pub struct Measured {
+    /// Releases and what they are compared with.
+    pub rates: Vec<Rate>,
+    /// The server's memory.
+    pub memory: Vec<Resident>,
+    /// Boots beside idle and slow connections.
+    pub slow: Option<Slow>,
+    /// How long strangers wait for their answers.
+    pub strangers: Option<Strangers>,
 }
 
 /// Releases compared with something else, at the same number of connections.
@@ -40,15 +56,17 @@ struct Goal {
 
 impl Report {
     /// The report of one run.
-    pub fn new(plan: &Plan, clients: usize, rates: Vec<Rate>, memory: Vec<Resident>) -> Self {
+    pub fn new(plan: &Plan, clients: usize, measured: Measured) -> Self {
         Self {
             cores: wire::threads(),
             clients,
             seconds: plan.time.as_secs_f64(),
             rounds: plan.rounds,
-            goals: goals(&rates),
-            rates,
-            memory,
+            goals: goals(&measured.rates),
+            rates: measured.rates,
+            memory: measured.memory,
+            slow: measured.slow,
+            strangers: measured.strangers,
         }
     }
 
@@ -103,6 +121,12 @@ impl Report {
                 goal.at_least
             );
         }
+        text += &self.slow.as_ref().map(Slow::table).unwrap_or_default();
+        text += &self
+            .strangers
+            .as_ref()
+            .map(Strangers::table)
+            .unwrap_or_default();
         text
     }
 }

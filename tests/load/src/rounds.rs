@@ -44,11 +44,16 @@ pub struct Rate {
     pub rounds: Vec<f64>,
 }
 
-struct Round {
-    per_second: f64,
-    p50_ms: f64,
-    p99_ms: f64,
-    failed: usize,
+/// What one round came to.
+pub struct Round {
+    /// Whole exchanges in a second.
+    pub per_second: f64,
+    /// As of [`Rate`].
+    pub p50_ms: f64,
+    /// As of [`Rate`].
+    pub p99_ms: f64,
+    /// Exchanges that failed.
+    pub failed: usize,
 }
 
 /// Loads all targets in turn, round by round.
@@ -114,7 +119,11 @@ pub async fn count(target: &Arc<Target>, connections: usize, count: usize) -> Re
 
 /// One round: each connection makes one exchange after the other until the time is up; those that run then are
 /// finished and counted, in the time that they took.
-async fn round(target: &Arc<Target>, connections: usize, time: Duration) -> Result<Round, Failure> {
+pub async fn round(
+    target: &Arc<Target>,
+    connections: usize,
+    time: Duration,
+) -> Result<Round, Failure> {
     let begun = Instant::now();
     let next = Arc::new(AtomicUsize::new(0));
     let mut tasks = JoinSet::new();
@@ -159,7 +168,7 @@ async fn round(target: &Arc<Target>, connections: usize, time: Duration) -> Resu
 }
 
 /// The smallest of the ascending `times` that `percent` of them do not exceed, in ms.
-fn quantile(times: &[Duration], percent: usize) -> f64 {
+pub fn quantile(times: &[Duration], percent: usize) -> f64 {
     let place = (times.len() * percent).div_ceil(100).max(1) - 1;
     times
         .get(place)

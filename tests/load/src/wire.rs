@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use rcgen::{CertificateParams, KeyPair, PKCS_ED25519};
 use rustls::client::Resumption;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
@@ -52,6 +53,13 @@ pub fn pinned(
     )
     .build()?;
     with(provider, verifier, identity, certificate)
+}
+
+/// The same with a key that nobody knows.
+pub fn unknown(ca: &CertificateDer<'static>) -> Result<Arc<ClientConfig>, Failure> {
+    let key = KeyPair::generate_for(&PKCS_ED25519)?;
+    let certificate = CertificateParams::default().self_signed(&key)?;
+    pinned(ca, &key, certificate.der().clone())
 }
 
 /// As [`pinned`], with another judge of the server's certificate and other algorithms.

@@ -198,6 +198,31 @@ fn a_day_of_retries_is_counted_and_not_written() {
 }
 
 #[test]
+fn the_counts_of_a_thousand_kinds_are_written() {
+    let mut rig = Rig::new();
+    rig.service = service(Box::new(rig.store.clone()), &rig.clock).with_entries_per_hour(10_000);
+    let refused = |client: u32| refusals::Refused {
+        kind: Kind::Refused,
+        client: format!("web-{client}").parse().unwrap(),
+        volume: None,
+        request: None,
+        peer: address(HOME),
+        name: "x",
+        text: "x".to_owned(),
+    };
+    for _ in 0..2 {
+        for hundred in 0..10 {
+            let some = (hundred * 100..(hundred + 1) * 100).map(refused);
+            rig.service.note(some.collect()).unwrap();
+        }
+    }
+    assert_eq!(rig.count(Kind::Refused), 1000);
+    rig.pass(HOUR);
+    rig.service.maintain().unwrap();
+    assert_eq!(rig.count(Kind::Refused), 2000);
+}
+
+#[test]
 fn made_up_volumes_do_not_fill_the_audit() {
     let rig = Rig::new();
     let machine = rig.machine("web-1", 1);

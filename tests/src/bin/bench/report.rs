@@ -294,5 +294,85 @@ fn server_table(server: &Value) -> String {
             number(goal, "/at_least")
         );
     }
+    text += &slow_table(&server["slow"]);
+    text += &strangers_table(&server["strangers"]);
+    text
+}
+
+/// Boots beside idle and slow connections; nothing where that was left out.
+fn slow_table(slow: &Value) -> String {
+    if slow.is_null() {
+        return String::new();
+    }
+    let mut text = format!(
+        "\n### Beside idle and slow connections\n\nAn attacker wants {} connections: nine of twenty say nothing, nine send a \
+         TLS hello a byte a second, one a request's head, and one says nothing after its handshake. What the key server \
+         closes he opens again, at most {} in a second. Meanwhile machines boot, {} at once, on the same processors.\n\n\
+         | attack from | 1/s | p50 ms | p99 ms | failed | opened | closed | most at once | latchkeyd's peak |\n\
+         |---|---|---|---|---|---|---|---|---|\n",
+        number(slow, "/connections"),
+        number(slow, "/rate"),
+        number(slow, "/honest"),
+    );
+    for row in slow["rows"].as_array().into_iter().flatten() {
+        let of = |what: &str| number(row, &format!("/{what}"));
+        let from = match row["addresses"].as_str() {
+            Some("many") => "an address for each",
+            Some(_) => "one address",
+            None => "nobody",
+        };
+        let _ = writeln!(
+            text,
+            "| {from} | {:.0} | {:.2} | {:.2} | {} | {} | {} | {} | {:.1} MiB |",
+            of("per_second"),
+            of("p50_ms"),
+            of("p99_ms"),
+            of("failed"),
+            of("attack/opened"),
+            of("attack/closed"),
+            of("attack/most"),
+            of("resident_kib") / 1024.0
+        );
+    }
+    text += "\n";
+    goal(
+        &mut text,
+        "p99 under attack from many addresses, as a multiple of the one without",
+        number(slow, "/ratio"),
+        number(slow, "/at_most"),
+    );
+    text
+}
+
+/// Whether strangers are told apart by the time; nothing where that was left out.
+fn strangers_table(strangers: &Value) -> String {
+    if strangers.is_null() {
+        return String::new();
+    }
+    let mut text = format!(
+        "\n### How long strangers wait\n\n{} requests in a random order; ms from the request to the whole answer, after the \
+         handshake. The first four get one answer, the others another.\n\n\
+         | | count | 25 % | 50 % | 75 % |\n|---|---|---|---|---|\n",
+        number(strangers, "/requests"),
+    );
+    for row in strangers["rows"].as_array().into_iter().flatten() {
+        let of = |what: &str| number(row, &format!("/{what}"));
+        let _ = writeln!(
+            text,
+            "| {} | {} | {:.3} | {:.3} | {:.3} |",
+            row["kind"].as_str().unwrap_or_default().replace('-', " "),
+            of("count"),
+            of("quartiles_ms/0"),
+            of("quartiles_ms/1"),
+            of("quartiles_ms/2")
+        );
+    }
+    text += "\n";
+    goal(
+        &mut text,
+        "of all pairs with one answer, how far the chance that one kind waits longer than the other is from one half",
+        (number(strangers, "/chance") - 0.5).abs(),
+        number(strangers, "/at_most"),
+    );
     text
 }
