@@ -84,7 +84,7 @@ impl<'a> Asker<'a> {
                 Round::NotBound => return Err(OpeningError::NotBound(self.entry.name.clone())),
                 Round::Wait(why, pause) => {
                     say(&why);
-                    pause.unwrap_or_else(|| rest.next())
+                    pause.unwrap_or_else(|| rest.next(None))
                 }
             };
             sleep(pause).await;
@@ -177,8 +177,9 @@ impl<'a> Asker<'a> {
                 return Round::Wait(why, Some(LONG_PAUSE));
             }
             Err(error) => {
+                let asked = error.retry_after();
                 let why = format!("no key server answers, trying on: {}", chain(&error));
-                return Round::Wait(why, None);
+                return Round::Wait(why, asked.map(|asked| asked.clamp(PACES[0], PACES[1])));
             }
         };
         let wait = |why: String, seconds: u32| {
