@@ -1,6 +1,6 @@
 //! The first half of `latchkey bind --format`: a new LUKS2 volume and what a person opens it with.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use latchkey_secret::{SecretBytes, SecretError};
 
@@ -86,7 +86,7 @@ pub fn run(
 }
 
 /// What a person will type: twice the same, or the content of a file.
-fn passphrase(device: &PathBuf, key_file: Option<&Path>) -> Result<SecretBytes, NewVolumeError> {
+fn passphrase(device: &Path, key_file: Option<&Path>) -> Result<SecretBytes, NewVolumeError> {
     let passphrase = match key_file {
         Some(path) => prompt::read_key_file(path)?,
         None => {

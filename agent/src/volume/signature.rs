@@ -39,8 +39,11 @@ const TABLE: &[(&str, usize, &[u8])] = &[
     ("an MBR or a boot sector", 0x1fe, b"\x55\xaa"),
     ("GFS2 or OCFS2", 0x10000, b"\x01\x16\x19\x70"),
 ];
-/// What is found towards the end of a device: its name, where on a device of so many bytes, by which bytes.
-pub const AT_END: &[(&str, fn(u64) -> Option<u64>, &[u8])] = &[
+/// Where something lies on a device of so many bytes.
+type Place = fn(u64) -> Option<u64>;
+
+/// What is found towards the end of a device, where, by which bytes.
+pub const AT_END: &[(&str, Place, &[u8])] = &[
     ("GPT", |size| size.checked_sub(512), b"EFI PART"),
     (
         "a member of an md array",

@@ -48,13 +48,14 @@ const SCENARIOS: &[&[Scenario]] = &[
     dropbear::SCENARIOS,
     keyserver::SCENARIOS,
     kinds::SCENARIOS,
-    lvm::SCENARIOS,
     memory::SCENARIOS,
 ];
 
-/// Stories of many boots each, too long for `make test`, and scenarios that wait for their first pass (docs/status.md).
+/// Stories of many boots, or of machines that would have to be made for them alone, too long for `make test`; and scenarios
+/// that wait for their first pass (docs/status.md).
 const LONGER: &[&[Scenario]] = &[
     thieves::SCENARIOS,
+    lvm::SCENARIOS,
     data::SCENARIOS,
     oom::SCENARIOS,
     questions::SCENARIOS,
