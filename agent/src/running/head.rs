@@ -194,7 +194,7 @@ mod tests {
         }
         let mut silent = signer.answer(1, 1, 1);
         silent.head = None;
-        take(&silent).unwrap();
+        assert!(matches!(take(&silent), Err(HeadError::NotAccepted)));
         assert_eq!(kept(), Some(9));
         take(&signer.answer(2, 3, 3)).unwrap();
         assert_eq!(kept(), Some(3), "the loss was accepted");
