@@ -144,7 +144,7 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
             "it is opened in the running system, so the initramfs need not know of it and is not rebuilt"
         );
         service::enable(files, &entry.name);
-        return Ok(());
+        return said(arguments.report, &target, &binding);
     }
     let rebuilt = initramfs::rebuild(files, arguments.rebuild);
     rebuilt.map_err(|source| BindError::Rebuild {
@@ -154,9 +154,14 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
     log::info!(
         "the next boot asks the key server; the passphrase prompt stands beside it all the while"
     );
-    match arguments.report {
+    said(arguments.report, &target, &binding)
+}
+
+/// The log has told people.
+fn said(format: Format, target: &Target, binding: &Binding) -> Result<(), BindError> {
+    match format {
         Format::Text => Ok(()),
-        Format::Json => report::print(&target, &binding).map_err(BindError::Report),
+        Format::Json => report::print(target, binding).map_err(BindError::Report),
     }
 }
 
@@ -167,6 +172,7 @@ fn new_volume(
     new: &NewVolume,
 ) -> Result<SecretBytes, BindError> {
     joined(files)?;
+    Target::check_place_for_header(files, &arguments.device)?;
     let name = arguments.name.as_deref();
     format::run(&arguments.device, new, name, arguments.key_file.as_deref())
         .map_err(|error| BindError::Format(Box::new(error)))

@@ -15,6 +15,7 @@ use latchkey_secret::{SecretBytes, SecretError};
 
 use super::bind::BindError;
 use super::bind::enrol::{Enrolment, Given, backup_path};
+use super::journal::Journal;
 use super::target::{Target, TargetError};
 use crate::date;
 use crate::files::{self, Files, FilesError};
@@ -52,6 +53,16 @@ pub enum RecoveryError {
     /// Files of ours.
     #[error(transparent)]
     Files(#[from] FilesError),
+    /// What it left may be in the keyslot that would be taken, and is removed by whoever clears up.
+    #[error(
+        "an earlier 'latchkey bind' or 'unbind' of '{device}' was interrupted; nothing was changed\n\
+         run that again first, it clears up",
+        device = .device.display()
+    )]
+    Interrupted {
+        /// The device.
+        device: PathBuf,
+    },
     /// What opens the volume was not given, or does not open it.
     #[error(transparent)]
     Given(#[from] BindError),
@@ -86,6 +97,11 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), RecoveryError> {
     let _lock = files.lock()?;
     let target = Target::find(files, &arguments.device, arguments.name.as_deref())?;
     let entry = target.entry(files, arguments.name.as_deref())?;
+    if Journal::load(files, &target)?.is_some() {
+        return Err(RecoveryError::Interrupted {
+            device: target.device,
+        });
+    }
     let given = Given {
         key_file: arguments.key_file.as_deref(),
         volume_key_file: arguments.volume_key_file.as_deref(),

@@ -18,6 +18,7 @@ use latchkey_protocol::wire::{
 };
 use latchkey_protocol::{ClientName, ServerId, VolumeId};
 use rustls::pki_types::CertificateDer;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
 use super::initramfs::{self, Rebuild, RebuildError};
@@ -32,6 +33,7 @@ use crate::server::{
 };
 use crate::volume::binding;
 use crate::volume::crypttab::Key;
+use crate::volume::opened_in::OpenedIn;
 use crate::volume::place::Place;
 
 /// Longest that a person is waited for: as long as the key server keeps the request.
@@ -122,6 +124,9 @@ pub enum RejoinError {
     /// A person denied it.
     #[error("the key server does not take this machine back: {0}")]
     Denied(String),
+    /// A signal.
+    #[error("interrupted; the request stands for an hour, and this command takes it up again")]
+    Interrupted,
     /// Nobody decided.
     #[error("nobody has decided within an hour\nrun this again when somebody is there")]
     Nobody,
@@ -144,6 +149,7 @@ pub enum RejoinError {
 /// A bound volume.
 struct Known {
     name: String,
+    opened_in: OpenedIn,
     token: Token,
     tickets: Option<latchkey_protocol::tickets::Tickets>,
 }
@@ -158,7 +164,7 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), RejoinError> {
     let server = choose(files, &known, arguments.server.as_deref())?;
     let addresses = addresses(files, server, &arguments.addresses)?;
     // It may run on with the lost keys in its memory: to the key server that is the original of a copy that asks.
-    service::stop(files);
+    let stopped = Stopped::new(files);
     let unfinished = files.joining_dir(&server);
     files::make_dir(&unfinished)?;
     let concerned: Vec<&Known> = known.iter().filter(|one| one.is_of(server)).collect();
@@ -174,12 +180,17 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), RejoinError> {
         host_csr: signing_request(&unfinished, Role::Host)?,
     };
     let time = CertificateTime::of_clock();
-    let taken = block_on(ask(server, &addresses, &request, time)).map_err(RejoinError::Start)?;
+    let taken = block_on(async {
+        tokio::select! {
+            taken = ask(server, &addresses, &request, time) => taken,
+            _ = interrupted() => Err(RejoinError::Interrupted),
+        }
+    })
+    .map_err(RejoinError::Start)?;
     let (client, answer, ca) = match taken {
         Ok(taken) => taken,
         Err(error) => {
-            // It goes on with what it has. Keys that a person denied are of no more use.
-            service::restart(files);
+            // Keys that a person denied are of no more use.
             if matches!(error, RejoinError::Denied(_)) {
                 files::remove_dir(&unfinished)?;
             }
@@ -201,12 +212,41 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), RejoinError> {
     );
     let failed = prove(files, server, &concerned)?;
     let rebuilt = initramfs::rebuild(files, arguments.rebuild);
-    service::restart(files);
+    drop(stopped);
     rebuilt.map_err(RejoinError::Rebuild)?;
     match failed {
         0 => Ok(()),
         failed => Err(RejoinError::NotProved(failed)),
     }
+}
+
+/// The service is stopped as long as this lives: whichever way the command ends, the machine answers for itself again.
+struct Stopped<'a>(&'a Files);
+
+impl<'a> Stopped<'a> {
+    fn new(files: &'a Files) -> Self {
+        service::stop(files);
+        Self(files)
+    }
+}
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        service::restart(self.0);
+    }
+}
+
+/// What would end the command while it waits.
+async fn interrupted() -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    Ok(())
 }
 
 impl Known {
@@ -260,6 +300,7 @@ fn bound_volumes(files: &Files) -> Result<Vec<Known>, RejoinError> {
                 .find(|one| one.token.volume == token.volume);
             known.push(Known {
                 name: entry.name.clone(),
+                opened_in: OpenedIn::of(&entry, files.root()),
                 tickets: tickets.map(|one| one.tickets.clone()),
                 token,
             });
@@ -435,6 +476,14 @@ fn prove(files: &Files, server: ServerId, known: &[&Known]) -> Result<usize, Rej
     let key_server = KeyServer::open(&joined, Role::Host)?;
     let mut failed = 0;
     for one in known {
+        if one.opened_in == OpenedIn::RunningSystem {
+            // The key server proves such a volume only while it is being bound; its policy decides whenever it is opened.
+            log::info!(
+                "'{0}' is opened in the running system: 'systemctl restart latchkey@{0}' shows whether it opens",
+                one.name
+            );
+            continue;
+        }
         let token = &one.token;
         let envelopes = token.envelopes.iter();
         for envelope in envelopes.filter(|envelope| envelope.server == server) {

@@ -161,6 +161,11 @@ pub enum TargetError {
         /// The third field.
         key: PathBuf,
     },
+    /// `--format`, but crypttab says that there is no header on the device.
+    #[error(
+        "'{0}' in crypttab says that this device is plain dm-crypt or has its header elsewhere; nothing was changed"
+    )]
+    NoPlaceForHeader(String),
     /// `keyscript=`.
     #[error(
         "'{0}' has a 'keyscript=' in crypttab, which would replace the passphrase prompt\n\
@@ -261,6 +266,22 @@ impl Target {
         target.entries = vec![entry.clone()];
         target.take_uuid_of_binding(files)?;
         Ok(target)
+    }
+
+    /// Refuses a device for a new header of which crypttab says that it holds data from its beginning.
+    ///
+    /// # Errors
+    /// `NoPlaceForHeader`; as [`Target::find`] for what `argument` means.
+    pub fn check_place_for_header(files: &Files, argument: &Path) -> Result<(), TargetError> {
+        let (device, entries) = Self::entries(files, argument)?;
+        let elsewhere = |entry: &&Entry| {
+            let place = Place::of(&entry.options, device.clone(), files.root());
+            !matches!(place.header, HeaderPlace::Attached)
+        };
+        match entries.iter().find(elsewhere) {
+            Some(entry) => Err(TargetError::NoPlaceForHeader(entry.name.clone())),
+            None => Ok(()),
+        }
     }
 
     fn of_place(place: Place, name: Option<String>) -> Result<Self, TargetError> {

@@ -102,7 +102,7 @@ impl<'a> Asker<'a> {
             Err(error) => return Round::Wait(chain(&error), None),
         };
         let mut said = Vec::new();
-        let mut pause: Option<Duration> = None;
+        let mut pauses: Vec<Option<Duration>> = Vec::new();
         for joined in servers {
             let opened = joined
                 .map_err(|error| chain(&error))
@@ -120,7 +120,7 @@ impl<'a> Asker<'a> {
             match answer {
                 Round::Wait(why, wanted) => {
                     said.push(why);
-                    pause = pause.into_iter().chain(wanted).min();
+                    pauses.push(wanted);
                 }
                 ended => return ended,
             }
@@ -128,7 +128,12 @@ impl<'a> Asker<'a> {
         if said.is_empty() {
             said.push("this machine has joined none of the key servers it is bound to".to_owned());
         }
-        Round::Wait(said.join("; "), pause)
+        // One that is away is tried again soon, whatever the others say.
+        let together: Option<Vec<Duration>> = pauses.into_iter().collect();
+        Round::Wait(
+            said.join("; "),
+            together.and_then(|all| all.into_iter().min()),
+        )
     }
 
     /// The volume as it is now; `None` if it is not bound.

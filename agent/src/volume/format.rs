@@ -1,8 +1,9 @@
 //! A new LUKS2 volume on a device that is empty.
 //!
 //! What is on a device is destroyed by nothing else in latchkey. A device counts as empty if nobody uses it, nothing on it is
-//! known, and the place of a LUKS2 header holds zeros: plain dm-crypt without a header looks like noise, and is not taken
-//! for free space. A header without keyslots, which nothing opens, is what an interrupted run leaves.
+//! known, and all that the new header takes holds zeros, and the first of the data behind it: plain dm-crypt without a header
+//! looks like noise, and is not taken for free space. A header without keyslots, which nothing opens, with zeros behind it is what an
+//! interrupted run leaves.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -23,10 +24,10 @@ use super::signature;
 const CIPHER: (&str, &str) = ("aes", "xts-plain64");
 /// Bytes of its volume key: two keys of AES-256.
 const KEY_SIZE: usize = 64;
-/// Both binary headers with their JSON, as libcryptsetup makes them (LUKS2 on-disk format 2.1).
-const HEADER_AREA: usize = 2 * (16 << 10);
-/// With less there is no room for a header of 16 MiB and any data.
-const SMALLEST: u64 = 17 << 20;
+/// Where the data begins behind a header as libcryptsetup makes it; keyslots and all else before are overwritten.
+const DATA: u64 = 16 << 20;
+/// What is looked at: the header's place and the first MiB of the data. Smaller devices have no room for both.
+const SMALLEST: u64 = DATA + (1 << 20);
 
 /// Nothing was made. Unless the text says so, nothing was changed either.
 #[derive(Debug, thiserror::Error)]
@@ -46,9 +47,9 @@ pub enum FormatError {
         /// What was found.
         content: &'static str,
     },
-    /// It is a LUKS volume that somebody can open.
+    /// It is a LUKS volume that somebody can open, or could.
     #[error(
-        "'{device}' is a LUKS volume with a passphrase already; nothing was changed\n\
+        "'{device}' is a LUKS volume already; nothing was changed\n\
          without --format it is bound as it is",
         device = .device.display()
     )]
@@ -59,7 +60,7 @@ pub enum FormatError {
     /// It may be plain dm-crypt.
     #[error(
         "'{device}' does not look empty: it may be plain dm-crypt, which looks like noise; nothing was changed\n\
-         if what it holds can go: dd if=/dev/zero of={device} bs=1M count=1",
+         if what it holds can go: dd if=/dev/zero of={device} bs=1M count=17",
         device = .device.display()
     )]
     Unknown {
@@ -126,7 +127,15 @@ pub fn check_empty(device: &Path) -> Result<(), FormatError> {
     }
     let begin = read(&file, 0, signature::LENGTH).map_err(failed)?;
     match signature::of(&begin) {
-        Some("LUKS") => return check_interrupted(device),
+        Some("LUKS") => {
+            check_interrupted(device)?;
+            return match is_zero(&file, DATA..SMALLEST).map_err(failed)? {
+                true => Ok(()),
+                false => Err(FormatError::Luks {
+                    device: device.to_owned(),
+                }),
+            };
+        }
         Some(content) => {
             return Err(FormatError::Known {
                 device: device.to_owned(),
@@ -144,7 +153,7 @@ pub fn check_empty(device: &Path) -> Result<(), FormatError> {
             });
         }
     }
-    match begin[..HEADER_AREA].iter().all(|byte| *byte == 0) {
+    match is_zero(&file, 0..SMALLEST).map_err(failed)? {
         true => Ok(()),
         false => Err(FormatError::Unknown {
             device: device.to_owned(),
@@ -152,7 +161,7 @@ pub fn check_empty(device: &Path) -> Result<(), FormatError> {
     }
 }
 
-/// A LUKS2 header without keyslots and tokens: nothing opens it, and nothing was ever behind it.
+/// A LUKS2 header without keyslots and tokens, which nothing opens.
 fn check_interrupted(device: &Path) -> Result<(), FormatError> {
     let luks = || FormatError::Luks {
         device: device.to_owned(),
@@ -170,6 +179,17 @@ fn check_interrupted(device: &Path) -> Result<(), FormatError> {
         true => Ok(()),
         false => Err(luks()),
     }
+}
+
+/// Whether `range` of a file holds nothing but zeros.
+fn is_zero(file: &File, range: std::ops::Range<u64>) -> io::Result<bool> {
+    const PIECE: usize = 1 << 20; // which divides both ends of every range above
+    for at in range.step_by(PIECE) {
+        if read(file, at, PIECE)?.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn read(file: &File, at: u64, length: usize) -> io::Result<Vec<u8>> {
@@ -284,19 +304,29 @@ mod tests {
         let file = device(SMALLEST);
         drop(New::on(file.path()).unwrap());
         assert!(keyslots::list(file.path()).unwrap().is_empty());
+        file.as_file().write_all_at(b"erased", DATA).unwrap();
+        let error = check_empty(file.path()).unwrap_err();
+        assert!(matches!(error, FormatError::Luks { .. }), "{error}");
+        file.as_file().write_all_at(&[0; 6], DATA).unwrap();
         let again = New::on(file.path()).unwrap();
         again.add_passphrase(&passphrase()).unwrap();
     }
 
     #[test]
     fn whatever_may_be_somebodys_is_left_alone() {
-        let cases: [(&str, u64, &[u8]); 6] = [
+        let cases: [(&str, u64, &[u8]); 8] = [
             ("ext2, ext3 or ext4", 0x438, b"\x53\xef"),
             ("btrfs", 0x10040, b"_BHRfS_M"),
             ("GPT", SMALLEST - 512, b"EFI PART"),
             ("md array", SMALLEST - 0x10000, b"\xfc\x4e\x2b\xa9"),
             ("md array", SMALLEST - 0x2000, b"\xfc\x4e\x2b\xa9"),
             ("may be plain dm-crypt", 0x4000, b"noise"),
+            (
+                "may be plain dm-crypt",
+                1 << 20,
+                b"behind an offset of one MiB",
+            ),
+            ("may be plain dm-crypt", 0x8001, b"CD001"),
         ];
         for (said, at, bytes) in cases {
             let file = device(SMALLEST);

@@ -114,10 +114,9 @@ fn a_new_volume_is_made_and_bound_by_one_command() {
     assert!(line.contains(report["uuid"].as_str().unwrap()), "{line}");
 
     let before = volume.bytes();
-    machine.latchkey(&arguments, PASSPHRASE).failed_saying(&[
-        "is a LUKS volume with a passphrase already",
-        "without --format",
-    ]);
+    machine
+        .latchkey(&arguments, PASSPHRASE)
+        .failed_saying(&["is a LUKS volume already", "without --format"]);
     assert_eq!(volume.bytes(), before);
 }
 

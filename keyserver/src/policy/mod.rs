@@ -45,8 +45,8 @@ pub const UNKNOWN_VOLUME: &str = "unknown volume";
 use crate::clock::{UnixMillis, Uptime};
 use crate::records::{Approved, Machine, Note, Session, SessionState, Trace, Volume, VolumeState};
 
-/// How long after its registration a volume may be proved with a host key that is in every copy of the disk: as long as a
-/// `bind` may take.
+/// How long after its registration a volume may be proved that a running system opens: as long as a `bind` may take. Later a
+/// proof would be a way past its policy.
 pub const BINDING: Duration = Duration::from_secs(3600);
 
 /// Whether the policy has a say: a boot asks, or a running system that opens a data volume.
@@ -263,7 +263,7 @@ pub fn decide(request: &PolicyRequest<'_>, state: StoredState<'_>, now: UnixMill
         (Purpose::Release, OpenedBy::BootKey)
         | (Purpose::Opening, OpenedBy::HostKey | OpenedBy::ExposedHostKey) => {}
         (Purpose::Release | Purpose::Opening, _) => return Decision::Deny(Reason::OtherKey),
-        (Purpose::Proof | Purpose::Registration, OpenedBy::ExposedHostKey)
+        (Purpose::Proof | Purpose::Registration, OpenedBy::HostKey | OpenedBy::ExposedHostKey)
             if !now.is_within(volume.created, volume.created.plus(BINDING)) =>
         {
             return Decision::Deny(Reason::Bound);

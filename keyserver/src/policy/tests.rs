@@ -409,9 +409,11 @@ fn only_a_host_key_on_an_encrypted_root_stands_for_the_boot() {
 }
 
 #[test]
-fn a_host_key_in_every_copy_of_the_disk_proves_nothing_after_binding() {
+fn what_a_running_system_opens_is_proved_only_while_it_is_bound() {
     for (opened_by, later, expected) in [
-        (OpenedBy::HostKey, BINDING, "Owner"),
+        (OpenedBy::BootKey, BINDING, "Owner"),
+        (OpenedBy::HostKey, BINDING - Duration::from_secs(1), "Owner"),
+        (OpenedBy::HostKey, BINDING, "Bound"),
         (
             OpenedBy::ExposedHostKey,
             BINDING - Duration::from_secs(1),

@@ -61,6 +61,15 @@ struct OfClient {
     asked: Vec<Asked>,
 }
 
+impl OfClient {
+    /// A stream whose reader is gone counts no more, though nobody has told of its end.
+    fn is_connected(&self) -> bool {
+        self.stream
+            .as_ref()
+            .is_some_and(|stream| !stream.challenges.is_closed())
+    }
+}
+
 /// A challenge that was sent over a stream.
 struct Question {
     stream: u64,
@@ -144,9 +153,7 @@ impl Lives {
 
     /// Whether a running machine of the client is connected.
     pub fn is_open(&self, client: &ClientName) -> bool {
-        self.lock()
-            .get(client)
-            .is_some_and(|of| of.stream.is_some())
+        self.lock().get(client).is_some_and(OfClient::is_connected)
     }
 
     /// The time between two beats.
@@ -157,7 +164,7 @@ impl Lives {
     /// Opens a stream, in place of the one that the client had; `None` if there are too many.
     pub fn open(&self, client: &ClientName) -> Option<LifeStream> {
         let mut state = self.lock();
-        let open = state.values().filter(|of| of.stream.is_some()).count();
+        let open = state.values().filter(|of| of.is_connected()).count();
         let of = state.entry(client.clone()).or_default();
         if of.stream.is_none() && open >= self.limit.load(Ordering::Relaxed) {
             return None;
