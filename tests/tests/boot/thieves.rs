@@ -115,8 +115,8 @@ fn put_back(stage: &Stage) -> Outcome {
     machine.expect("store was put back to an earlier state", LIMIT)?;
     let audit = yesterday.admin(&["audit"])?;
     yesterday.admin(&["accept-rollback", "--reason", "a disk was restored"])?;
-    machine.expect_beside(stage.prompt(), LIMIT)?;
     machine.console.type_line(PASSPHRASE)?;
+    machine.expect("was opened by a typed passphrase", LIMIT)?;
     machine.up()?;
     // Its ticket was newer than what this store knows of; now there is one that both know.
     machine.check_within(IN_TOUCH, LIMIT)?;
