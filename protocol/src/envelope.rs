@@ -261,6 +261,11 @@ impl Token {
         Ok(token)
     }
 
+    /// The envelope that a key server's share opens.
+    pub fn envelope_of(&self, server: ServerId) -> Option<&Envelope> {
+        self.envelopes.iter().find(|one| one.server == server)
+    }
+
     /// The token's JSON.
     ///
     /// # Errors

@@ -248,15 +248,9 @@ fn check_unbound(files: &Files, target: &Target, servers: &[KeyServer]) -> Resul
             return Err(BindError::BrokenToken { device, reason });
         }
     }
-    let has_envelope = |server: &&KeyServer| {
-        token
-            .envelopes
-            .iter()
-            .any(|e| e.server == server.settings.id)
-    };
     let missing: Vec<String> = servers
         .iter()
-        .filter(|server| !has_envelope(server))
+        .filter(|server| token.envelope_of(server.settings.id).is_none())
         .map(|server| format!("key server {}", server.settings.id.short()))
         .collect();
     if missing.is_empty() {
@@ -382,12 +376,7 @@ fn prove(
         .into_iter()
         .filter_map(|found| found.token.ok())
         .find(|token| token.volume == volume);
-    let envelope = token.as_ref().and_then(|token| {
-        token
-            .envelopes
-            .iter()
-            .find(|envelope| envelope.server == id)
-    });
+    let envelope = token.as_ref().and_then(|token| token.envelope_of(id));
     let (Some(token), Some(envelope)) = (&token, envelope) else {
         return Err(BindError::NoEnvelope(id.short()));
     };

@@ -55,6 +55,7 @@ pub fn run(
     key_file: Option<&Path>,
 ) -> Result<SecretBytes, NewVolumeError> {
     let device = device::find(argument)?;
+    // Before anybody types for nothing; right before the header is written it is looked at again.
     format::check_empty(&device)?;
     let Some(destination) = &new.recovery_sheet else {
         let passphrase = passphrase(&device, key_file)?;
@@ -75,11 +76,9 @@ pub fn run(
         slot: 0,
     }
     .sheet(&key);
-    sheet.write(destination)?;
-    if let Err(error) = volume.add_passphrase(&key) {
-        destination.take_back();
-        return Err(error.into());
-    }
+    sheet.before(destination, || {
+        volume.add_passphrase(&key).map_err(NewVolumeError::from)
+    })?;
     log::info!("made a LUKS2 volume on '{}'", device.display());
     destination.remind();
     Ok(key)

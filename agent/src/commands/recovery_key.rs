@@ -145,11 +145,9 @@ fn luks(
     let sheet = volume.sheet(&key);
     files::make_dir(&files.state())?;
     backup::backup_header(header, &backup)?;
-    sheet.write(destination)?;
-    if let Err(error) = keyslots::add_recovery_keyslot(header, slot, passphrase, &key) {
-        destination.take_back();
-        return Err(error.into());
-    }
+    sheet.before(destination, || {
+        keyslots::add_recovery_keyslot(header, slot, passphrase, &key).map_err(RecoveryError::from)
+    })?;
     log::info!("keyslot {slot} opens with the recovery key; the other keyslots are unchanged");
     log::info!("the header from before is in '{}'", backup.display());
     destination.remind();

@@ -251,7 +251,7 @@ async fn interrupted() -> std::io::Result<()> {
 
 impl Known {
     fn is_of(&self, server: ServerId) -> bool {
-        self.token.envelopes.iter().any(|one| one.server == server)
+        self.token.envelope_of(server).is_some()
     }
 
     fn ticket(&self, server: ServerId) -> Option<VolumeTicket> {
@@ -271,8 +271,8 @@ fn bound_volumes(files: &Files) -> Result<Vec<Known>, RejoinError> {
         if entry.key != Key::None {
             continue; // latchkey does not open it
         }
-        let device = match entry.source.resolve_below(files.root()) {
-            Ok(Some(device)) => files.path(&device.to_string_lossy()),
+        let place = match Place::of_entry(&entry, files) {
+            Ok(Some(place)) => place,
             Ok(None) => {
                 log::warn!("'{}' is not there, and is left out", entry.name);
                 continue;
@@ -282,8 +282,6 @@ fn bound_volumes(files: &Files) -> Result<Vec<Known>, RejoinError> {
                 continue;
             }
         };
-        let device = device.canonicalize().unwrap_or(device);
-        let place = Place::of(&entry.options, device, files.root());
         let found = match binding::find(files, &entry.name, &place) {
             Ok(found) => found,
             Err(error) => {
@@ -485,26 +483,26 @@ fn prove(files: &Files, server: ServerId, known: &[&Known]) -> Result<usize, Rej
             continue;
         }
         let token = &one.token;
-        let envelopes = token.envelopes.iter();
-        for envelope in envelopes.filter(|envelope| envelope.server == server) {
-            let opened = shares::prove(&key_server, token.volume, envelope.generation)
-                .map_err(|error| chain(&error))
-                .and_then(|share| {
-                    let released = Released {
-                        share: &share,
-                        volume: token.volume,
-                        generation: envelope.generation,
-                    };
-                    token
-                        .open(envelope, released)
-                        .map_err(|error| chain(&error))
-                });
-            match opened {
-                Ok(_) => log::info!("the envelope of '{}' opens", one.name),
-                Err(error) => {
-                    log::warn!("the envelope of '{}' does not open: {error}", one.name);
-                    failed += 1;
-                }
+        let Some(envelope) = token.envelope_of(server) else {
+            continue;
+        };
+        let opened = shares::prove(&key_server, token.volume, envelope.generation)
+            .map_err(|error| chain(&error))
+            .and_then(|share| {
+                let released = Released {
+                    share: &share,
+                    volume: token.volume,
+                    generation: envelope.generation,
+                };
+                token
+                    .open(envelope, released)
+                    .map_err(|error| chain(&error))
+            });
+        match opened {
+            Ok(_) => log::info!("the envelope of '{}' opens", one.name),
+            Err(error) => {
+                log::warn!("the envelope of '{}' does not open: {error}", one.name);
+                failed += 1;
             }
         }
     }

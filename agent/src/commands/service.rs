@@ -1,5 +1,6 @@
 //! Tells the service manager that there is something new for the units of the running machine.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -11,11 +12,7 @@ pub fn stop(files: &Files) {
     if !is_running(files) {
         return;
     }
-    let ended = Command::new("systemctl")
-        .args(["--quiet", "stop", "latchkey.service"])
-        .stdin(Stdio::null())
-        .status();
-    if !ended.is_ok_and(|status| status.success()) {
+    if !systemctl(&["stop", "latchkey.service"]) {
         log::warn!(
             "failed to stop latchkey's service\nas long as it is connected nobody can approve: systemctl stop latchkey.service"
         );
@@ -71,12 +68,13 @@ fn change(files: &Files, verb: &str, unit: &str) -> bool {
     done
 }
 
-/// Whether systemd runs this very system.
-fn is_running(files: &Files) -> bool {
+/// Whether systemd runs this very system, so that there are units.
+pub fn is_running(files: &Files) -> bool {
     files.root() == Path::new("/") && Path::new("/run/systemd/system").is_dir()
 }
 
-fn systemctl(words: &[&str]) -> bool {
+/// Whether `systemctl` did as it was told.
+pub fn systemctl(words: &[impl AsRef<OsStr>]) -> bool {
     let ended = Command::new("systemctl")
         .arg("--quiet")
         .args(words)

@@ -3,11 +3,10 @@
 //! One request id and one key pair last as long as the program, so that a person approves once. Files, header and
 //! certificates are read anew in each round: the tickets move on meanwhile, and so may the certificate.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use latchkey_protocol::encoding::Bytes;
-use latchkey_protocol::envelope::{Released, Token};
+use latchkey_protocol::envelope::{Envelope, Released, Token};
 use latchkey_protocol::release::{Purpose, ReleaseContext};
 use latchkey_protocol::wire::{
     BootFacts, ReleaseRequest, Text, Verdict, Version, VolumeTicket, WantedVolume,
@@ -110,10 +109,10 @@ impl<'a> Asker<'a> {
             let answer = match opened {
                 Ok(server) => {
                     let id = server.settings.id;
-                    if volume.token.envelopes.iter().all(|one| one.server != id) {
+                    let Some(envelope) = volume.token.envelope_of(id) else {
                         continue;
-                    }
-                    self.ask(&server, &volume).await
+                    };
+                    self.ask(&server, &volume, envelope).await
                 }
                 Err(why) => Round::Wait(why, None),
             };
@@ -138,18 +137,11 @@ impl<'a> Asker<'a> {
 
     /// The volume as it is now; `None` if it is not bound.
     fn volume(&self) -> Result<Option<Volume>, (String, Duration)> {
-        let Entry {
-            name,
-            source,
-            options,
-            ..
-        } = self.entry;
-        let device: PathBuf = match source.resolve_below(self.files.root()) {
-            Ok(Some(device)) => self.files.path(&device.to_string_lossy()),
-            Ok(None) => return Err((format!("waiting for the device '{source}'"), DEVICE_PAUSE)),
-            Err(error) => return Err((chain(&error), LONG_PAUSE)),
-        };
-        let place = Place::of(options, device, self.files.root());
+        let Entry { name, source, .. } = self.entry;
+        let place = Place::of_entry(self.entry, self.files);
+        let place = place.map_err(|error| (chain(&error), LONG_PAUSE))?;
+        let place =
+            place.ok_or_else(|| (format!("waiting for the device '{source}'"), DEVICE_PAUSE))?;
         let found = binding::find(self.files, name, &place);
         let found = found.map_err(|error| (chain(&error), LONG_PAUSE))?;
         let Some(first) = found.into_iter().next() else {
@@ -167,12 +159,8 @@ impl<'a> Asker<'a> {
         }))
     }
 
-    async fn ask(&self, server: &KeyServer, volume: &Volume) -> Round {
+    async fn ask(&self, server: &KeyServer, volume: &Volume, envelope: &Envelope) -> Round {
         let id = server.settings.id;
-        let wanted = volume.token.envelopes.iter().find(|one| one.server == id);
-        let Some(envelope) = wanted else {
-            return Round::Wait(String::new(), None);
-        };
         let request = self.request(id, volume, envelope.generation);
         let asked = server.ask(async |client, address| client.open(address, &request).await);
         let answer = match asked.await {

@@ -10,7 +10,7 @@ use std::io;
 use std::process::{Command, Stdio};
 
 use super::fstab;
-use super::has_units;
+use crate::commands::service;
 use crate::files::Files;
 use crate::unit_name;
 
@@ -22,7 +22,7 @@ const PROPERTIES: &str =
 
 /// Starts all of them, and waits for none. What cannot be started is told, and hinders nothing.
 pub fn start(files: &Files, name: &str) {
-    if !has_units(files) {
+    if !service::is_running(files) {
         return;
     }
     let mut units = vec![unit_name::native(name)];
@@ -40,12 +40,8 @@ pub fn start(files: &Files, name: &str) {
             units.extend(mounts);
         }
     }
-    let ended = Command::new("systemctl")
-        .args(["--no-block", "--quiet", "start", "--"])
-        .args(&units)
-        .stdin(Stdio::null())
-        .status();
-    if !ended.is_ok_and(|status| status.success()) {
+    let start = ["--no-block", "start", "--"].map(str::to_owned);
+    if !service::systemctl(&[start.as_slice(), &units].concat()) {
         log::warn!(
             "not all that follows '{name}' could be started\nrun: systemctl start {}",
             units.join(" ")

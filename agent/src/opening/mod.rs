@@ -16,7 +16,7 @@ mod typing;
 
 use std::cell::RefCell;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use latchkey_protocol::release::ReleaseError;
@@ -241,11 +241,6 @@ impl Opener<'_> {
             *self.said.borrow_mut() = line;
         }
     }
-}
-
-/// Whether systemd runs this system, so that there are units.
-fn has_units(files: &Files) -> bool {
-    files.root() == Path::new("/") && Path::new("/run/systemd/system").is_dir()
 }
 
 #[cfg(test)]

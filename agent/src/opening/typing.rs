@@ -117,8 +117,6 @@ impl<'a> Typing<'a> {
     }
 
     fn place(&self) -> Option<Place> {
-        let device = self.entry.source.resolve_below(self.files.root()).ok()??;
-        let device = self.files.path(&device.to_string_lossy());
-        Some(Place::of(&self.entry.options, device, self.files.root()))
+        Place::of_entry(self.entry, self.files).ok()?
     }
 }

@@ -30,8 +30,7 @@ pub struct Bound {
 impl Bound {
     /// Whether it has an envelope of `server`.
     pub fn is_of(&self, server: ServerId) -> bool {
-        let servers = &self.token.envelopes;
-        servers.iter().any(|envelope| envelope.server == server)
+        self.token.envelope_of(server).is_some()
     }
 
     /// The key servers that it has an envelope of.
@@ -65,20 +64,18 @@ pub fn bound(files: &Files) -> Result<Vec<Bound>, FilesError> {
 
 fn read(files: &Files, entry: &Entry) -> Option<Bound> {
     let name = &entry.name;
-    let device = match entry.source.resolve_below(files.root()) {
-        Ok(device) => files.path(&device?.to_string_lossy()),
+    let place = match Place::of_entry(entry, files) {
+        Ok(place) => place?,
         Err(error) => {
             log::warn!("'{name}': {error}");
             return None;
         }
     };
-    // The link, so that the message names what the administrator knows, but the device itself is written to.
-    let device = device.canonicalize().unwrap_or(device);
-    let place = Place::of(&entry.options, device, files.root());
     if place.header != HeaderPlace::Attached {
         return None;
     }
-    let device = place.device;
+    // The device itself is written to.
+    let device = place.device.canonicalize().unwrap_or(place.device);
     let header = match read_whole(&device) {
         Ok(header) => header,
         Err(HeaderError::NotLuks2(_)) => return None,

@@ -147,9 +147,7 @@ impl Volumes {
             return Err(Refusal::Gate("its token is gone".to_owned()));
         };
         let envelope = token
-            .envelopes
-            .iter()
-            .find(|envelope| envelope.server == server)
+            .envelope_of(server)
             .ok_or_else(|| Refusal::Share("no envelope of this key server".to_owned()))?;
         let released = Released {
             share,

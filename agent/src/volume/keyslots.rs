@@ -286,8 +286,8 @@ pub fn add_keyslot(
     passphrase: &SecretBytes,
     secret: &MachineSecret,
 ) -> Result<(), KeyslotError> {
-    let mut context = add(device, slot, passphrase, &secret.0)?;
-    if let AnyHeader::Luks1(_) = AnyHeader::read(device)? {
+    let (mut context, format) = add(device, slot, passphrase, &secret.0)?;
+    if format == EncryptionFormat::Luks1 {
         return Ok(()); // it has no priorities
     }
     let ignored = context
@@ -323,7 +323,7 @@ pub fn add_recovery_keyslot(
     passphrase: &SecretBytes,
     key: &SecretBytes,
 ) -> Result<(), KeyslotError> {
-    let mut context = add(device, slot, passphrase, key)?;
+    let (mut context, _) = add(device, slot, passphrase, key)?;
     let opened = open::volume_key(&mut context, slot, key.expose_secret());
     process::wipe_stack();
     match opened {
@@ -336,13 +336,13 @@ pub fn add_recovery_keyslot(
     }
 }
 
-/// A keyslot of the cheapest key derivation.
+/// A keyslot of the cheapest key derivation, and the format of the header that has it.
 fn add(
     device: &Path,
     slot: u32,
     passphrase: &SecretBytes,
     secret: &SecretBytes,
-) -> Result<CryptDevice, KeyslotError> {
+) -> Result<(CryptDevice, EncryptionFormat), KeyslotError> {
     let key = typed::check_passphrase(device, passphrase)?;
     let failed = |source| KeyslotError::Crypt {
         device: device.to_owned(),
@@ -368,7 +368,7 @@ fn add(
     );
     process::wipe_stack();
     added.map_err(|error| failed(error.into()))?;
-    Ok(context)
+    Ok((context, header.format()))
 }
 
 /// Destroys keyslot `slot` if it is one of ours ([`Keyslot::ours`]) or if it is `journalled`, the keyslot that an interrupted

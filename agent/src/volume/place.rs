@@ -5,9 +5,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::crypttab::{Format, Options, PlainOptions};
+use super::crypttab::{Entry, Format, Options, PlainOptions};
 use super::header::{HeaderCopy, HeaderError};
 use super::luks1::Luks1Copy;
+use super::source::SourceError;
+use crate::files::Files;
 
 /// Where a volume lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +68,16 @@ impl Place {
             device: device.into(),
             header,
         }
+    }
+
+    /// Where the volume of a line of crypttab lies on the machine of `files`; `None` if its device is not there.
+    ///
+    /// # Errors
+    /// The line's source means two devices.
+    pub fn of_entry(entry: &Entry, files: &Files) -> Result<Option<Self>, SourceError> {
+        let device = entry.source.resolve_below(files.root())?;
+        let device = device.map(|device| files.path(&device.to_string_lossy()));
+        Ok(device.map(|device| Self::of(&entry.options, device, files.root())))
     }
 
     /// The device or file with the LUKS header, if there is to be one.

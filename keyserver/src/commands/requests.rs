@@ -61,34 +61,18 @@ impl Requests {
     }
 
     fn follow(&self) -> Result<(), Failure> {
-        let mut seen = BTreeMap::new();
+        let mut seen = Seen::new();
         let mut last: u64 = self.target.ask(&Request::AuditEnd)?;
         loop {
             last = self.alarms(last)?;
             let requests: Vec<RequestListing> = self.target.ask(&Request::Requests)?;
-            let mut current = BTreeMap::new();
+            let mut current = Seen::new();
             for request in &requests {
-                let shown = row(request);
-                if seen.get(&request.id) != Some(&shown) {
-                    if self.json {
-                        output::json_line(request)?;
-                    } else {
-                        output::data(&shown.join("  "))?;
-                    }
-                }
-                current.insert(request.id.clone(), shown);
+                self.print_news(&seen, &mut current, row(request), request)?;
             }
             let rejoins: Vec<RejoinListing> = self.target.ask(&Request::Rejoins)?;
             for rejoin in &rejoins {
-                let shown = rejoin_row(rejoin);
-                if seen.get(&rejoin.id) != Some(&shown) {
-                    if self.json {
-                        output::json_line(rejoin)?;
-                    } else {
-                        output::data(&shown.join("  "))?;
-                    }
-                }
-                current.insert(rejoin.id.clone(), shown);
+                self.print_news(&seen, &mut current, rejoin_row(rejoin), rejoin)?;
             }
             seen = current;
             std::thread::sleep(FOLLOW_INTERVAL);
@@ -96,7 +80,28 @@ impl Requests {
     }
 }
 
+/// What was printed last of each request, by its id, the first column.
+type Seen = BTreeMap<String, [String; 6]>;
+
 impl Requests {
+    /// Prints `listing`, of which `shown` is for people, unless that was `seen` already.
+    fn print_news(
+        &self,
+        seen: &Seen,
+        current: &mut Seen,
+        shown: [String; 6],
+        listing: &impl Serialize,
+    ) -> Result<(), Failure> {
+        if seen.get(&shown[0]) != Some(&shown) {
+            match self.json {
+                true => output::json_line(listing)?,
+                false => output::data(&shown.join("  "))?,
+            }
+        }
+        current.insert(shown[0].clone(), shown);
+        Ok(())
+    }
+
     /// Prints the alarms that come after the entry `last`; the last entry that was looked at.
     fn alarms(&self, mut last: u64) -> Result<u64, Failure> {
         loop {

@@ -50,6 +50,19 @@ pub struct Told {
     log: String,
 }
 
+impl Told {
+    fn new(status: StatusCode, text: &dyn std::fmt::Display) -> Self {
+        let text = text.to_string();
+        Self {
+            status,
+            log: text.replace('\n', "; "),
+            text,
+            retry_after: None,
+            client: None,
+        }
+    }
+}
+
 impl Failure {
     /// What a stranger sent was wrong.
     pub fn stranger_body(problem: BodyProblem) -> Self {
@@ -98,13 +111,13 @@ impl Failure {
     }
 
     fn told(status: StatusCode, text: &dyn std::fmt::Display) -> Self {
-        let text = text.to_string();
+        Self::Told(Told::new(status, text))
+    }
+
+    fn too_many(text: &dyn std::fmt::Display, retry_after: u32) -> Self {
         Self::Told(Told {
-            status,
-            log: text.replace('\n', "; "),
-            text,
-            retry_after: None,
-            client: None,
+            retry_after: Some(retry_after),
+            ..Told::new(StatusCode::TOO_MANY_REQUESTS, text)
         })
     }
 
@@ -170,13 +183,7 @@ impl From<ServiceError> for Failure {
             ServiceError::Invalid(text) => Self::told(StatusCode::BAD_REQUEST, &text),
             ServiceError::Destroyed => Self::told(StatusCode::GONE, &error),
             ServiceError::PutBack => Self::told(StatusCode::CONFLICT, &error),
-            ServiceError::TooMany { retry_after } => {
-                let mut failure = Self::told(StatusCode::TOO_MANY_REQUESTS, &error);
-                if let Self::Told(told) = &mut failure {
-                    told.retry_after = Some(retry_after);
-                }
-                failure
-            }
+            ServiceError::TooMany { retry_after } => Self::too_many(&error, retry_after),
             ServiceError::Record(error) => error.into(),
         }
     }
@@ -202,13 +209,7 @@ impl From<RejoinError> for Failure {
             RejoinError::Stranger(why) => Self::Stranger(why.to_owned()),
             RejoinError::SameKey => Self::told(StatusCode::BAD_REQUEST, &error),
             RejoinError::KeyTaken | RejoinError::Rival => Self::told(StatusCode::CONFLICT, &error),
-            RejoinError::TooMany { retry_after } => {
-                let mut failure = Self::told(StatusCode::TOO_MANY_REQUESTS, &error);
-                if let Self::Told(told) = &mut failure {
-                    told.retry_after = Some(retry_after);
-                }
-                failure
-            }
+            RejoinError::TooMany { retry_after } => Self::too_many(&error, retry_after),
             RejoinError::Record(error) => error.into(),
         }
     }

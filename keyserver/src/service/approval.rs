@@ -49,7 +49,7 @@ impl Service {
         let result = self.records.transact(now, |work| {
             let mut session = open_session(work, id, now)?;
             if session.state != SessionState::Pending {
-                return Err(decided(&session));
+                return Err(decided(&session.number, session.state));
             }
             if !session.code.matches(code) {
                 let left = wrong_code(work, &mut session, who)?;
@@ -88,7 +88,7 @@ impl Service {
         let session = self.records.transact(now, |work| {
             let mut session = open_session(work, id, now)?;
             if !counts(&session) && then == AfterDeny::Nothing {
-                return Err(decided(&session));
+                return Err(decided(&session.number, session.state));
             }
             if counts(&session) {
                 session.state = SessionState::Denied;
@@ -223,39 +223,53 @@ pub(super) fn left(wanted: &[Approval], approvals: &[Approved], now: UnixMillis)
 }
 
 fn open_session(work: &mut Work<'_>, id: &str, now: UnixMillis) -> Result<Session, AdminError> {
-    let missing = || AdminError::NoRequest(printable(id, 32));
-    let number = ShortId::typed(id);
-    let open: OpenNumber = work.read(&key::number(&number))?.ok_or_else(missing)?;
+    let open = open_number(work, id)?;
     let at = key::session(&open.client, &open.request);
     let Some(session) = work.read::<Session>(&at)? else {
         // Nobody approves a machine's return for a boot.
         return Err(match open_rejoin(work, id, now) {
             Ok(rejoin) => AdminError::IsRejoin(rejoin.number.to_string()),
-            Err(_) => missing(),
+            Err(_) => no_request(id),
         });
     };
     // The request may have begun anew under another number.
-    if session.number == number && session.is_open(now) {
+    if session.number == open.number && session.is_open(now) {
         Ok(session)
     } else {
-        Err(missing())
+        Err(no_request(id))
     }
 }
 
-fn decided(session: &Session) -> AdminError {
+/// What goes by the number that somebody typed.
+pub(super) fn open_number(work: &mut Work<'_>, id: &str) -> Result<OpenNumber, AdminError> {
+    let found = work.read(&key::number(&ShortId::typed(id)))?;
+    found.ok_or_else(|| no_request(id))
+}
+
+pub(super) fn no_request(id: &str) -> AdminError {
+    AdminError::NoRequest(printable(id, 32))
+}
+
+pub(super) fn decided(number: &ShortId, state: SessionState) -> AdminError {
     AdminError::Decided {
-        id: session.number.to_string(),
-        state: session.state.text(),
+        id: number.to_string(),
+        state: state.text(),
     }
 }
 
-/// Counts a wrong code; the result is how many more may be wrong.
-fn wrong_code(work: &mut Work<'_>, session: &mut Session, who: &str) -> Result<u32, RecordError> {
-    session.attempts = session.attempts.saturating_add(1);
-    let left = ATTEMPTS.saturating_sub(session.attempts);
+/// Counts a wrong code, the last of which denies the request; the result is how many more may be wrong.
+pub(super) fn count_wrong(attempts: &mut u32, state: &mut SessionState) -> u32 {
+    *attempts = attempts.saturating_add(1);
+    let left = ATTEMPTS.saturating_sub(*attempts);
     if left == 0 {
-        session.state = SessionState::Exhausted;
+        *state = SessionState::Exhausted;
     }
+    left
+}
+
+/// As [`count_wrong`], on record.
+fn wrong_code(work: &mut Work<'_>, session: &mut Session, who: &str) -> Result<u32, RecordError> {
+    let left = count_wrong(&mut session.attempts, &mut session.state);
     work.write(session)?;
     audit(work, session, Kind::WrongCode, "wrong code", who);
     if left == 0 {

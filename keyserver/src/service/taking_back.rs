@@ -3,19 +3,21 @@
 
 use latchkey_protocol::ids::VolumeId;
 
-use super::approval::{ATTEMPTS, AfterDeny, left, may_approve};
+use super::approval::{
+    ATTEMPTS, AfterDeny, count_wrong, decided, left, may_approve, no_request, open_number,
+};
 use super::listing::{RejoinListing, RequestedVolume};
 use super::locking::lock_in;
 use super::policies::{client_record, owner};
 use super::rejoin::{never_taken_back, shown_ticket, ticket_words};
 use super::{AdminError, Service};
-use crate::audit::{Kind, printable};
+use crate::audit::Kind;
 use crate::clock::UnixMillis;
 use crate::ledger::Work;
 use crate::policy::{self, Approval, Range};
 use crate::records::{
-    Approved, Client, Joined, KnownKey, Machine, OpenNumber, Rejoin, Role, SessionState, ShortId,
-    Trace, Volume, VolumeState, key,
+    Approved, Client, Joined, KnownKey, Machine, Rejoin, Role, SessionState, Trace, Volume,
+    VolumeState, key,
 };
 use crate::sealed::RecordError;
 
@@ -47,7 +49,7 @@ impl Service {
         let result = self.records.transact(now, |work| {
             let mut rejoin = open_rejoin(work, id, now)?;
             if rejoin.state != SessionState::Pending {
-                return Err(decided(&rejoin));
+                return Err(decided(&rejoin.number, rejoin.state));
             }
             if !rejoin.code.matches(code) {
                 let left = wrong_code(work, &mut rejoin, who)?;
@@ -112,7 +114,7 @@ impl Service {
         let rejoin = self.records.transact(now, |work| {
             let mut rejoin = open_rejoin(work, id, now)?;
             if rejoin.state != SessionState::Pending && then == AfterDeny::Nothing {
-                return Err(decided(&rejoin));
+                return Err(decided(&rejoin.number, rejoin.state));
             }
             if rejoin.state == SessionState::Pending {
                 rejoin.state = SessionState::Denied;
@@ -276,35 +278,20 @@ pub(super) fn open_rejoin(
     id: &str,
     now: UnixMillis,
 ) -> Result<Rejoin, AdminError> {
-    let missing = || AdminError::NoRequest(printable(id, 32));
-    let number = ShortId::typed(id);
-    let open: OpenNumber = work.read(&key::number(&number))?.ok_or_else(missing)?;
-    let rejoin: Rejoin = work.read(&key::rejoin(&open.client))?.ok_or_else(missing)?;
-    if rejoin.number == number && rejoin.is_open(now) {
-        Ok(rejoin)
-    } else {
-        Err(missing())
-    }
+    let open = open_number(work, id)?;
+    let found: Option<Rejoin> = work.read(&key::rejoin(&open.client))?;
+    found
+        .filter(|rejoin| rejoin.number == open.number && rejoin.is_open(now))
+        .ok_or_else(|| no_request(id))
 }
 
 fn approved_text(rejoin: &Rejoin) -> String {
     format!("approved that it is taken back: request {}", rejoin.number)
 }
 
-fn decided(rejoin: &Rejoin) -> AdminError {
-    AdminError::Decided {
-        id: rejoin.number.to_string(),
-        state: rejoin.state.text(),
-    }
-}
-
-/// Counts a wrong code; the result is how many more may be wrong.
+/// As [`count_wrong`], on record.
 fn wrong_code(work: &mut Work<'_>, rejoin: &mut Rejoin, who: &str) -> Result<u32, RecordError> {
-    rejoin.attempts = rejoin.attempts.saturating_add(1);
-    let left = ATTEMPTS.saturating_sub(rejoin.attempts);
-    if left == 0 {
-        rejoin.state = SessionState::Exhausted;
-    }
+    let left = count_wrong(&mut rejoin.attempts, &mut rejoin.state);
     work.write(rejoin)?;
     let text = format!("wrong code: request {}", rejoin.number);
     work.audit(rejoin.event(Kind::WrongCode, &text).who(who));

@@ -70,7 +70,7 @@ impl Destination {
     }
 
     /// Removes a sheet whose secret opens nothing.
-    pub fn take_back(&self) {
+    fn take_back(&self) {
         if let Self::File(path) = self
             && let Err(error) = fs::remove_file(path)
         {
@@ -100,6 +100,20 @@ pub enum SheetError {
 }
 
 impl Sheet<'_> {
+    /// Puts it there, then has `make` give the key its keyslot: no key is ever in a header and on no paper. A sheet whose key
+    /// opens nothing is taken back.
+    ///
+    /// # Errors
+    /// A variant of [`SheetError`]; those of `make`.
+    pub fn before<E: From<SheetError>>(
+        &self,
+        destination: &Destination,
+        make: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.write(destination)?;
+        make().inspect_err(|_| destination.take_back())
+    }
+
     /// Prints it, or writes it through to the disk (mode 0600).
     ///
     /// # Errors

@@ -132,6 +132,12 @@ impl Rig {
         self.clock.1.fetch_add(millis, Ordering::SeqCst);
     }
 
+    /// Sets the wall clock forward or back; the time that passes goes on as before.
+    fn set_clock(&self, seconds: i64) {
+        let set = self.clock.now().0.saturating_add_signed(seconds * 1000);
+        self.clock.0.store(set, Ordering::SeqCst);
+    }
+
     /// A client that joined with keys of `number`.
     fn machine(&self, name: &str, number: u8) -> Machine {
         let name: ClientName = name.parse().unwrap();

@@ -418,11 +418,7 @@ impl Model {
             Step::Lock => drop(self.rig.service.lock(&self.name, "root")),
             Step::Readmit => drop(self.rig.service.readmit(&self.name, "root")),
             Step::Pass(seconds) => self.rig.pass(Duration::from_secs(*seconds)),
-            Step::SetClock(seconds) => {
-                let millis = self.rig.clock.now().0;
-                let set = millis.saturating_add_signed(seconds * 1000);
-                self.rig.clock.0.store(set, Ordering::SeqCst);
-            }
+            Step::SetClock(seconds) => self.rig.set_clock(*seconds),
             Step::Restart => {
                 self.rig.restart();
                 self.stream = None;

@@ -182,11 +182,7 @@ impl Model {
                 self.since_set.clear();
             }
             Step::Pass(seconds) => self.rig.pass(Duration::from_secs(*seconds)),
-            Step::SetClock(seconds) => {
-                let millis = self.rig.clock.now().0;
-                let set = millis.saturating_add_signed(seconds * 1000);
-                self.rig.clock.0.store(set, Ordering::SeqCst);
-            }
+            Step::SetClock(seconds) => self.rig.set_clock(*seconds),
             Step::Restart => {
                 self.rig.restart();
                 self.stream = None;
