@@ -7,8 +7,9 @@
 //! An envelope in a header is not authenticated. Whoever changed it to name a key server of his own learns volume ids and
 //! tickets, with which he could ask the real one and show a person another code: it takes that person's word.
 
+mod error;
+
 use std::collections::BTreeSet;
-use std::io;
 use std::time::{Duration, Instant};
 
 use latchkey_protocol::envelope::{Released, Token};
@@ -21,20 +22,20 @@ use rustls::pki_types::CertificateDer;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
-use super::initramfs::{self, Rebuild, RebuildError};
-use super::join::{JoinError, signing_request, store};
+use super::initramfs::{self, Rebuild};
+use super::join::{signing_request, store};
 use super::target::read_crypttab;
 use super::{service, shares};
 use crate::failure::{chain, printable};
-use crate::files::{self, Files, FilesError, Role, ServerFiles, ServerSettings};
+use crate::files::{self, Files, Role, ServerFiles, ServerSettings};
 use crate::running::volumes;
-use crate::server::{
-    CertificateTime, ClientError, Join, KeyServer, KeyServerError, SetupError, block_on,
-};
+use crate::server::{CertificateTime, Join, KeyServer, block_on};
 use crate::volume::binding;
 use crate::volume::crypttab::Key;
 use crate::volume::opened_in::OpenedIn;
 use crate::volume::place::Place;
+pub use error::RejoinError;
+use error::lines;
 
 /// Longest that a person is waited for: as long as the key server keeps the request.
 const LIMIT: Duration = Duration::from_secs(3600);
@@ -50,100 +51,6 @@ pub struct Arguments {
     pub addresses: Vec<Address>,
     /// Whether to rebuild the initramfs.
     pub rebuild: Rebuild,
-}
-
-/// The machine was not taken back.
-#[derive(Debug, thiserror::Error)]
-pub enum RejoinError {
-    /// A file, or another command is at work.
-    #[error(transparent)]
-    Files(#[from] FilesError),
-    /// The volumes.
-    #[error("failed to look for the volumes of '/etc/crypttab'")]
-    Volumes(#[source] FilesError),
-    /// Nothing is bound.
-    #[error(
-        "no volume of '/etc/crypttab' that can be read has an envelope, so no key server can know this machine by it\n\
-         join with a token: latchkeyd invite NAME, then latchkey join"
-    )]
-    NotBound,
-    /// All is there.
-    #[error(
-        "the keys for every key server of the bound volumes are there\n\
-         'latchkey status' says whether they count; to replace them all the same, remove '{}' and run this again",
-        .0.display()
-    )]
-    NothingLost(std::path::PathBuf),
-    /// None or several key servers go by that name.
-    #[error(
-        "which key server? keys are missing for: {}\n\
-         name one: latchkey join --again --server ID",
-        .0.join(", ")
-    )]
-    WhichServer(Vec<String>),
-    /// No address.
-    #[error(
-        "where key server {0} listens is not known here any more\n\
-         say it: latchkey join --again --address HOST[:PORT]"
-    )]
-    NoAddress(String),
-    /// More than the settings hold.
-    #[error("'--address' may be given {ADDRESSES_LIMIT} times")]
-    TooManyAddresses,
-    /// Keys and files, as for a join.
-    #[error(transparent)]
-    Join(#[from] JoinError),
-    /// The TLS client could not be made.
-    #[error(transparent)]
-    Setup(#[from] SetupError),
-    /// No event queue.
-    #[error("failed to start")]
-    Start(#[source] io::Error),
-    /// No address answers.
-    #[error(
-        "key server {server} does not answer\n{}\n\
-         check the address, and that 'latchkeyd serve' runs there, then run this again",
-        lines(.tries)
-    )]
-    Unreachable {
-        /// Its short id.
-        server: String,
-        /// What happened at each address.
-        tries: Vec<ClientError>,
-    },
-    /// It does not take back any machine with these volumes, and does not say why.
-    #[error(
-        "key server {0} takes no machine back by these volumes\n\
-         it does not know them, or their machine was revoked or locked out: its administrator sees it in 'latchkeyd audit'; \
-         a machine that was revoked joins with a token: latchkeyd invite NAME"
-    )]
-    NotTaken(String),
-    /// It refuses, and says why.
-    #[error(transparent)]
-    Refused(ClientError),
-    /// A person denied it.
-    #[error("the key server does not take this machine back: {0}")]
-    Denied(String),
-    /// A signal.
-    #[error("interrupted; the request stands for an hour, and this command takes it up again")]
-    Interrupted,
-    /// Nobody decided.
-    #[error("nobody has decided within an hour\nrun this again when somebody is there")]
-    Nobody,
-    /// The new keys cannot be used.
-    #[error(transparent)]
-    KeyServer(#[from] KeyServerError),
-    /// Some volume will not open by itself.
-    #[error(
-        "this machine was taken back, but {0} of its volumes do not open by it, for the reasons above\n\
-         bind these anew: latchkey unbind DEVICE, then latchkey bind DEVICE"
-    )]
-    NotProved(usize),
-    /// The images.
-    #[error(
-        "this machine was taken back, but the initramfs still holds the boot key from before, which no longer counts"
-    )]
-    Rebuild(#[source] RebuildError),
 }
 
 /// A bound volume.
@@ -507,9 +414,4 @@ fn prove(files: &Files, server: ServerId, known: &[&Known]) -> Result<usize, Rej
         }
     }
     Ok(failed)
-}
-
-fn lines(errors: &[ClientError]) -> String {
-    let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
-    lines.join("\n")
 }

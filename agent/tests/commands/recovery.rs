@@ -90,17 +90,7 @@ fn a_new_volume_is_made_and_bound_by_one_command() {
     let server = Server::start();
     let machine = Machine::joined(&[&server]);
     let volume = Volume::plain();
-    let arguments = [
-        "bind",
-        volume.path(),
-        "--format",
-        "--name",
-        "data",
-        "--key-file",
-        "-",
-        "--no-initramfs",
-        "--json",
-    ];
+    let arguments = formatting(&volume, &["--key-file", "-", "--json"]);
     let said = machine.latchkey(&arguments, PASSPHRASE).succeeded();
     let report: Value = serde_json::from_str(&said.out).unwrap();
     assert_eq!(report["name"], "data");
@@ -126,16 +116,7 @@ fn a_new_volume_may_have_a_recovery_key_in_the_place_of_a_passphrase() {
     let machine = Machine::joined(&[&server]);
     let volume = Volume::plain();
     let sheet = machine.path("sheet.txt");
-    let arguments = [
-        "bind",
-        volume.path(),
-        "--format",
-        "--name",
-        "data",
-        "--no-initramfs",
-        "--recovery-sheet",
-        sheet.to_str().unwrap(),
-    ];
+    let arguments = formatting(&volume, &["--recovery-sheet", sheet.to_str().unwrap()]);
     machine.latchkey(&arguments, "").succeeded();
     opens(&volume, &key_of(&std::fs::read_to_string(&sheet).unwrap()));
     assert_eq!(volume.count("keyslots"), 2);
@@ -148,37 +129,29 @@ fn nothing_is_formatted_for_a_machine_that_cannot_bind() {
     let machine = Machine::new();
     let volume = Volume::plain();
     let before = volume.bytes();
+    let arguments = formatting(&volume, &["--key-file", "-"]);
     machine
-        .latchkey(
-            &[
-                "bind",
-                volume.path(),
-                "--format",
-                "--name",
-                "data",
-                "--key-file",
-                "-",
-            ],
-            PASSPHRASE,
-        )
+        .latchkey(&arguments, PASSPHRASE)
         .failed_saying(&["has not joined any key server"]);
     let server = Server::start();
     let machine = Machine::joined(&[&server]);
     machine
-        .latchkey(
-            &[
-                "bind",
-                volume.path(),
-                "--format",
-                "--name",
-                "data",
-                "--key-file",
-                "-",
-            ],
-            "",
-        )
+        .latchkey(&arguments, "")
         .failed_saying(&["without a passphrase", "nothing was changed"]);
     assert_eq!(volume.bytes(), before);
+}
+
+/// The command that makes a new volume, with what opens it.
+fn formatting<'a>(volume: &'a Volume, opened_by: &[&'a str]) -> Vec<&'a str> {
+    let bind = [
+        "bind",
+        volume.path(),
+        "--format",
+        "--name",
+        "data",
+        "--no-initramfs",
+    ];
+    [&bind, opened_by].concat()
 }
 
 /// The line after "Recovery key".

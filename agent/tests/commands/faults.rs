@@ -1,0 +1,161 @@
+//! `bind` and `unbind` where a key server is away, or a header is not as it should be.
+
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::common::machine::{Machine, PASSPHRASE, Server, UUID, Volume, run};
+
+#[test]
+fn without_a_key_server_nothing_is_bound() {
+    let machine = Machine::new();
+    machine.write_crypttab("luks");
+    let volume = Volume::luks2();
+    let before = volume.bytes();
+    machine
+        .bind(&volume)
+        .failed_saying(&["has not joined any key server", "latchkey join"]);
+    assert!(volume.bytes() == before);
+    let said = machine.latchkey(&["status"], "").succeeded();
+    assert!(
+        said.out.contains("no key server was joined"),
+        "{}",
+        said.out
+    );
+}
+
+#[test]
+fn a_key_server_that_is_away_leaves_nothing_half_done() {
+    let mut server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::luks2();
+    let header = volume.json();
+    server.stop();
+    machine.bind(&volume).failed_saying(&[
+        "did not give a share",
+        &server.address(),
+        "nothing was changed",
+    ]);
+    assert_eq!(volume.json(), header);
+    let said = machine.latchkey(&["status"], "");
+    assert_eq!(said.code, 3, "{}", said.out);
+    server.serve();
+
+    // It goes away after the registration, before the proof.
+    server.allow(1);
+    let said = machine
+        .bind(&volume)
+        .failed_saying(&["the proof failed", &server.address()]);
+    assert!(said.err.contains("was taken back"), "{}", said.err);
+    assert!(said.err.contains("latchkeyd destroy"), "{}", said.err);
+    assert_eq!(volume.json()["keyslots"], header["keyslots"]);
+    assert_eq!(volume.json()["tokens"], json!({}));
+    assert_eq!(
+        (machine.state("bind-").len(), machine.state("header-").len()),
+        (0, 0)
+    );
+    volume.opens_with_the_passphrase();
+
+    // It goes away after the proof: bound all the same.
+    server.allow(2);
+    machine.bind(&volume).succeeded();
+    // Unbinding needs no key server.
+    server.allow(0);
+    let said = machine.unbind(&volume).succeeded();
+    assert!(said.err.contains("latchkeyd destroy"), "{}", said.err);
+    assert_eq!(volume.json()["keyslots"], header["keyslots"]);
+    volume.opens_with_the_passphrase();
+}
+
+#[test]
+fn every_key_server_gets_an_envelope_or_none_does() {
+    let (first, mut second) = (Server::start(), Server::start());
+    let machine = Machine::joined(&[&first]);
+    let volume = Volume::luks2();
+    machine.bind(&volume).succeeded();
+    machine
+        .latchkey(&["join", "-"], &second.invite("web-1"))
+        .succeeded();
+    machine
+        .bind(&volume)
+        .failed_saying(&["bound already, but not to key server", "latchkey unbind"]);
+    machine.unbind(&volume).succeeded();
+
+    second.stop();
+    machine
+        .bind(&volume)
+        .failed_saying(&[&second.address(), "nothing was changed"]);
+    assert_eq!((volume.count("keyslots"), volume.count("tokens")), (1, 0));
+    assert_eq!(machine.state("bind-").len(), 0);
+    second.serve();
+    machine.bind(&volume).succeeded();
+    let token = &volume.json()["tokens"]["0"];
+    assert_eq!(token["envelopes"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_keyslot_of_somebody_else_survives_the_repair() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::luks2();
+    // Interrupted before keyslot 1 was made; then a person took it.
+    let journal = json!({
+        "uuid": UUID, "volume": "0b6ee3f6-2a1c-4a51-8f1b-0123456789ab", "servers": [], "tokens": [],
+        "keyslots": [{ "slot": 1, "salt": null }], "backup": null,
+    });
+    std::fs::create_dir_all(machine.path("var/lib/latchkey")).unwrap();
+    let path = machine.path(&format!("var/lib/latchkey/bind-{UUID}.json"));
+    std::fs::write(&path, journal.to_string()).unwrap();
+    let key = machine.path("key");
+    std::fs::write(&key, "another passphrase").unwrap();
+    let add = ["luksAddKey", "--key-file", "-", volume.path()];
+    run(
+        Command::new("cryptsetup").args(add).arg(&key).args([
+            "--pbkdf",
+            "pbkdf2",
+            "--pbkdf-force-iterations",
+            "2000",
+        ]),
+        PASSPHRASE,
+    )
+    .succeeded();
+    let theirs = volume.json()["keyslots"]["1"].clone();
+    machine.bind(&volume).succeeded();
+    assert_eq!(volume.json()["keyslots"]["1"], theirs);
+    assert_eq!(volume.count("keyslots"), 3);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_damaged_token_is_named_and_unbinding_removes_it() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::luks2();
+    machine.plug_in(&volume);
+    let token = json!({ "type": "latchkey", "keyslots": ["0"], "version": 99 });
+    let import = ["token", "import", "--token-id", "0", volume.path()];
+    run(Command::new("cryptsetup").args(import), &token.to_string()).succeeded();
+    machine
+        .bind(&volume)
+        .failed_saying(&["has a latchkey token that does not work", "latchkey unbind"]);
+    let listed = machine.latchkey(&["list"], "").succeeded().out;
+    assert!(listed.contains("! not a latchkey token"), "{listed}");
+    // It names a keyslot that latchkey did not make, which stays.
+    machine.unbind(&volume).succeeded();
+    assert_eq!((volume.count("keyslots"), volume.count("tokens")), (1, 0));
+    volume.opens_with_the_passphrase();
+}
+
+#[test]
+fn the_last_keyslot_stays() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::luks2();
+    machine.bind(&volume).succeeded();
+    let kill = ["luksKillSlot", "--batch-mode", volume.path(), "0"];
+    run(Command::new("cryptsetup").args(kill), "").succeeded();
+    machine
+        .unbind(&volume)
+        .failed_saying(&["no keyslot but latchkey's", "luksAddKey"]);
+    assert_eq!((volume.count("keyslots"), volume.count("tokens")), (1, 1));
+}
