@@ -14,7 +14,7 @@ use latchkey_protocol::{ClientName, ServerId};
 use latchkey_secret::{SecretBytes, SecretError};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ED25519, PublicKeyData, SanType,
+    KeyUsagePurpose, PKCS_ED25519, PublicKeyData, SanType, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use sha2::{Digest, Sha256};
@@ -297,6 +297,11 @@ fn params(life: Duration) -> Result<CertificateParams, CaError> {
     let mut params = CertificateParams::default();
     params.not_before = epoch + now.saturating_sub(BACKDATED);
     params.not_after = epoch + now + life;
+    // Its own, also where a key is certified twice in one second (RFC 5280, 4.1.2.2); positive, in 16 bytes.
+    let mut serial = [0u8; 16];
+    getrandom::fill(&mut serial).map_err(SecretError::Random)?;
+    serial[0] = serial[0] & 0x3f | 0x40;
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;
@@ -400,6 +405,25 @@ mod tests {
         ] {
             assert_eq!(identity.serves(&names(&list)), expected, "{list:?}");
         }
+    }
+
+    #[test]
+    fn a_key_that_is_certified_twice_has_two_serial_numbers() {
+        let authority = Authority::create().unwrap();
+        let pair = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+        let key = RequestedKey::from_csr(&csr(&pair)).unwrap();
+        let serial = || {
+            let client = "web-1".parse().unwrap();
+            let issued = authority.client_certificate(&client, ClientKey::Host, &key);
+            let (_, pem) =
+                x509_parser::pem::parse_x509_pem(issued.unwrap().pem.as_bytes()).unwrap();
+            let certificate = pem.parse_x509().unwrap();
+            certificate.raw_serial().to_vec()
+        };
+        let (one, other) = (serial(), serial());
+        assert_ne!(one, other);
+        // Positive, and of the length that was drawn (RFC 5280, 4.1.2.2).
+        assert!(one[0] & 0x80 == 0 && one.len() == 16, "{one:?}");
     }
 
     #[test]
