@@ -218,7 +218,7 @@ pub enum Reason {
     },
     /// The volume was bound to be asked for with the machine's other key.
     OtherKey,
-    /// The host key is in every copy of the disk, so it fetches no share back once the volume is bound.
+    /// The running system opens the volume, so its share is fetched back by the policy alone once it is bound.
     Bound,
     /// The policy wants what a host key cannot show that is in every copy of the disk.
     Exposed,
@@ -428,7 +428,7 @@ impl Reason {
                 "the envelope needs the share of generation {wanted}, the current one is {current}"
             ),
             Self::OtherKey => "the volume was bound to be opened elsewhere, in the initramfs or in the running system: unbind it and bind it again".to_owned(),
-            Self::Bound => "root of this machine is not encrypted, so its volume is proved only while it is being bound".to_owned(),
+            Self::Bound => "a volume that the running system opens is proved only while it is being bound".to_owned(),
             Self::Exposed => "the volume's policy wants proof of life, and root of this machine is not encrypted: its host key proves none".to_owned(),
             Self::OtherSession => "this request id belongs to another boot".to_owned(),
             Self::PutBack => "the key server's store was put back to an earlier state, and its administrator has not accepted that".to_owned(),

@@ -208,8 +208,8 @@ pub enum Refusal {
     /// There is no such volume.
     #[error("no such volume")]
     Unknown,
-    /// A share was asked for again by a host key that is in every copy of the disk, after the volume was bound.
-    #[error("the volume is bound, and root of its machine is not encrypted")]
+    /// A share was asked for again by the system that opens the volume, after it was bound.
+    #[error("the volume is bound already, and the running system opens it")]
     Bound,
     /// A certificate was asked for with another key than it is for.
     #[error("the certificate is for another key")]
