@@ -64,8 +64,8 @@ test-crash: native ## kill -9 of both programs at 200 points each (make unit doe
 	LATCHKEY_KILLS=200 LATCHKEY_SEED=$(or $(SEED),1) \
 		cargo test --locked --package latchkey --test crash -- --nocapture
 
-test-policy: native ## what each preset gives to copies and to 1,000 honest boots with power cuts, as a table (make unit does 60)
-	LATCHKEY_HONEST=1000 cargo test --locked --package latchkeyd --lib presets -- --nocapture
+test-policy: native ## what each preset gives to 100 copies of each kind and to 1,000 honest boots, as a table (half an hour)
+	LATCHKEY_COPIES=100 LATCHKEY_HONEST=1000 cargo test --locked --package latchkey --test presets -- --nocapture
 
 # The results of one commit add up: `make test-matrix FLAVOURS="debian13 debian12-dracut"` plays these two anew.
 FLAVOURS ?=

@@ -4,6 +4,7 @@
 //! by side until the flow says that it is over. Three threads: this one (network, prompt, timers), one that asks
 //! key servers (`asker`), one that calls libcryptsetup (`worker`).
 
+pub mod asker;
 pub mod boot;
 pub mod cleanup;
 pub mod console;
@@ -15,15 +16,14 @@ pub mod kernel_command_line;
 pub mod prompt;
 pub mod runtime;
 pub mod service_manager;
+pub mod session;
 pub mod volumes;
 pub mod wait;
+pub mod worker;
 
-mod asker;
 mod ending;
-mod session;
 mod shell;
 pub(crate) mod shown;
-mod worker;
 
 use std::time::Duration;
 
@@ -150,7 +150,8 @@ fn volumes(
     Ok(entries)
 }
 
-fn planned_servers(credentials: &Credentials) -> Vec<PlannedServer> {
+/// The key servers as the flow knows them.
+pub fn planned_servers(credentials: &Credentials) -> Vec<PlannedServer> {
     let planned = |server: &credentials::Server| PlannedServer {
         id: server.settings.id,
         addresses: server

@@ -172,7 +172,7 @@ impl Server {
     }
 }
 
-fn copy_folder(from: &Path, to: &Path) {
+pub fn copy_folder(from: &Path, to: &Path) {
     let mut copy = Command::new("cp");
     copy.args(["-aT", "--"]).args([from, to]);
     run(&mut copy, "").succeeded();

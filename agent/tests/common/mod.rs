@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
 pub mod machine;
+pub mod service;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

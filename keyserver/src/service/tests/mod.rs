@@ -9,7 +9,6 @@ mod joining;
 mod living;
 mod on_disk;
 mod opening;
-mod presets;
 mod properties;
 mod registering;
 mod rejoining;

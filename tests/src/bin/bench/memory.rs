@@ -45,9 +45,11 @@ pub fn measure(bench: &Bench) -> Result<Value, Failure> {
 pub fn measure_machines(bench: &Bench) -> Result<Value, Failure> {
     let _server = serve(bench)?;
     let plain = Disk::existing(&bench.plain.disk);
-    let native = smallest(bench, &plain, &small_image(bench, &plain, "plain")?, true)?;
+    let (plain, boot) = small_image(bench, &plain, "plain")?;
+    let native = smallest(bench, &plain, &boot, true)?;
     let bound = Disk::existing(&bench.bound.disk);
-    let latchkey = smallest(bench, &bound, &small_image(bench, &bound, "bound")?, false)?;
+    let (bound, boot) = small_image(bench, &bound, "bound")?;
+    let latchkey = smallest(bench, &bound, &boot, false)?;
     Ok(json!({ "plain-mib": native, "latchkey-mib": latchkey }))
 }
 
@@ -71,8 +73,9 @@ fn peak(bench: &Bench) -> Result<u64, Failure> {
     Ok(machine.console.take_until(" kB", PATIENCE)?.parse()?)
 }
 
-/// An initramfs with the modules of this machine alone, made in the guest.
-fn small_image(bench: &Bench, base: &Disk, name: &str) -> Result<BootFiles, Failure> {
+/// The disk of a guest in which an initramfs with the modules of this machine alone was made, and that initramfs. It is the disk
+/// to boot: its header has the ticket that the key server expects after that boot.
+fn small_image(bench: &Bench, base: &Disk, name: &str) -> Result<(Disk, BootFiles), Failure> {
     let folder = bench.folder().join(name);
     std::fs::create_dir(&folder)?;
     let disk = Disk::over(base.path(), &folder.join("disk.qcow2"))?;
@@ -88,11 +91,15 @@ fn small_image(bench: &Bench, base: &Disk, name: &str) -> Result<BootFiles, Fail
          update-initramfs -u && sync",
     )?;
     machine.power_off()?;
-    Ok(disk.boot_files(&folder)?)
+    let boot = disk.boot_files(&folder)?;
+    Ok((disk, boot))
 }
 
 /// MiB of the smallest machine that boots.
 fn smallest(bench: &Bench, disk: &Disk, boot: &BootFiles, typed: bool) -> Result<u32, Failure> {
+    if !comes_up(bench, disk, boot, LARGEST_MIB, typed)? {
+        return Err(format!("a machine with {LARGEST_MIB} MiB does not boot").into());
+    }
     let (mut boots, mut fails) = (LARGEST_MIB, SMALLEST_MIB);
     while boots - fails > STEP_MIB {
         let tried = (boots + fails) / 2 / STEP_MIB * STEP_MIB;
