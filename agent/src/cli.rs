@@ -16,7 +16,9 @@ use crate::commands::format::NewVolume;
 use crate::commands::join::TokenSource;
 use crate::commands::recovery_key::{self, Destination};
 use crate::commands::status::Health;
-use crate::commands::{bind, image_files, join, list, record_network, rejoin, status, unbind};
+use crate::commands::{
+    bind, image_files, join, list, record_network, rejoin, rotate, status, unbind,
+};
 use crate::failure::chain;
 use crate::files::Files;
 use crate::flow::Outcome;
@@ -132,6 +134,21 @@ fn dispatch(command: Command, files: &Files) -> Result<ExitCode, Failure> {
                 sheet: Destination::of(&sheet),
             };
             recovery_key::run(files, &arguments)?;
+        }
+        Command::Rotate {
+            device,
+            key_file,
+            finish,
+            rebuild,
+        } => {
+            prepare()?;
+            let arguments = rotate::Arguments {
+                device,
+                key_file,
+                finish,
+                rebuild: rebuild.into(),
+            };
+            rotate::run(files, &arguments)?;
         }
         Command::Unbind { device, rebuild } => {
             prepare()?;

@@ -87,6 +87,8 @@ pub enum Kind {
     Denied,
     /// A wrong code was typed.
     WrongCode,
+    /// A new share took the place of the one before, or was given up.
+    Rotated,
     /// A client gave up a volume.
     Retired,
     /// A client was revoked.
@@ -219,7 +221,7 @@ impl Event {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Initialised,
         Self::Invited,
         Self::Joined,
@@ -232,6 +234,7 @@ impl Kind {
         Self::Approved,
         Self::Denied,
         Self::WrongCode,
+        Self::Rotated,
         Self::Retired,
         Self::Revoked,
         Self::Destroyed,
@@ -266,6 +269,7 @@ impl Kind {
             Self::Approved => "approved",
             Self::Denied => "denied",
             Self::WrongCode => "wrong-code",
+            Self::Rotated => "rotated",
             Self::Retired => "retired",
             Self::Revoked => "revoked",
             Self::Destroyed => "destroyed",

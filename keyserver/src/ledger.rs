@@ -197,6 +197,12 @@ impl<'a> Work<'a> {
         self.records.sealer.unseal_secret(&key, &sealed).map(Share)
     }
 
+    /// Deletes the share of one generation of a volume, traces included once it is committed.
+    pub fn remove_share(&mut self, volume: &VolumeId, generation: Generation) {
+        self.remove(key::share(volume, generation));
+        self.erases = true;
+    }
+
     /// Deletes all shares of a volume, traces included once it is committed.
     pub fn remove_shares(&mut self, volume: &VolumeId) -> Result<(), RecordError> {
         for key in self.keys(&key::shares(volume), 1000)? {

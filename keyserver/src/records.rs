@@ -143,11 +143,38 @@ pub struct Volume {
     pub home: Option<Range>,
     /// When it was registered.
     pub created: UnixMillis,
+    /// When the current share was made, if that was later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewed: Option<UnixMillis>,
     /// Whether its share still exists.
     pub state: VolumeState,
     /// Which of its machine's keys asks for it.
     #[serde(default, skip_serializing_if = "OpenedBy::is_boot_key")]
     pub opened_by: OpenedBy,
+    /// The share that is to take the current one's place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<NextShare>,
+}
+
+/// A share beside the current one, while its machine makes use of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NextShare {
+    /// Its generation.
+    pub generation: Generation,
+    /// When it was made.
+    pub made: UnixMillis,
+}
+
+impl Volume {
+    /// When the share of this generation was made; `None` if there is none, or none any more.
+    pub fn share_made(&self, generation: Generation) -> Option<UnixMillis> {
+        if generation == self.generation {
+            return Some(self.renewed.unwrap_or(self.created));
+        }
+        let next = self.next.filter(|next| next.generation == generation)?;
+        Some(next.made)
+    }
 }
 
 /// Where a volume's policy comes from.

@@ -36,6 +36,10 @@ pub const JOIN: &str = "/v1/join";
 pub const REJOIN: &str = "/v1/rejoin";
 /// `/v1/volumes`: host key. `DELETE /v1/volumes/ID` retires one.
 pub const VOLUMES: &str = "/v1/volumes";
+/// `/v1/rotate`: host key.
+pub const ROTATE: &str = "/v1/rotate";
+/// `/v1/rotate/end`: host key.
+pub const ROTATE_END: &str = "/v1/rotate/end";
 /// `/v1/release`: boot key.
 pub const RELEASE: &str = "/v1/release";
 /// `/v1/proof`: host key.
@@ -186,13 +190,40 @@ impl OpenedBy {
     }
 }
 
-/// The answer to a [`VolumeRequest`].
+/// Asks for a share of the next generation beside the current one (`POST /v1/rotate`). Until [`RotationEnd`] both are given to
+/// whoever may have them. Idempotent: until then it is the same share.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RotationRequest {
+    /// 1.
+    pub version: Version,
+    /// Binds the answer's sealed share.
+    pub request: RequestId,
+    /// X25519 public key that the share is sealed to.
+    pub ephemeral_key: Bytes<32>,
+    /// The volume.
+    pub volume: VolumeId,
+}
+
+/// Which of the two generations stays (`POST /v1/rotate/end`); the share of the other one is deleted. Idempotent.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RotationEnd {
+    /// 1.
+    pub version: Version,
+    /// The volume.
+    pub volume: VolumeId,
+    /// The generation to keep.
+    pub keep: Generation,
+}
+
+/// The answer to a [`VolumeRequest`] and to a [`RotationRequest`].
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VolumeAnswer {
     /// 1.
     pub version: Version,
-    /// The current generation.
+    /// The current generation, or the next one.
     pub generation: Generation,
     /// Its share.
     pub sealed: SealedShare,

@@ -126,6 +126,24 @@ pub enum Command {
         #[arg(long, value_name = "FILE", conflicts_with = "key_file")]
         volume_key_file: Option<PathBuf>,
     },
+    /// Give a bound volume a new machine secret, keyslot and new shares at its key servers
+    ///
+    /// Copies of the old header open nothing afterwards. What opens the volume now comes from a key server; where none gives it, a
+    /// passphrase is asked for. Everything new is proved before anything old goes; of plain dm-crypt only the shares are new.
+    /// Where an initramfs holds a copy (an envelope file, a detached header) the old ones stay until no image in /boot is older.
+    /// If it is interrupted, run it again.
+    Rotate {
+        /// The encrypted device, its mapping or its mount point
+        device: PathBuf,
+        /// Read a passphrase from this file ('-': stdin), and ask no key server for what opens the volume now
+        #[arg(long, value_name = "FILE")]
+        key_file: Option<PathBuf>,
+        /// Take the old keyslot and shares away although an image may still need them
+        #[arg(long)]
+        finish: bool,
+        #[command(flatten)]
+        rebuild: RebuildFlag,
+    },
     /// Take a binding away: envelope, keyslot, and the key servers' shares
     Unbind {
         /// The encrypted device, its mapping or its mount point

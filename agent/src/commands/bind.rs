@@ -362,24 +362,33 @@ impl Binder<'_> {
     }
 }
 
-/// Does what the boot will do, up to the mapping: the envelope as it was written, the share as the key server gives it
-/// back, the volume through the same gate.
+/// Proves the binding as it was written.
 fn prove(
     files: &Files,
     target: &Target,
     volume: VolumeId,
     server: &KeyServer,
 ) -> Result<(), BindError> {
-    let id = server.settings.id;
-    log::info!("proving that key server {} opens the volume", id.short());
     let token = binding::find(files, &target.name, &target.place)?
         .into_iter()
         .filter_map(|found| found.token.ok())
         .find(|token| token.volume == volume);
-    let envelope = token.as_ref().and_then(|token| token.envelope_of(id));
-    let (Some(token), Some(envelope)) = (&token, envelope) else {
-        return Err(BindError::NoEnvelope(id.short()));
-    };
+    let token = token.ok_or_else(|| BindError::NoEnvelope(server.settings.id.short()))?;
+    prove_token(target, &token, server)
+}
+
+/// Does what the boot will do, up to the mapping: the envelope of `token`, the share as the key server gives it back, the
+/// volume through the same gate.
+pub(super) fn prove_token(
+    target: &Target,
+    token: &Token,
+    server: &KeyServer,
+) -> Result<(), BindError> {
+    let id = server.settings.id;
+    log::info!("proving that key server {} opens the volume", id.short());
+    let envelope = token.envelope_of(id);
+    let envelope = envelope.ok_or_else(|| BindError::NoEnvelope(id.short()))?;
+    let volume = token.volume;
     let share =
         shares::prove(server, volume, envelope.generation).map_err(|source| BindError::Proof {
             server: id.short(),

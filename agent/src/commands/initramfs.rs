@@ -160,7 +160,6 @@ pub fn rebuild(files: &Files, wish: Rebuild) -> Result<(), RebuildError> {
 
 /// Images in /boot that are older than a boot key or the recorded network, which they therefore do not hold.
 pub fn stale_images(files: &Files) -> Vec<PathBuf> {
-    let modified = |path: &PathBuf| fs::metadata(path).and_then(|found| found.modified()).ok();
     let mut inputs = vec![files.network()];
     if let Ok(servers) = files.servers() {
         inputs.extend(
@@ -170,6 +169,12 @@ pub fn stale_images(files: &Files) -> Vec<PathBuf> {
                 .map(|server| server.key_path(Role::Boot)),
         );
     }
+    older_images(files, &inputs)
+}
+
+/// Images in /boot that are older than one of `inputs`, which they therefore do not hold.
+pub fn older_images(files: &Files, inputs: &[PathBuf]) -> Vec<PathBuf> {
+    let modified = |path: &PathBuf| fs::metadata(path).and_then(|found| found.modified()).ok();
     let newest: Option<SystemTime> = inputs.iter().filter_map(modified).max();
     let Some(newest) = newest else {
         return Vec::new();
@@ -183,6 +188,12 @@ pub fn stale_images(files: &Files) -> Vec<PathBuf> {
         .collect();
     stale.sort();
     stale
+}
+
+/// Whether there is any image in /boot.
+pub fn has_images(files: &Files) -> bool {
+    let entries = fs::read_dir(files.path("/boot")).into_iter().flatten();
+    entries.flatten().any(|entry| is_image(&entry.path()))
 }
 
 fn is_image(path: &Path) -> bool {

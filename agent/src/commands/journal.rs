@@ -204,7 +204,7 @@ impl JournalledKeyslot {
 
     /// Whether the keyslot is in the header and still the one that was meant. Where its salt was not written down
     /// (interrupted in between), it must look as we make them, and no token of anybody may name it.
-    fn is(&self, now: Option<&Traces>) -> bool {
+    pub fn is(&self, now: Option<&Traces>) -> bool {
         match (now, &self.salt) {
             (None, _) => false,
             (Some(now), Some(_)) => now.salt == self.salt,
@@ -214,12 +214,17 @@ impl JournalledKeyslot {
 }
 
 fn path(files: &Files, uuid: &str) -> PathBuf {
+    files.state().join(file_name("bind", uuid))
+}
+
+/// What the journal of a command is called.
+pub(super) fn file_name(command: &str, uuid: &str) -> String {
     // The UUID comes from a header that anybody may have written.
     let name: String = uuid
         .chars()
         .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
         .collect();
-    files.state().join(format!("bind-{name}.json"))
+    format!("{command}-{name}.json")
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub mod prompt;
 pub mod record_network;
 pub mod recovery_key;
 pub mod rejoin;
+pub mod rotate;
 pub mod service;
 pub mod shares;
 pub mod status;

@@ -6,7 +6,8 @@ use std::io;
 use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::release::{Purpose, ReleaseContext, ReleaseError};
 use latchkey_protocol::wire::{
-    BootFacts, OpenedBy, ReleaseRequest, Text, Verdict, Version, VolumeRequest, WantedVolume,
+    BootFacts, OpenedBy, ReleaseRequest, RotationEnd, RotationRequest, Text, Verdict, Version,
+    VolumeAnswer, VolumeRequest, WantedVolume,
 };
 use latchkey_protocol::{BootKeyPair, Generation, RequestId, ServerId, Share, VolumeId};
 
@@ -94,11 +95,57 @@ pub fn register(
     };
     let asked = server.ask(async |client, address| client.register(address, &request).await);
     let answer = block_on(asked).map_err(ShareError::Start)??;
+    unseal(server, &key_pair, request.request, volume, &answer)
+}
+
+/// Asks for the share of the next generation of `volume`. Until [`end_rotation`] it is the same one.
+///
+/// # Errors
+/// A variant of [`ShareError`].
+pub fn rotate(server: &KeyServer, volume: VolumeId) -> Result<Registered, ShareError> {
+    let key_pair = BootKeyPair::generate().map_err(ShareError::KeyPair)?;
+    let request = RotationRequest {
+        version: Version::default(),
+        request: RequestId::random().map_err(ShareError::Random)?,
+        ephemeral_key: key_pair.public(),
+        volume,
+    };
+    let asked = server.ask(async |client, address| client.rotate(address, &request).await);
+    let answer = block_on(asked).map_err(ShareError::Start)??;
+    unseal(server, &key_pair, request.request, volume, &answer)
+}
+
+/// Says that of two generations of `volume` this one stays.
+///
+/// # Errors
+/// A variant of [`ShareError`].
+pub fn end_rotation(
+    server: &KeyServer,
+    volume: VolumeId,
+    keep: Generation,
+) -> Result<(), ShareError> {
+    let end = RotationEnd {
+        version: Version::default(),
+        volume,
+        keep,
+    };
+    let asked = server.ask(async |client, address| client.end_rotation(address, &end).await);
+    block_on(asked).map_err(ShareError::Start)??;
+    Ok(())
+}
+
+fn unseal(
+    server: &KeyServer,
+    key_pair: &BootKeyPair,
+    request: RequestId,
+    volume: VolumeId,
+    answer: &VolumeAnswer,
+) -> Result<Registered, ShareError> {
     let context = ReleaseContext {
         purpose: Purpose::Registration,
         server: &server.settings.id,
         client: &server.settings.client,
-        request: &request.request,
+        request: &request,
         volume: &volume,
         generation: answer.generation,
     };

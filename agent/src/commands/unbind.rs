@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use super::initramfs::{self, Rebuild, RebuildError};
 use super::journal::{Journal, JournalledKeyslot, UndoError};
+use super::rotate::RotateError;
+use super::rotate::journal::Rotation;
 use super::service;
 use super::target::{Target, TargetError};
 use crate::failure::chain;
@@ -53,6 +55,9 @@ pub enum UnbindError {
     /// The header cannot be read.
     #[error(transparent)]
     Header(#[from] HeaderError),
+    /// What an unfinished rotation left cannot be cleared up.
+    #[error("a rotation was not finished, and what it left cannot be cleared up")]
+    Rotation(#[source] Box<RotateError>),
     /// A step failed.
     #[error("the binding could not be taken away; run this again to go on")]
     Undo(#[source] UndoError),
@@ -77,6 +82,12 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), UnbindError> {
     let servers = reachable_or_not(files)?;
     let interrupted = Journal::load(files, &target)?;
     let found = binding::find(files, &target.name, &target.place)?;
+    if let Some(rotation) = Rotation::load(files, &target)? {
+        let token = found.iter().find_map(|found| found.token.as_ref().ok());
+        rotation
+            .settle(files, &target, token)
+            .map_err(|error| UnbindError::Rotation(Box::new(error)))?;
+    }
     if interrupted.is_none() && found.is_empty() {
         return Err(UnbindError::NotBound(target.device));
     }

@@ -8,8 +8,9 @@ use std::time::Duration;
 use latchkey_protocol::token::Address;
 use latchkey_protocol::wire::{
     BODY_LIMIT, BootReport, Done, ErrorAnswer, JOIN, JoinAnswer, JoinRequest, OPEN, PROOF, REJOIN,
-    RELEASE, REPORT, RejoinAnswer, RejoinRequest, ReleaseAnswer, ReleaseRequest, STATUS,
-    StatusAnswer, VOLUMES, VolumeAnswer, VolumeRequest,
+    RELEASE, REPORT, ROTATE, ROTATE_END, RejoinAnswer, RejoinRequest, ReleaseAnswer,
+    ReleaseRequest, RotationEnd, RotationRequest, STATUS, StatusAnswer, VOLUMES, VolumeAnswer,
+    VolumeRequest,
 };
 use latchkey_protocol::{ServerId, VolumeId};
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
@@ -154,6 +155,32 @@ impl Client {
         request: &VolumeRequest,
     ) -> Result<VolumeAnswer, ClientError> {
         self.call(address, Method::POST, VOLUMES, Some(request))
+            .await
+    }
+
+    /// Asks for the share of the next generation (host key).
+    ///
+    /// # Errors
+    /// [`ClientError`] with the step that failed.
+    pub async fn rotate(
+        &self,
+        address: &Address,
+        request: &RotationRequest,
+    ) -> Result<VolumeAnswer, ClientError> {
+        self.call(address, Method::POST, ROTATE, Some(request))
+            .await
+    }
+
+    /// Says which of two generations stays (host key).
+    ///
+    /// # Errors
+    /// [`ClientError`] with the step that failed.
+    pub async fn end_rotation(
+        &self,
+        address: &Address,
+        end: &RotationEnd,
+    ) -> Result<Done, ClientError> {
+        self.call(address, Method::POST, ROTATE_END, Some(end))
             .await
     }
 

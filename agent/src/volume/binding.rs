@@ -78,6 +78,24 @@ pub fn add(files: &Files, name: &str, place: &Place, token: &Token) -> Result<()
     Ok(())
 }
 
+/// Puts `token` in the place of the binding at `at` in one step, and reads it back.
+///
+/// # Errors
+/// `Token`, `EnvelopeFile`.
+pub fn replace(
+    files: &Files,
+    name: &str,
+    place: &Place,
+    at: &At,
+    token: &Token,
+) -> Result<(), BindingError> {
+    match (at, place.luks_header()) {
+        (At::Token(id), Some(header)) => tokens::replace(header, *id, token)?,
+        _ => envelopes::write(files, name, token)?,
+    }
+    Ok(())
+}
+
 /// Takes one away.
 ///
 /// # Errors

@@ -286,7 +286,21 @@ pub fn add_keyslot(
     passphrase: &SecretBytes,
     secret: &MachineSecret,
 ) -> Result<(), KeyslotError> {
-    let (mut context, format) = add(device, slot, passphrase, &secret.0)?;
+    let key = typed::check_passphrase(device, passphrase)?;
+    add_keyslot_by_key(device, slot, key.volume_key(), secret)
+}
+
+/// As [`add_keyslot`], with the volume key in the place of a passphrase.
+///
+/// # Errors
+/// As [`add_keyslot`], but no `Passphrase`; `Crypt` also if it is not the header's volume key.
+pub fn add_keyslot_by_key(
+    device: &Path,
+    slot: u32,
+    volume_key: &SecretBytes,
+    secret: &MachineSecret,
+) -> Result<(), KeyslotError> {
+    let (mut context, format) = add(device, slot, volume_key, &secret.0)?;
     if format == EncryptionFormat::Luks1 {
         return Ok(()); // it has no priorities
     }
@@ -323,7 +337,8 @@ pub fn add_recovery_keyslot(
     passphrase: &SecretBytes,
     key: &SecretBytes,
 ) -> Result<(), KeyslotError> {
-    let (mut context, _) = add(device, slot, passphrase, key)?;
+    let opened = typed::check_passphrase(device, passphrase)?;
+    let (mut context, _) = add(device, slot, opened.volume_key(), key)?;
     let opened = open::volume_key(&mut context, slot, key.expose_secret());
     process::wipe_stack();
     match opened {
@@ -340,10 +355,9 @@ pub fn add_recovery_keyslot(
 fn add(
     device: &Path,
     slot: u32,
-    passphrase: &SecretBytes,
+    volume_key: &SecretBytes,
     secret: &SecretBytes,
 ) -> Result<(CryptDevice, EncryptionFormat), KeyslotError> {
-    let key = typed::check_passphrase(device, passphrase)?;
     let failed = |source| KeyslotError::Crypt {
         device: device.to_owned(),
         slot,
@@ -359,10 +373,9 @@ fn add(
         .settings_handle()
         .set_pbkdf_type(&cheapest_kdf())
         .map_err(|error| failed(error.into()))?;
-    let volume_key = key.volume_key().expose_secret();
     let added = context.keyslot_handle().add_by_key(
         Some(slot),
-        Some(Either::Left(volume_key)),
+        Some(Either::Left(volume_key.expose_secret())),
         secret.expose_secret(),
         CryptVolumeKey::empty(),
     );

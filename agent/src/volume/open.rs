@@ -148,6 +148,18 @@ pub fn check_automatically(
     unlock("", place, token, secret).map(drop)
 }
 
+/// The volume key of what [`check_automatically`] lets through.
+///
+/// # Errors
+/// As [`open_automatically`].
+pub fn bound_volume_key(
+    place: &Place,
+    token: &Token,
+    secret: &MachineSecret,
+) -> Result<SecretBytes, OpenError> {
+    unlock("", place, token, secret).map(|unlocked| unlocked.key)
+}
+
 /// A context made of what was checked, and the volume key, which is the bound one.
 struct Unlocked {
     context: CryptDevice,

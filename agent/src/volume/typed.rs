@@ -137,6 +137,14 @@ pub fn check_passphrase(
     check_passphrase_except(device, passphrase, None)
 }
 
+/// The volume key that `passphrase` opens.
+///
+/// # Errors
+/// As [`check_passphrase`].
+pub fn volume_key(device: &Path, passphrase: &SecretBytes) -> Result<SecretBytes, PassphraseError> {
+    check_passphrase(device, passphrase).map(|typed| typed.key)
+}
+
 /// Finds out whether `passphrase` opens the volume of a crypttab entry at `place`, as the native unlocker would: a
 /// `keyslot=` is the only one that counts. Without its binding a plain volume is left to that.
 ///

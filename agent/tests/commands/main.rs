@@ -1,4 +1,4 @@
-//! `join`, `bind`, `unbind`, `list`, `status`, `recovery-key`: the real programs, the real key server, LUKS in plain files.
+//! `join`, `bind`, `unbind`, `list`, `status`, `recovery-key`, `rotate`: the real programs, the real key server, LUKS in plain files.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod binding;
@@ -8,5 +8,6 @@ mod faults;
 mod joining;
 mod kinds;
 mod recovery;
+mod rotating;
 mod terminal;
 mod usage;

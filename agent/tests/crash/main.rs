@@ -9,6 +9,7 @@ mod common;
 mod header;
 mod keyserver;
 mod points;
+mod rotation;
 mod tally;
 mod tickets;
 mod tracer;

@@ -2,9 +2,10 @@
 //! set by hand; and the network in front of it.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use latchkey_protocol::token::JoinToken;
 use latchkey_secret::{Secret, SecretError};
@@ -18,7 +19,7 @@ use latchkeyd::master_key::MasterKey;
 use latchkeyd::sealed::SealedStore;
 use latchkeyd::service::Service;
 use latchkeyd::service::approval::AfterDeny;
-use latchkeyd::store::SqliteStore;
+use latchkeyd::store::{SqliteStore, StoreError};
 use latchkeyd::tls::{self, ServerKey};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -98,7 +99,7 @@ impl KeyServer {
     /// With what its store holds; whoever asks is answered from now on.
     pub fn start(&mut self) {
         self.stop();
-        let store = SqliteStore::open(&self.store.path().join("store")).unwrap();
+        let store = open(&self.store.path().join("store"));
         let store = Store::new(store, self.power.clone());
         let records = SealedStore::open(Box::new(store), master_key()).unwrap();
         let clock: Arc<dyn Clock> = Arc::new(self.clock.clone());
@@ -210,6 +211,19 @@ impl KeyServer {
 impl Drop for KeyServer {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// A process that another thread has just begun holds the lock too, until it becomes another program.
+fn open(directory: &Path) -> SqliteStore {
+    let begin = Instant::now();
+    loop {
+        match SqliteStore::open(directory) {
+            Err(StoreError::InUse { .. }) if begin.elapsed() < Duration::from_secs(10) => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            opened => return opened.unwrap(),
+        }
     }
 }
 

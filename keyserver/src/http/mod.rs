@@ -20,7 +20,8 @@ use hyper::{Request, Response};
 use latchkey_protocol::encoding::Bytes as FixedBytes;
 use latchkey_protocol::ids::ClientName;
 use latchkey_protocol::wire::{
-    BootReport, Done, ReleaseAnswer, ReleaseRequest, Verdict, VolumeRequest, VolumeVerdict,
+    BootReport, Done, ReleaseAnswer, ReleaseRequest, RotationEnd, RotationRequest, Verdict,
+    VolumeRequest, VolumeVerdict,
 };
 use serde::Serialize;
 use tokio::time::Instant;
@@ -213,6 +214,15 @@ impl Api {
             Route::Status => {
                 body::expect_none(body).map_err(invalid)?;
                 json(&service.status(identity)?)
+            }
+            Route::Rotate => {
+                let request: RotationRequest = body::parse(body).map_err(invalid)?;
+                json(&service.rotate(identity, ip, &request)?)
+            }
+            Route::EndRotation => {
+                let end: RotationEnd = body::parse(body).map_err(invalid)?;
+                service.end_rotation(identity, ip, &end)?;
+                json(&Done::default())
             }
             Route::NextTickets
             | Route::ConfirmTickets

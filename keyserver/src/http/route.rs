@@ -40,6 +40,10 @@ pub enum Route {
     AnswerLife,
     /// `POST /v1/renew`.
     Renew,
+    /// `POST /v1/rotate`.
+    Rotate,
+    /// `POST /v1/rotate/end`.
+    EndRotation,
 }
 
 impl Route {
@@ -63,6 +67,8 @@ impl Route {
             (&Method::GET, wire::LIFE) => Some(Self::Life),
             (&Method::POST, wire::LIFE_ANSWER) => Some(Self::AnswerLife),
             (&Method::POST, wire::RENEW) => Some(Self::Renew),
+            (&Method::POST, wire::ROTATE) => Some(Self::Rotate),
+            (&Method::POST, wire::ROTATE_END) => Some(Self::EndRotation),
             (&Method::DELETE, path) => path
                 .strip_prefix(wire::VOLUMES)?
                 .strip_prefix('/')?
@@ -111,6 +117,9 @@ mod tests {
             (Method::GET, "/v1/life", Some(Route::Life)),
             (Method::POST, "/v1/life/answer", Some(Route::AnswerLife)),
             (Method::POST, "/v1/renew", Some(Route::Renew)),
+            (Method::POST, "/v1/rotate", Some(Route::Rotate)),
+            (Method::POST, "/v1/rotate/end", Some(Route::EndRotation)),
+            (Method::GET, "/v1/rotate", None),
             (Method::POST, "/v1/life", None),
             (Method::POST, "/v1/tickets", None),
             (

@@ -209,7 +209,7 @@ pub enum Reason {
     NotOwned,
     /// The key does not count any more.
     Revoked,
-    /// The envelope needs a share that is not the current one.
+    /// The envelope needs a share that is neither the current nor the next one.
     Generation {
         /// What was asked for.
         wanted: Generation,
@@ -252,19 +252,19 @@ pub fn decide(request: &PolicyRequest<'_>, state: StoredState<'_>, now: UnixMill
     if volume.state != VolumeState::Live {
         return Decision::Destroyed;
     }
-    if volume.generation != request.wanted.generation {
+    let Some(made) = volume.share_made(request.wanted.generation) else {
         return Decision::Deny(Reason::Generation {
             wanted: request.wanted.generation,
             current: volume.generation,
         });
-    }
+    };
     let authorise = |by| Decision::Release(Authorised::new(request, volume, by, state, now));
     match (request.purpose, volume.opened_by) {
         (Purpose::Release, OpenedBy::BootKey)
         | (Purpose::Opening, OpenedBy::HostKey | OpenedBy::ExposedHostKey) => {}
         (Purpose::Release | Purpose::Opening, _) => return Decision::Deny(Reason::OtherKey),
         (Purpose::Proof | Purpose::Registration, OpenedBy::HostKey | OpenedBy::ExposedHostKey)
-            if !now.is_within(volume.created, volume.created.plus(BINDING)) =>
+            if !now.is_within(made, made.plus(BINDING)) =>
         {
             return Decision::Deny(Reason::Bound);
         }
@@ -357,7 +357,7 @@ impl Authorised {
             purpose: request.purpose,
             client: volume.client.clone(),
             volume: volume.id,
-            generation: volume.generation,
+            generation: request.wanted.generation,
             request: request.request,
             ephemeral_key: *request.ephemeral_key,
             by,

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use latchkey_protocol::encoding::Bytes;
-use latchkey_protocol::ids::{Generation, RequestId, VolumeId};
+use latchkey_protocol::ids::{RequestId, VolumeId};
 use latchkey_protocol::release::Purpose;
 use latchkey_protocol::wire::{BootFacts, Text, WantedVolume};
 use serde::{Deserialize, Serialize};
@@ -281,7 +281,7 @@ impl Scene {
             peer,
             wanted: WantedVolume {
                 volume: volume.id,
-                generation: Generation::FIRST,
+                generation: volume.generation,
             },
             ticket: self.ticket.as_ref(),
             facts: &self.facts,

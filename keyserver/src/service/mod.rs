@@ -17,6 +17,7 @@ mod refusals;
 pub mod registration;
 pub mod rejoin;
 pub mod release;
+pub mod rotation;
 pub mod running;
 pub mod taking_back;
 #[cfg(test)]

@@ -216,7 +216,7 @@ pub fn whereabouts(opened_by: OpenedBy) -> &'static str {
 }
 
 /// A registration is no boot.
-fn no_facts() -> BootFacts {
+pub(super) fn no_facts() -> BootFacts {
     BootFacts {
         kernel: Text::cut(""),
         command_line: Bytes([0; 32]),
@@ -252,6 +252,8 @@ fn new_volume(
         created: now,
         state: VolumeState::Live,
         opened_by: request.opened_by,
+        renewed: None,
+        next: None,
     };
     let share = Share(Secret::random().map_err(RecordError::from)?);
     work.make_share(&volume.id, volume.generation, &share)?;

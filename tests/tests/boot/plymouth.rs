@@ -1,12 +1,16 @@
 //! A splash screen: Plymouth has the console, and asks where somebody must type.
 
+use std::thread;
 use std::time::Duration;
 
 use latchkey_tests::bound::PORT;
 use latchkey_tests::guest::PASSPHRASE;
 use latchkey_tests::initramfs::script_at_start;
 use latchkey_tests::machine::{Machine, Spec};
+use latchkey_tests::memory::{self, Search};
 use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
+
+use crate::secrets::{self, TYPED, VOLUME_KEY};
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -16,6 +20,10 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "P4 a splash screen that is killed while it asks leaves a prompt",
         play: killed,
+    },
+    Scenario {
+        name: "P4 RAM after a passphrase was typed into a splash screen",
+        play: remembered,
     },
 ];
 
@@ -55,6 +63,28 @@ pub fn killed(stage: &Stage) -> Outcome {
     machine.power_off()?;
     Ok(())
 }
+
+/// What is typed goes through the memory of `plymouthd`, which lives on: that is its own affair, but all else must be gone.
+fn remembered(stage: &Stage) -> Outcome {
+    let stage_with = stage.with_packages("plymouth", PACKAGES)?;
+    let disk = stage_with.bound_disk()?;
+    let spec = spec(&stage_with, &disk, "boot", WATCH)?;
+    let mut machine = Machine::start(&spec.memory_mib(MEMORY_MIB))?;
+    machine.expect_beside(ASKS, LIMIT)?;
+    machine.answer(stage.prompt(), PASSPHRASE)?;
+    machine.up()?;
+    thread::sleep(Duration::from_secs(1));
+    let search = Search::of(&secrets::of_bound_machine(&stage_with)?);
+    let mut finds = search.finds(&memory::dump(&mut machine, stage.folder())?);
+    let copies = finds.remove(TYPED).unwrap_or(0);
+    println!("after the switch to the root the passphrase was in {copies} places of the RAM");
+    ensure(finds.keys().eq([VOLUME_KEY]), || {
+        format!("in the RAM beside the passphrase, where only the volume key should be: {finds:?}")
+    })
+}
+
+/// Little memory: a search takes seconds.
+const MEMORY_MIB: u32 = 512;
 
 /// The daemon with the themes that come with it; on a serial line it shows the details of the boot whatever the theme.
 const PACKAGES: &[&str] = &["plymouth"];

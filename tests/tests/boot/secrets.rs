@@ -35,6 +35,8 @@ pub type Secrets = Vec<(String, Vec<u8>)>;
 pub const VOLUME_KEY: &str = "volume key";
 /// The one that is in an agent's memory for as long as it may ask a key server.
 pub const BOOT_KEY: &str = "boot key";
+/// The one that a person types, whose way leads through programs that are not ours.
+pub const TYPED: &str = "passphrase";
 
 /// All that is the same in every boot, in the forms in which programs and libraries hold it.
 pub fn of_bound_machine(stage: &Stage) -> Result<Secrets, Failure> {
@@ -53,7 +55,7 @@ pub fn of_bound_machine(stage: &Stage) -> Result<Secrets, Failure> {
     let mut secrets = vec![
         named("machine secret", machine_secret.0.expose_secret()),
         named("share", share.0.expose_secret()),
-        named("passphrase", PASSPHRASE.as_bytes()),
+        named(TYPED, PASSPHRASE.as_bytes()),
         named(VOLUME_KEY, &volume_key(&header, folder.path())?),
     ];
     secrets.extend(kek(&token, &share)?);

@@ -13,6 +13,7 @@ mod properties;
 mod registering;
 mod rejoining;
 mod releasing;
+mod rotating;
 mod sessions;
 mod witnessing;
 
@@ -349,13 +350,24 @@ impl Boot {
         purpose: Purpose,
         sealed: &SealedShare,
     ) -> [u8; 32] {
+        self.open_of(machine, volume, purpose, Generation::FIRST, sealed)
+    }
+
+    fn open_of(
+        &self,
+        machine: &Machine,
+        volume: VolumeId,
+        purpose: Purpose,
+        generation: Generation,
+        sealed: &SealedShare,
+    ) -> [u8; 32] {
         let context = ReleaseContext {
             purpose,
             server: &server_id(),
             client: &machine.name,
             request: &self.request,
             volume: &volume,
-            generation: Generation::FIRST,
+            generation,
         };
         let share = self.pair.open(sealed, context).unwrap();
         *share.0.expose_secret()

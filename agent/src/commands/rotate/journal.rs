@@ -1,0 +1,235 @@
+//! What a rotation has touched, so that an interruption at any point loses nothing. No secrets.
+//!
+//! Which way an interrupted one goes, the binding itself says: while it needs the old shares, all that is new is taken away
+//! again; once it needs the new ones, what is old is.
+
+use std::path::PathBuf;
+
+use latchkey_protocol::envelope::Token;
+use latchkey_protocol::{Generation, ServerId, VolumeId};
+use serde::{Deserialize, Serialize};
+
+use super::error::RotateError;
+use crate::commands::journal::{JournalledKeyslot, file_name};
+use crate::commands::shares::{self, Registered};
+use crate::commands::target::Target;
+use crate::failure::chain;
+use crate::files::{self, Files, FilesError};
+use crate::server::KeyServer;
+use crate::volume::keyslots;
+
+/// An unfinished rotation of one volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Rotation {
+    /// As in the name of its file.
+    pub uuid: String,
+    /// The volume's name at the key servers.
+    pub volume: VolumeId,
+    /// The shares of its key servers.
+    pub servers: Vec<Rotated>,
+    /// The keyslot that the binding had.
+    pub old_keyslot: Option<JournalledKeyslot>,
+    /// The keyslot that was made, or was about to be.
+    pub new_keyslot: Option<JournalledKeyslot>,
+    /// The backup of the header from before.
+    pub backup: Option<PathBuf>,
+}
+
+/// The shares at one key server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Rotated {
+    /// Which.
+    pub server: ServerId,
+    /// The generation that the binding needed.
+    pub before: Generation,
+    /// The one that takes its place, once there is one.
+    pub after: Option<Generation>,
+}
+
+/// How far a rotation has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The binding needs the old shares.
+    Unfinished,
+    /// It needs the new ones.
+    Replaced,
+}
+
+impl Rotation {
+    /// Of a volume that nothing has happened to. The old keyslot is the one that `token` names.
+    ///
+    /// # Errors
+    /// The header cannot be read.
+    pub fn new(target: &Target, token: &Token) -> Result<Self, RotateError> {
+        let old_keyslot = match (token.bound.keyslot(), target.place.luks_header()) {
+            (Some(slot), Some(header)) => {
+                let traces = keyslots::traces(header, slot)?;
+                Some(JournalledKeyslot::of(traces.as_ref(), slot))
+            }
+            _ => None,
+        };
+        let servers = token.envelopes.iter().map(|envelope| Rotated {
+            server: envelope.server,
+            before: envelope.generation,
+            after: None,
+        });
+        Ok(Self {
+            uuid: target.key(),
+            volume: token.volume,
+            servers: servers.collect(),
+            old_keyslot,
+            new_keyslot: None,
+            backup: None,
+        })
+    }
+
+    /// The one that an earlier run left for `target`.
+    ///
+    /// # Errors
+    /// `Read`, `Format`.
+    pub fn load(files: &Files, target: &Target) -> Result<Option<Self>, FilesError> {
+        let path = path(files, &target.key());
+        if !path.exists() {
+            return Ok(None);
+        }
+        let rotation =
+            serde_json::from_slice(&files::read(&path)?).map_err(|error| FilesError::Format {
+                path: path.clone(),
+                reason: error.to_string(),
+            })?;
+        Ok(Some(rotation))
+    }
+
+    /// Writes it durably.
+    ///
+    /// # Errors
+    /// `Write`.
+    pub fn save(&self, files: &Files) -> Result<(), FilesError> {
+        files::make_dir(&files.state())?;
+        let json = serde_json::to_vec_pretty(self).expect("a journal is plain text and numbers");
+        files::replace(&path(files, &self.uuid), &json)
+    }
+
+    /// Keeps which generation a key server has made.
+    pub fn note(&mut self, share: &Registered) {
+        for one in &mut self.servers {
+            if one.server == share.server {
+                one.after = Some(share.generation);
+            }
+        }
+    }
+
+    /// How far it has come, as the binding tells.
+    pub fn stage(&self, token: &Token) -> Stage {
+        let is_new = |one: &Rotated| {
+            let envelope = token.envelope_of(one.server);
+            envelope.is_some_and(|envelope| Some(envelope.generation) == one.after)
+        };
+        match !self.servers.is_empty() && self.servers.iter().all(is_new) {
+            true => Stage::Replaced,
+            false => Stage::Unfinished,
+        }
+    }
+
+    /// Takes all that is new away again. Can be repeated. A key server that does not answer keeps a share that opens
+    /// nothing, and gives it for the next rotation.
+    ///
+    /// # Errors
+    /// `Keyslot`, `Files`; the journal is still there.
+    pub fn undo(
+        &self,
+        files: &Files,
+        target: &Target,
+        servers: &[KeyServer],
+    ) -> Result<(), RotateError> {
+        destroy(target, self.new_keyslot.as_ref())?;
+        if let Some(backup) = &self.backup {
+            files::remove(backup)?;
+        }
+        for one in &self.servers {
+            if let Err(error) = self.keep(one, one.before, servers) {
+                log::warn!("{}", chain(&error));
+            }
+        }
+        Ok(files::remove(&path(files, &self.uuid))?)
+    }
+
+    /// Takes all that is old away. Can be repeated.
+    ///
+    /// # Errors
+    /// `Keyslot`, `Share`, `Files`; the journal is still there.
+    pub fn finish(
+        &self,
+        files: &Files,
+        target: &Target,
+        servers: &[KeyServer],
+    ) -> Result<(), RotateError> {
+        self.drop_old_keyslot(target)?;
+        for one in &self.servers {
+            if let Some(after) = one.after {
+                self.keep(one, after, servers)?;
+            }
+        }
+        Ok(files::remove(&path(files, &self.uuid))?)
+    }
+
+    /// What `unbind` does before it looks at the volume: one keyslot of ours is left, which its token names.
+    ///
+    /// # Errors
+    /// `Keyslot`, `Files`; the journal is still there.
+    pub fn settle(
+        &self,
+        files: &Files,
+        target: &Target,
+        token: Option<&Token>,
+    ) -> Result<(), RotateError> {
+        match token.map(|token| self.stage(token)) {
+            Some(Stage::Unfinished) => destroy(target, self.new_keyslot.as_ref())?,
+            Some(Stage::Replaced) => self.drop_old_keyslot(target)?,
+            None => {
+                destroy(target, self.new_keyslot.as_ref())?;
+                self.drop_old_keyslot(target)?;
+            }
+        }
+        Ok(files::remove(&path(files, &self.uuid))?)
+    }
+
+    fn drop_old_keyslot(&self, target: &Target) -> Result<(), RotateError> {
+        destroy(target, self.old_keyslot.as_ref())
+    }
+
+    fn keep(
+        &self,
+        one: &Rotated,
+        generation: Generation,
+        servers: &[KeyServer],
+    ) -> Result<(), RotateError> {
+        let server = servers
+            .iter()
+            .find(|server| server.settings.id == one.server);
+        let Some(server) = server else {
+            return Ok(()); // not joined any more
+        };
+        shares::end_rotation(server, self.volume, generation).map_err(|source| RotateError::End {
+            server: one.server.short(),
+            source: Box::new(source),
+        })
+    }
+}
+
+/// Only if it is still the one that was meant.
+fn destroy(target: &Target, keyslot: Option<&JournalledKeyslot>) -> Result<(), RotateError> {
+    if let (Some(keyslot), Some(header)) = (keyslot, target.place.luks_header()) {
+        let slot = keyslot.slot;
+        if keyslot.is(keyslots::traces(header, slot)?.as_ref()) {
+            keyslots::destroy_keyslot(header, slot, Some(slot))?;
+        }
+    }
+    Ok(())
+}
+
+fn path(files: &Files, uuid: &str) -> PathBuf {
+    files.state().join(file_name("rotate", uuid))
+}
