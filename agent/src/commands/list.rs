@@ -7,6 +7,7 @@ use latchkey_protocol::envelope::{Bound, Token};
 use latchkey_protocol::{ServerId, VolumeId};
 use serde::Serialize;
 
+use super::rotate::journal::Rotation;
 use super::target::{Target, read_crypttab};
 use crate::failure::chain;
 use crate::files::{Files, FilesError};
@@ -47,6 +48,8 @@ pub struct Listed {
     pub open: bool,
     /// The state of its binding.
     pub binding: Binding,
+    /// Whether an earlier `latchkey rotate` has not come to its end: what opened the volume before it still does.
+    pub rotating: bool,
     /// Whatever keeps the boot from opening it by itself, in words.
     pub problems: Vec<String>,
 }
@@ -158,6 +161,9 @@ fn volume(files: &Files, entry: &Entry, joined: &[ServerId]) -> Listed {
         }
     };
     let uuid = target.as_ref().map(|target| target.uuid.clone());
+    let rotating = target
+        .as_ref()
+        .is_some_and(|target| !matches!(Rotation::load(files, target), Ok(None)));
     Listed {
         name: entry.name.clone(),
         source: entry.source.to_string(),
@@ -167,6 +173,7 @@ fn volume(files: &Files, entry: &Entry, joined: &[ServerId]) -> Listed {
         uuid: uuid.filter(|uuid| !uuid.is_empty()),
         device,
         binding,
+        rotating,
         problems,
     }
 }
@@ -308,6 +315,12 @@ fn print(volumes: &[Listed], format: Format) -> io::Result<()> {
             Binding::Unknown => "unknown".to_owned(),
         };
         writeln!(out, "{}\t{}\t{state}", volume.name, volume.source)?;
+        if volume.rotating {
+            writeln!(
+                out,
+                "\tits rotation is not finished: 'latchkey rotate' goes on with it"
+            )?;
+        }
         for problem in &volume.problems {
             writeln!(out, "\t! {problem}")?;
         }

@@ -155,6 +155,8 @@ fn what_an_old_image_needs_stays_until_it_is_gone() {
     }
     assert_eq!((luks1_keyslots(&volume), generation(&server)), (3, 1));
     is_bound(&machine);
+    let list = machine.latchkey(&["list"], "").succeeded().out;
+    assert!(list.contains("its rotation is not finished"), "{list}");
     let said = rotate(&machine, &volume, &[], "").succeeded();
     assert!(said.err.contains("need them"), "{}", said.err);
     assert_eq!(luks1_keyslots(&volume), 3, "it is not rotated again");
