@@ -352,8 +352,16 @@ impl Rotating<'_> {
     }
 }
 
-/// After a failure.
+/// After a failure. What the header says now decides: an error may come after the new token was written.
 fn take_back(files: &Files, target: &Target, servers: &[KeyServer], rotation: &Rotation) {
+    let undoes =
+        bound(files, target).is_ok_and(|(_, token)| rotation.stage(&token) == Stage::Unfinished);
+    if !undoes {
+        log::warn!(
+            "nothing is taken back: the volume opens by the new machine secret, or by passphrase; run this command again"
+        );
+        return;
+    }
     match rotation.undo(files, target, servers) {
         Ok(()) => log::info!(
             "what this run had done was taken back; '{}' is as it was",

@@ -163,3 +163,24 @@ fn of_a_data_volume_only_the_new_share_is_given_for_a_proof() {
     keep(&rig, &machine, volume, 2).unwrap();
     assert!(!proof(2), "it was made long ago");
 }
+
+#[test]
+fn a_store_that_was_put_back_makes_no_share_and_deletes_none() {
+    let mut rig = Rig::new();
+    let (machine, volume, _) = rig.bound("web-1", 1);
+    let head = rig.heartbeat(&machine, None, None).head.unwrap();
+    let yesterday = rig.store.copy();
+    rotate(&rig, &machine, volume);
+    let newer = rig.heartbeat(&machine, Some(head), None).head;
+    rig.store = yesterday.copy();
+    rig.restart();
+    assert_eq!(rig.heartbeat(&machine, newer, None).head, None);
+    let host = rig.identity(&machine.host);
+    let refused = rig
+        .service
+        .rotate(&host, address(HOME), &request(&Boot::new(), volume));
+    assert!(matches!(refused, Err(ServiceError::PutBack)));
+    let refused = keep(&rig, &machine, volume, 1);
+    assert!(matches!(refused, Err(ServiceError::PutBack)));
+    assert_eq!(rig.store.range("share/", None, 10).unwrap().len(), 1);
+}
