@@ -20,7 +20,7 @@ use crate::ids::{Generation, ServerId, VolumeId};
 use crate::release::Share;
 use crate::wire::Version;
 
-pub use bound::{Bound, BoundLuks1, BoundLuks2, BoundPlain, PlainSecret};
+pub use bound::{Bound, BoundIntegrity, BoundLuks1, BoundLuks2, BoundPlain, PlainSecret};
 
 /// The type of our LUKS2 token.
 pub const TOKEN_TYPE: &str = "latchkey";

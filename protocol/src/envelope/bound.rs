@@ -36,6 +36,25 @@ pub struct BoundLuks2 {
     pub offset: u64,
     /// HMAC-SHA-256 of the volume key over `latchkey volume key v1` and the UUID, each length-prefixed.
     pub volume_key_id: Bytes<32>,
+    /// How the data is authenticated, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub integrity: Option<BoundIntegrity>,
+}
+
+/// What a LUKS2 header says of authenticated encryption (dm-crypt on dm-integrity), in the header's own words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct BoundIntegrity {
+    /// The algorithm, such as `hmac(sha256)`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// How dm-integrity's journal is encrypted.
+    pub journal_encryption: String,
+    /// How dm-integrity's journal is authenticated.
+    pub journal_integrity: String,
+    /// Bytes of the volume key that are the algorithm's, where the header says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_size: Option<u32>,
 }
 
 /// Facts of a LUKS1 header that stay the same for as long as the volume does.
@@ -137,8 +156,10 @@ impl Bound {
 }
 
 impl BoundLuks2 {
+    /// One field more where there is integrity: without it the bytes are those from before there was any.
     fn encode(&self, kind: &[u8]) -> Vec<u8> {
-        length_prefixed(&[
+        let integrity = self.integrity.as_ref().map(BoundIntegrity::encode);
+        let mut encoded = length_prefixed(&[
             kind,
             &self.keyslot.to_be_bytes(),
             &self.iterations.to_be_bytes(),
@@ -147,6 +168,23 @@ impl BoundLuks2 {
             &self.sector_size.to_be_bytes(),
             &self.offset.to_be_bytes(),
             &self.volume_key_id.0,
+        ]);
+        if let Some(integrity) = integrity {
+            encoded.extend(length_prefixed(&[&integrity]));
+        }
+        encoded
+    }
+}
+
+impl BoundIntegrity {
+    /// A size that the header does not give is an empty field.
+    fn encode(&self) -> Vec<u8> {
+        let key_size = self.key_size.map(u32::to_be_bytes);
+        length_prefixed(&[
+            self.kind.as_bytes(),
+            self.journal_encryption.as_bytes(),
+            self.journal_integrity.as_bytes(),
+            key_size.as_ref().map_or(&[], |bytes| bytes.as_slice()),
         ])
     }
 }
