@@ -40,6 +40,10 @@ depends() {
 installkernel() {
     # af_packet is how DHCP is spoken; virtio's card, for an image that was built in a chroot.
     hostonly="" instmods af_packet dm_crypt virtio_pci virtio_net
+    # What a volume with integrity protection needs, also where it is not open now.
+    local modules
+    mapfile -t modules < <("$latchkey_image" modules)
+    [[ ${#modules[@]} -eq 0 ]] || hostonly="" instmods "${modules[@]}"
     # The drivers of all cards, or, for an image of this machine alone, of those it has.
     instmods "=drivers/net/ethernet" "=drivers/net/phy" "=drivers/net/mdio" vmxnet3 hv_netvsc xen-netfront
 }

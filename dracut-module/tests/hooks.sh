@@ -19,8 +19,29 @@ main()
 		an_agent_that_ended_is_tidied_up_after_once
 		a_place_that_cannot_be_written_ends_no_shell
 	done
+	an_image_gets_the_modules_that_volumes_need
 	[ "$failures" -eq 0 ] || { echo "$failures failed"; exit 1; }
 	echo "dracut hooks: all passed"
+}
+
+# Sourced by dracut's bash.
+an_image_gets_the_modules_that_volumes_need()
+{
+	initramfs
+	for needed in "dm_integrity crypto-authenc" ""; do
+		printf '#!/bin/sh\nprintf "%%s\\n" %s\n' "$needed" >"$root/image"
+		[ -n "$needed" ] || printf '#!/bin/sh\nexit 1\n' >"$root/image"
+		chmod +x "$root/image"
+		found="$(bash -euc '
+			. "$1"
+			latchkey_image="$2"
+			instmods() { echo "$hostonly: $*"; }
+			hostonly=strict
+			installkernel
+		' bash "$here/90latchkey/module-setup.sh" "$root/image")"
+		expect "$(echo "$found" | sed -n "s/^: dm_/dm_/p")" "$needed"
+		expect "$(echo "$found" | sed -n "1s/ .*//p; \$s/ .*//p" | tr "\n" " ")" ": strict: "
+	done
 }
 
 every_hook_is_passed_over_where_a_part_is_lost()

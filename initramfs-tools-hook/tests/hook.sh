@@ -31,6 +31,8 @@ main()
 	each_image_has_a_build_id_that_the_machine_remembers
 	where_nothing_can_be_noted_there_is_an_image_all_the_same
 	modules_for_the_network
+	modules_for_volumes_with_integrity
+	a_volume_whose_modules_are_not_known_is_no_reason_to_fail
 	an_incomplete_server_is_left_out
 	a_join_that_was_not_finished_stays_out
 	a_missing_binary_is_no_reason_to_fail
@@ -203,6 +205,35 @@ modules_for_the_network()
 	run_hook MODULES=dep
 	expect "${modules%% virtio_pci*}" "af_packet dm_mod dm_crypt"
 	case "$modules" in *"virtio_pci virtio_net"*) ;; *) wrong "no virtio for MODULES=dep: $modules" ;; esac
+}
+
+modules_for_volumes_with_integrity()
+{
+	machine
+	cat >"$root/usr/bin/latchkey" <<-'END'
+		#!/bin/sh
+		[ "$1" = image-modules ] || exit 0
+		printf '%s\n' crypto-authenc crypto-sha256 dm_integrity '../evil' '-a' ''
+	END
+	run_hook MODULES=most
+	expect "$status" 0
+	expect "$modules" "af_packet dm_mod dm_crypt crypto-authenc crypto-sha256 dm_integrity"
+	expect_output "'../evil' is no module"
+	expect_output "'-a' is no module"
+	run_hook MODULES=dep
+	case "$modules" in
+	"af_packet dm_mod dm_crypt crypto-authenc crypto-sha256 dm_integrity virtio_pci virtio_net"*) ;;
+	*) wrong "MODULES=dep: $modules" ;;
+	esac
+}
+
+a_volume_whose_modules_are_not_known_is_no_reason_to_fail()
+{
+	machine
+	printf '#!/bin/sh\n[ "$1" != image-modules ] || { echo "no such device" >&2; exit 1; }\n' >"$root/usr/bin/latchkey"
+	run_hook
+	expect "$status" 0
+	expect "$modules" "af_packet dm_mod dm_crypt"
 }
 
 an_incomplete_server_is_left_out()
@@ -381,7 +412,7 @@ machine()
 	for file in server.toml ca.pem boot.pem host.pem; do echo "$file" >"$server/$file"; done
 	echo "boot key" >"$server/boot.key"
 	printf -- '-----BEGIN PRIVATE KEY-----\n%s\n-----END PRIVATE KEY-----\n' "$host_key_body" >"$server/host.key"
-	printf '#!/bin/sh\necho a UUID\n' >"$root/usr/bin/latchkey"
+	printf '#!/bin/sh\n[ "$1" = image-modules ] || echo a UUID\n' >"$root/usr/bin/latchkey"
 	chmod 0755 "$root/usr/bin/latchkey"
 	printf '#!/bin/sh\necho native prompt\n' >"$root/cryptroot"
 	cp "$root/cryptroot" "$image/scripts/local-top/cryptroot"

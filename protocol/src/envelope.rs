@@ -4,6 +4,8 @@
 //! secret is sealed under it with XChaCha20-Poly1305 and a key-commitment tag. All that was learned about the
 //! volume at binding (`Bound`) is authenticated with it: a header that was changed since cannot vouch for itself.
 
+mod bound;
+
 use chacha20poly1305::aead::AeadInOut;
 use chacha20poly1305::aead::inout::InOutBuf;
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305};
@@ -17,6 +19,8 @@ use crate::encoding::{Bytes, SealedBytes, length_prefixed};
 use crate::ids::{Generation, ServerId, VolumeId};
 use crate::release::Share;
 use crate::wire::Version;
+
+pub use bound::{Bound, BoundIntegrity, BoundLuks1, BoundLuks2, BoundPlain, PlainSecret};
 
 /// The type of our LUKS2 token.
 pub const TOKEN_TYPE: &str = "latchkey";
@@ -74,94 +78,6 @@ pub enum TokenKind {
     /// `latchkey`.
     #[serde(rename = "latchkey")]
     Latchkey,
-}
-
-/// What a volume was when it was bound; automatic opening insists on it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Bound {
-    /// A LUKS2 volume.
-    Luks2(BoundLuks2),
-    /// A LUKS2 volume whose header lies elsewhere than its data.
-    DetachedLuks2(BoundLuks2),
-    /// A LUKS1 volume.
-    Luks1(BoundLuks1),
-    /// Plain dm-crypt, which has no header: all that makes the mapping.
-    Plain(BoundPlain),
-}
-
-/// Facts of a LUKS2 header that stay the same for as long as the volume does.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct BoundLuks2 {
-    /// The keyslot that holds the machine secret.
-    pub keyslot: u32,
-    /// Its PBKDF2 iterations.
-    pub iterations: u32,
-    /// The data segment's cipher in dm-crypt's spelling, such as `aes-xts-plain64`.
-    pub cipher: String,
-    /// Bytes of the volume key.
-    pub key_size: u32,
-    /// Bytes of the data segment's encryption sector.
-    pub sector_size: u32,
-    /// Byte at which the data segment begins.
-    pub offset: u64,
-    /// HMAC-SHA-256 of the volume key over `latchkey volume key v1` and the UUID, each length-prefixed.
-    pub volume_key_id: Bytes<32>,
-}
-
-/// Facts of a LUKS1 header that stay the same for as long as the volume does.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct BoundLuks1 {
-    /// The keyslot that holds the machine secret.
-    pub keyslot: u32,
-    /// Its PBKDF2 iterations.
-    pub iterations: u32,
-    /// The cipher in dm-crypt's spelling, such as `aes-xts-plain64`.
-    pub cipher: String,
-    /// The hash of every key derivation and splitting in the header.
-    pub hash: String,
-    /// Bytes of the volume key.
-    pub key_size: u32,
-    /// Byte at which the data begins.
-    pub offset: u64,
-    /// PBKDF2 iterations of the volume key's digest in the header.
-    pub digest_iterations: u32,
-    /// As in [`BoundLuks2`].
-    pub volume_key_id: Bytes<32>,
-}
-
-/// Everything that a plain mapping is made of but its key.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct BoundPlain {
-    /// What the machine secret is.
-    pub secret: PlainSecret,
-    /// The cipher in dm-crypt's spelling, such as `twofish-xts-plain64`.
-    pub cipher: String,
-    /// The hash that makes the volume key of a passphrase; `plain` is none.
-    pub hash: String,
-    /// Bytes of the volume key.
-    pub key_size: u32,
-    /// Bytes of an encryption sector.
-    pub sector_size: u32,
-    /// Byte of the device at which the data begins.
-    pub offset: u64,
-    /// What is added to the number of a 512-byte sector for its initialization vector.
-    pub skip: u64,
-    /// As in [`BoundLuks2`]: what tells a wrong key before anything is mapped, for there is no header to do so.
-    pub volume_key_id: Bytes<32>,
-}
-
-/// What the machine secret of a plain volume is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PlainSecret {
-    /// What a person would type.
-    Passphrase,
-    /// The volume key itself.
-    VolumeKey,
 }
 
 /// The machine secret, sealed for one key server.
@@ -469,65 +385,6 @@ impl Kek {
             .expose_secret_mut()
             .copy_from_slice(&both.expose_secret()[32..]);
         Ok(Self { key, commitment })
-    }
-}
-
-impl Bound {
-    /// The keyslot that holds the machine secret; a plain volume has none.
-    pub fn keyslot(&self) -> Option<u32> {
-        match self {
-            Self::Luks2(bound) | Self::DetachedLuks2(bound) => Some(bound.keyslot),
-            Self::Luks1(bound) => Some(bound.keyslot),
-            Self::Plain(_) => None,
-        }
-    }
-
-    /// The facts in one unambiguous encoding.
-    pub fn encode(&self) -> Vec<u8> {
-        match self {
-            Self::Luks2(bound) => bound.encode(b"luks2"),
-            Self::DetachedLuks2(bound) => bound.encode(b"detached-luks2"),
-            Self::Luks1(bound) => length_prefixed(&[
-                b"luks1",
-                &bound.keyslot.to_be_bytes(),
-                &bound.iterations.to_be_bytes(),
-                bound.cipher.as_bytes(),
-                bound.hash.as_bytes(),
-                &bound.key_size.to_be_bytes(),
-                &bound.offset.to_be_bytes(),
-                &bound.digest_iterations.to_be_bytes(),
-                &bound.volume_key_id.0,
-            ]),
-            Self::Plain(bound) => length_prefixed(&[
-                b"plain",
-                match bound.secret {
-                    PlainSecret::Passphrase => b"passphrase",
-                    PlainSecret::VolumeKey => b"volume-key",
-                },
-                bound.cipher.as_bytes(),
-                bound.hash.as_bytes(),
-                &bound.key_size.to_be_bytes(),
-                &bound.sector_size.to_be_bytes(),
-                &bound.offset.to_be_bytes(),
-                &bound.skip.to_be_bytes(),
-                &bound.volume_key_id.0,
-            ]),
-        }
-    }
-}
-
-impl BoundLuks2 {
-    fn encode(&self, kind: &[u8]) -> Vec<u8> {
-        length_prefixed(&[
-            kind,
-            &self.keyslot.to_be_bytes(),
-            &self.iterations.to_be_bytes(),
-            self.cipher.as_bytes(),
-            &self.key_size.to_be_bytes(),
-            &self.sector_size.to_be_bytes(),
-            &self.offset.to_be_bytes(),
-            &self.volume_key_id.0,
-        ])
     }
 }
 

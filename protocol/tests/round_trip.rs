@@ -3,8 +3,8 @@
 
 use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::envelope::{
-    Bound, BoundLuks1, BoundLuks2, BoundPlain, ENVELOPES_LIMIT, MACHINE_SECRET_LIMIT,
-    MachineSecret, PlainSecret, Released, TOKEN_LIMIT, Token, TokenKind,
+    Bound, BoundIntegrity, BoundLuks1, BoundLuks2, BoundPlain, ENVELOPES_LIMIT,
+    MACHINE_SECRET_LIMIT, MachineSecret, PlainSecret, Released, TOKEN_LIMIT, Token, TokenKind,
 };
 use latchkey_protocol::release::Share;
 use latchkey_protocol::token::{ADDRESSES_LIMIT, JoinToken};
@@ -23,6 +23,7 @@ proptest! {
         secret in proptest::collection::vec(any::<u8>(), 1..=MACHINE_SECRET_LIMIT),
         generations in proptest::collection::vec(any::<u32>(), 1..=ENVELOPES_LIMIT),
     ) {
+        let secret = &secret[..secret.len().min(longest_secret(&bound))];
         let mut token = Token {
             kind: TokenKind::Latchkey,
             keyslots: bound.keyslot().iter().map(u32::to_string).collect(),
@@ -36,7 +37,7 @@ proptest! {
         for (number, generation) in generations.iter().enumerate() {
             let server = ServerId::of_ca(&number.to_be_bytes());
             let sealed = token
-                .seal(server, released(&token, &share, *generation), &machine_secret(&secret))
+                .seal(server, released(&token, &share, *generation), &machine_secret(secret))
                 .unwrap();
             token.envelopes.push(sealed);
         }
@@ -45,7 +46,7 @@ proptest! {
         prop_assert_eq!(&read, &token);
         for envelope in &read.envelopes {
             let opened = read.open(envelope, released(&read, &share, envelope.generation.0)).unwrap();
-            prop_assert_eq!(opened.0.expose_secret(), &secret[..]);
+            prop_assert_eq!(opened.0.expose_secret(), secret);
         }
     }
 
@@ -105,17 +106,32 @@ fn the_largest_token_fits_and_a_larger_one_is_refused() {
             sector_size: 4096,
             offset: u64::MAX,
             volume_key_id: Bytes([0; 32]),
+            integrity: None,
         }),
         envelopes: Vec::new(),
     };
-    let secret = machine_secret(&[7; MACHINE_SECRET_LIMIT]);
-    for number in 0..ENVELOPES_LIMIT {
-        let server = ServerId::of_ca(&number.to_be_bytes());
-        let sealed = token.seal(server, released(&token, &share, u32::MAX), &secret);
-        token.envelopes.push(sealed.unwrap());
+    let integrity = BoundIntegrity {
+        kind: "hmac(sha512)".to_owned(),
+        journal_encryption: "none".to_owned(),
+        journal_integrity: "none".to_owned(),
+        key_size: Some(u32::MAX),
+    };
+    // Only LUKS2 has integrity, and what opens its keyslot has 32 bytes.
+    for (length, integrity) in [(32, Some(integrity)), (MACHINE_SECRET_LIMIT, None)] {
+        if let Bound::Luks2(bound) = &mut token.bound {
+            bound.integrity = integrity;
+        }
+        let secret = machine_secret(&vec![7; length]);
+        token.envelopes.clear();
+        for number in 0..ENVELOPES_LIMIT {
+            let server = ServerId::of_ca(&number.to_be_bytes());
+            let sealed = token.seal(server, released(&token, &share, u32::MAX), &secret);
+            token.envelopes.push(sealed.unwrap());
+        }
+        let json = token.to_json().expect("every token that is allowed fits");
+        assert!(Token::parse(json.as_bytes()).is_ok());
     }
-    let json = token.to_json().expect("every token that is allowed fits");
-    assert!(Token::parse(json.as_bytes()).is_ok());
+    let json = token.to_json().unwrap();
 
     let padded = json.clone() + &" ".repeat(TOKEN_LIMIT + 1 - json.len());
     assert!(Token::parse(padded.as_bytes()).is_err());
@@ -128,7 +144,7 @@ fn the_largest_token_fits_and_a_larger_one_is_refused() {
 
 fn bound() -> impl Strategy<Value = Bound> {
     (
-        0..5,
+        0..8,
         any::<[u32; 4]>(),
         any::<[u64; 2]>(),
         ["[ -~]{0,40}", "[a-z0-9:-]{0,20}"],
@@ -145,6 +161,15 @@ fn bound() -> impl Strategy<Value = Bound> {
                 sector_size: other,
                 offset,
                 volume_key_id,
+                integrity: None,
+            };
+            let integrity = |key_size| {
+                Some(BoundIntegrity {
+                    kind: hash.clone(),
+                    journal_encryption: cipher.clone(),
+                    journal_integrity: hash.clone(),
+                    key_size,
+                })
             };
             let plain = |secret| BoundPlain {
                 secret,
@@ -170,9 +195,29 @@ fn bound() -> impl Strategy<Value = Bound> {
                     volume_key_id,
                 }),
                 3 => Bound::Plain(plain(PlainSecret::Passphrase)),
-                _ => Bound::Plain(plain(PlainSecret::VolumeKey)),
+                4 => Bound::Plain(plain(PlainSecret::VolumeKey)),
+                5 => Bound::Luks2(BoundLuks2 {
+                    integrity: integrity(None),
+                    ..luks2
+                }),
+                6 => Bound::Luks2(BoundLuks2 {
+                    integrity: integrity(Some(other)),
+                    ..luks2
+                }),
+                _ => Bound::DetachedLuks2(BoundLuks2 {
+                    integrity: integrity(Some(0)),
+                    ..luks2
+                }),
             }
         })
+}
+
+/// Only plain volumes have secrets of any length; what opens a keyslot has 32 bytes.
+fn longest_secret(bound: &Bound) -> usize {
+    match bound {
+        Bound::Plain(_) => MACHINE_SECRET_LIMIT,
+        _ => 32,
+    }
 }
 
 fn released<'a>(token: &Token, share: &'a Share, generation: u32) -> Released<'a> {

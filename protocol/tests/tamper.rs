@@ -3,7 +3,7 @@
 
 use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::envelope::{
-    Bound, BoundLuks2, EnvelopeError, MachineSecret, Released, Token, TokenKind,
+    Bound, BoundIntegrity, BoundLuks2, EnvelopeError, MachineSecret, Released, Token, TokenKind,
 };
 use latchkey_protocol::release::{BootKeyPair, Purpose, ReleaseContext, ReleaseError, Share};
 use latchkey_protocol::wire::Version;
@@ -47,6 +47,19 @@ const FIELDS: &[Field] = &[
     }),
     ("bound.volume-key-id", 256, |token, bit| {
         flip(&mut luks2(token).volume_key_id.0, bit);
+        Some(())
+    }),
+    ("bound.integrity.type", 12 * 8, |token, bit| {
+        flip_text(&mut integrity(token).kind, bit)
+    }),
+    ("bound.integrity.journal-encryption", 4 * 8, |token, bit| {
+        flip_text(&mut integrity(token).journal_encryption, bit)
+    }),
+    ("bound.integrity.journal-integrity", 4 * 8, |token, bit| {
+        flip_text(&mut integrity(token).journal_integrity, bit)
+    }),
+    ("bound.integrity.key-size", 32, |token, bit| {
+        *integrity(token).key_size.as_mut()? ^= 1 << bit;
         Some(())
     }),
     ("server", 256, |token, bit| {
@@ -115,13 +128,44 @@ fn every_field_is_among_those_that_are_flipped() {
     };
     let mut named = keys(&json, "");
     named.extend(keys(&json["bound"]["luks2"], "bound."));
+    named.extend(keys(
+        &json["bound"]["luks2"]["integrity"],
+        "bound.integrity.",
+    ));
     named.extend(keys(&json["envelopes"][0], ""));
-    named
-        .retain(|name| !["type", "version", "keyslots", "bound", "envelopes"].contains(&&name[..]));
+    let not_flipped = [
+        "type",
+        "version",
+        "keyslots",
+        "bound",
+        "bound.integrity",
+        "envelopes",
+    ];
+    named.retain(|name| !not_flipped.contains(&&name[..]));
     let mut flipped: Vec<&str> = FIELDS.iter().map(|(name, ..)| *name).collect();
     named.sort();
     flipped.sort();
     assert_eq!(named, flipped);
+}
+
+#[test]
+fn integrity_cannot_be_taken_away_or_added() {
+    let (token, share) = sealed_token();
+    let mut without = token.clone();
+    luks2(&mut without).integrity = None;
+    let mut without_size = token.clone();
+    integrity(&mut without_size).key_size = None;
+    for changed in [&without, &without_size] {
+        let opened = changed.open(&changed.envelopes[0], released(changed, &share));
+        assert_eq!(opened.unwrap_err(), EnvelopeError::Changed);
+    }
+    let sealed = without.seal(
+        ServerId::of_ca(b"ca"),
+        released(&without, &share),
+        &MachineSecret::random().unwrap(),
+    );
+    let opened = token.open(&sealed.unwrap(), released(&token, &share));
+    assert_eq!(opened.unwrap_err(), EnvelopeError::Changed);
 }
 
 #[test]
@@ -336,6 +380,12 @@ fn sealed_token_with(share: &Share) -> (Token, MachineSecret) {
             sector_size: 512,
             offset: 16 << 20,
             volume_key_id: Bytes([7; 32]),
+            integrity: Some(BoundIntegrity {
+                kind: "hmac(sha256)".to_owned(),
+                journal_encryption: "none".to_owned(),
+                journal_integrity: "none".to_owned(),
+                key_size: Some(32),
+            }),
         }),
         envelopes: Vec::new(),
     };
@@ -365,6 +415,10 @@ fn luks2(token: &mut Token) -> &mut BoundLuks2 {
         Bound::Luks2(bound) => bound,
         other => panic!("{other:?}"),
     }
+}
+
+fn integrity(token: &mut Token) -> &mut BoundIntegrity {
+    luks2(token).integrity.as_mut().expect("it was bound")
 }
 
 fn volume_of(bytes: [u8; 16]) -> VolumeId {

@@ -162,6 +162,9 @@ pub enum Command {
     /// Print the files of the bound volumes that belong into the image
     #[command(hide = true)]
     ImageFiles,
+    /// Print the kernel's modules that the bound volumes need in the image
+    #[command(hide = true)]
+    ImageModules,
     /// Show who this machine is to its key servers, whether they answer, and which policies hold
     ///
     /// Exit code 3 if something would keep the next boot from opening a bound volume by itself.
@@ -339,6 +342,7 @@ mod tests {
         }
         for hidden in [
             "bound-volumes",
+            "image-modules",
             "wait",
             "cleanup",
             "finish",

@@ -13,7 +13,7 @@ use super::runtime::Runtime;
 use crate::failure::chain;
 use crate::files::Files;
 use crate::network;
-use crate::volume::plain;
+use crate::volume::{mapping, plain};
 
 /// How long an agent may take to leave in order.
 const LEAVE_LIMIT: Duration = Duration::from_secs(5);
@@ -23,7 +23,8 @@ const WIPE_LIMIT: Duration = Duration::from_secs(5);
 const NETWORK_LIMIT: Duration = Duration::from_secs(5);
 
 /// Ends an agent that lives, sees its memory wiped, ends prompts whose agent was killed, takes back the network,
-/// wipes the boot keys, closes the mapping through which a killed agent looked into a plain volume.
+/// wipes the boot keys, closes the mapping through which a killed agent looked into a plain volume, and what it left half
+/// made.
 pub fn run(files: &Files) {
     if let Some(agent) = Runtime::of(files).agent() {
         log::warn!("ending an agent that is still there ({agent})");
@@ -34,8 +35,19 @@ pub fn run(files: &Files) {
     }
     credentials::wipe_files(files);
     plain::close_left_over();
+    close_half_made(&Runtime::of(files));
     prompt::end_left_over();
     take_network_back(files);
+}
+
+/// Only of volumes that no other unlocker has begun with: each is left to those afterwards.
+fn close_half_made(runtime: &Runtime) {
+    for name in runtime.held() {
+        mapping::close_left_over(&name);
+        if let Err(error) = runtime.hand_over(&name) {
+            log::warn!("{}", chain(&error));
+        }
+    }
 }
 
 fn wait_for(guardian: Pid) {

@@ -52,6 +52,16 @@ impl Runtime {
         self.dir.join(HELD).join(name).exists()
     }
 
+    /// The volumes that the native unlocker is to wait for.
+    pub fn held(&self) -> Vec<String> {
+        let held = fs::read_dir(self.dir.join(HELD));
+        held.into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|file| file.file_name().into_string().ok())
+            .collect()
+    }
+
     /// Leaves the process id of the guardian, which wipes the agent's memory after its end.
     ///
     /// # Errors

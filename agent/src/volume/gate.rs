@@ -5,12 +5,13 @@
 //! what it does not mention must be what every plain LUKS2 volume has. (CVE-2021-4122, CVE-2025-59054; LUKS2 on-disk
 //! format, 3.) The result says nothing about the volume key: see `open`.
 
+mod integrity;
 mod refusal;
 #[cfg(test)]
 mod tests;
 
 use latchkey_protocol::encoding::{Bytes, length_prefixed};
-use latchkey_protocol::envelope::{Bound, BoundLuks2};
+use latchkey_protocol::envelope::{Bound, BoundIntegrity, BoundLuks2};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -86,7 +87,7 @@ pub fn check(
         &["json_size", "keyslots_size", "flags", "requirements"],
     )?;
     check_config(config)?;
-    check_segment(object(header, "segments")?, &Segment::from(bound))?;
+    check_segment(object(header, "segments")?, &Segment::from(bound), config)?;
     check_keyslot(object(header, "keyslots")?, config, bound, position)?;
     check_digest(object(header, "digests")?, bound)
 }
@@ -103,7 +104,8 @@ pub fn check_fit(json: &Value) -> Result<(), GateError> {
     if segments.len() != 1 {
         return Err(GateError::Segments(segments.len()));
     }
-    check_segment(segments, &Segment::read(&json["segments"]["0"])?)?;
+    let segment = Segment::read(&json["segments"]["0"])?;
+    check_segment(segments, &segment, config)?;
     check_keyslot_types(object(header, "keyslots")?)
 }
 
@@ -126,6 +128,7 @@ pub fn facts(json: &Value, slot: u32, volume_key_id: Bytes<32>) -> Result<BoundL
         sector_size: segment.sector_size,
         offset: segment.offset,
         volume_key_id,
+        integrity: segment.integrity,
     })
 }
 
@@ -152,6 +155,7 @@ struct Segment<'a> {
     cipher: &'a str,
     sector_size: u32,
     offset: u64,
+    integrity: Option<BoundIntegrity>,
 }
 
 impl<'a> Segment<'a> {
@@ -160,6 +164,7 @@ impl<'a> Segment<'a> {
             cipher: text(segment, "encryption")?,
             sector_size: small(segment, "sector_size")?,
             offset: number_text(segment, "offset")?,
+            integrity: integrity::read(segment)?,
         })
     }
 }
@@ -170,6 +175,7 @@ impl<'a> From<&'a BoundLuks2> for Segment<'a> {
             cipher: &bound.cipher,
             sector_size: bound.sector_size,
             offset: bound.offset,
+            integrity: bound.integrity.clone(),
         }
     }
 }
@@ -191,7 +197,11 @@ fn check_config(config: &Map<String, Value>) -> Result<(), GateError> {
     Ok(())
 }
 
-fn check_segment(segments: &Map<String, Value>, bound: &Segment<'_>) -> Result<(), GateError> {
+fn check_segment(
+    segments: &Map<String, Value>,
+    bound: &Segment<'_>,
+    config: &Map<String, Value>,
+) -> Result<(), GateError> {
     if segments.len() != 1 {
         return Err(GateError::Segments(segments.len()));
     }
@@ -200,9 +210,7 @@ fn check_segment(segments: &Map<String, Value>, bound: &Segment<'_>) -> Result<(
     if kind != "crypt" {
         return Err(GateError::SegmentType(kind.to_owned()));
     }
-    if segment.get("integrity").is_some() {
-        return Err(GateError::Integrity);
-    }
+    integrity::check(segment, bound.integrity.as_ref(), config)?;
     if segment.get("flags").is_some() {
         return Err(GateError::SegmentFlags);
     }
@@ -213,6 +221,7 @@ fn check_segment(segments: &Map<String, Value>, bound: &Segment<'_>) -> Result<(
         "iv_tweak",
         "encryption",
         "sector_size",
+        "integrity",
     ];
     fields(segment, "segment", &known)?;
     let cipher = text(segment, "encryption")?;

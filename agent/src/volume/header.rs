@@ -33,7 +33,7 @@ const CHECKSUM: Range<usize> = 448..512;
 /// The largest header that libcryptsetup makes: two metadata areas of 4 MiB and 128 MiB of keyslots. The copy
 /// has that length and is sparse.
 const HEADER_LIMIT: u64 = 136 << 20;
-/// Most bytes of one keyslot's area: 64 bytes of key in 4000 stripes, with room.
+/// Most bytes of one keyslot's area: 128 bytes of key, with integrity's, in 4000 stripes, with room.
 const AREA_LIMIT: u64 = 1 << 20;
 
 const MAGIC_PRIMARY: &[u8; 8] = b"LUKS\xba\xbe\x00\x02";

@@ -1,5 +1,9 @@
 //! Mappings that stand now, as sysfs shows them, and how to take one down.
+//!
+//! A LUKS2 volume with integrity protection is two devices: libcryptsetup makes `NAME_dif` of dm-integrity, and `NAME` of
+//! dm-crypt on it. Here they count as one mapping, on the disk.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -7,6 +11,12 @@ use libcryptsetup_rs::consts::flags::CryptDeactivate;
 use libcryptsetup_rs::{CryptInit, LibcryptErr};
 
 use super::context::{self, CryptError};
+
+/// What libcryptsetup calls the dm-integrity device below a mapping: the mapping's name and this.
+const LAYER: &str = "_dif";
+/// libcryptsetup's types of devices that encrypt nothing. Versions differ in which of the last two a layer has.
+const NOT_CRYPT: [&str; 3] = ["VERITY", "INTEGRITY", "SUBDEV"];
+const LAYER_TYPES: [&str; 2] = ["INTEGRITY", "SUBDEV"];
 
 /// A mapping that dm-crypt made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +65,7 @@ pub(crate) fn named_by_us(root: &Path, prefix: &str) -> Vec<String> {
     devices(root).iter().filter_map(is_ours).collect()
 }
 
-/// Takes the mapping called `name` down.
+/// Takes the mapping called `name` down, with its dm-integrity device if it has one.
 ///
 /// # Errors
 /// What libcryptsetup says; EBUSY while it is in use, ENODEV if there is none.
@@ -67,6 +77,75 @@ pub fn close(name: &str) -> Result<(), CryptError> {
             .deactivate(name, CryptDeactivate::empty())
     });
     result.map_err(|error: LibcryptErr| error.into())
+}
+
+/// Takes away the dm-integrity device of a mapping that does not stand: whoever made it was killed in between, or could
+/// not take it down to the end. While it is there libcryptsetup, ours and the native unlocker's, makes no other.
+pub(crate) fn close_left_over(name: &str) {
+    if let Some(layer) = left_over(Path::new("/"), name)
+        && let Err(error) = close(&layer)
+    {
+        log::warn!("failed to close '{layer}', which is left of an earlier '{name}': {error}");
+    }
+}
+
+/// The name of such a device, seen from another root directory.
+fn left_over(root: &Path, name: &str) -> Option<String> {
+    let layer = format!("{name}{LAYER}");
+    let devices = devices(root);
+    let named = |wanted: &str| {
+        let is_it = |device: &&PathBuf| read(&device.join("dm/name")).as_deref() == Some(wanted);
+        devices.iter().find(is_it)
+    };
+    if named(name).is_some() {
+        return None;
+    }
+    let device = named(&layer)?;
+    let (kind, digits) = layer_identity(&read(&device.join("dm/uuid"))?)?;
+    let is_layer = LAYER_TYPES.contains(&kind.as_str()) && !digits.is_empty();
+    (is_layer && entries(&device.join("holders")).is_empty()).then_some(layer)
+}
+
+/// Whether device-mapper's UUID is that of a device that encrypts.
+pub(super) fn is_crypt(uuid: &str) -> bool {
+    uuid.strip_prefix("CRYPT-").is_some_and(|rest| {
+        let kind = rest.split('-').next().unwrap_or_default();
+        !NOT_CRYPT.contains(&kind)
+    })
+}
+
+/// What the mapping at this place in sysfs lies on, by the kernel's names: through its own dm-integrity device, and
+/// through nothing else.
+pub(super) fn below(path: &Path) -> Vec<OsString> {
+    let slaves = path.join("slaves");
+    let through = |slave: OsString| {
+        let at = slaves.join(&slave);
+        if is_layer_of(path, &at).unwrap_or(false) {
+            entries(&at.join("slaves"))
+        } else {
+            vec![slave]
+        }
+    };
+    entries(&slaves).into_iter().flat_map(through).collect()
+}
+
+/// Whether `lower` is the dm-integrity device that was made for `upper`: by its name, and by the UUID of the volume.
+fn is_layer_of(upper: &Path, lower: &Path) -> Option<bool> {
+    let name = read(&upper.join("dm/name"))?;
+    let (_, volume) = layer_identity(&read(&upper.join("dm/uuid"))?)?;
+    let (kind, of_volume) = layer_identity(&read(&lower.join("dm/uuid"))?)?;
+    Some(
+        read(&lower.join("dm/name"))? == format!("{name}{LAYER}")
+            && LAYER_TYPES.contains(&kind.as_str())
+            && of_volume == volume,
+    )
+}
+
+/// Type and UUID of the volume in device-mapper's UUID; none where it belongs to no LUKS volume.
+fn layer_identity(uuid: &str) -> Option<(String, String)> {
+    let (kind, rest) = uuid.strip_prefix("CRYPT-")?.split_once('-')?;
+    let digits = rest.split('-').next().unwrap_or_default();
+    is_luks_uuid(digits, rest).then(|| (kind.to_owned(), digits.to_owned()))
 }
 
 /// All mappings of dm-crypt, seen from another root directory.
@@ -92,28 +171,45 @@ fn read_mapping(path: &Path) -> Option<Mapping> {
     let name = read(&path.join("dm/name"))?;
     let uuid = read(&path.join("dm/uuid"))?;
     let (format, uuid) = parse_uuid(&uuid)?;
-    let slave = fs::read_dir(path.join("slaves")).ok()?.flatten().next()?;
+    let device = below(path).into_iter().next()?;
     Some(Mapping {
         name,
         kernel_name: path.file_name()?.to_str()?.to_owned(),
         format,
         uuid,
-        device: Path::new("/dev").join(slave.file_name()),
+        device: Path::new("/dev").join(device),
     })
 }
 
 /// device-mapper's UUID as libcryptsetup makes it: `CRYPT-LUKS2-<32 digits>-<name>`, or `CRYPT-PLAIN-<name>`.
 fn parse_uuid(text: &str) -> Option<(String, Option<String>)> {
+    if !is_crypt(text) {
+        return None;
+    }
     let (format, rest) = text.strip_prefix("CRYPT-")?.split_once('-')?;
     let digits = rest.split('-').next().unwrap_or_default();
-    let is_uuid = digits.len() == 32
-        && rest.len() > 32
-        && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-    let uuid = (is_uuid && format.starts_with("LUKS")).then(|| {
+    let uuid = (is_luks_uuid(digits, rest) && format.starts_with("LUKS")).then(|| {
         let parts = [(0, 8), (8, 12), (12, 16), (16, 20), (20, 32)];
         parts.map(|(from, to)| &digits[from..to]).join("-")
     });
     Some((format.to_owned(), uuid))
+}
+
+/// Whether the first part of `rest` is a volume's UUID, with a mapping's name after it.
+fn is_luks_uuid(digits: &str, rest: &str) -> bool {
+    digits.len() == 32 && rest.len() > 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
+}
+
+/// The names in a directory, in order; none if there is no such directory.
+fn entries(path: &Path) -> Vec<OsString> {
+    let mut names: Vec<_> = fs::read_dir(path)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name())
+        .collect();
+    names.sort();
+    names
 }
 
 fn read(path: &Path) -> Option<String> {
@@ -138,6 +234,13 @@ mod tests {
                 Some(("PLAIN", None)),
             ),
             ("CRYPT-LUKS2-short-a", Some(("LUKS2", None))),
+            (
+                "CRYPT-INTEGRITY-8a3d7d0e0d5b4f3c9d521e1fa2a1c0de-a_dif",
+                None,
+            ),
+            ("CRYPT-INTEGRITY-alone", None),
+            ("CRYPT-SUBDEV-8a3d7d0e0d5b4f3c9d521e1fa2a1c0de-a", None),
+            ("CRYPT-VERITY-a", None),
             ("LVM-abc", None),
             ("", None),
         ];
@@ -199,5 +302,89 @@ mod tests {
                 device: "/dev/vda3".into(),
             }]
         );
+    }
+
+    const VOLUME: &str = "8a3d7d0e0d5b4f3c9d521e1fa2a1c0de";
+
+    /// sysfs with devices: kernel name, name, UUID and the kernel name of the one below.
+    fn sysfs(devices: &[(&str, &str, &str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        let class = root.path().join("sys/class/block");
+        for (kernel, name, uuid, slave) in devices {
+            let at = class.join(kernel);
+            for part in ["dm", "slaves", "holders"] {
+                fs::create_dir_all(at.join(part)).unwrap();
+            }
+            fs::write(at.join("dm/name"), format!("{name}\n")).unwrap();
+            fs::write(at.join("dm/uuid"), format!("{uuid}\n")).unwrap();
+            std::os::unix::fs::symlink(class.join(slave), at.join("slaves").join(slave)).unwrap();
+            if slave.starts_with("dm-") {
+                fs::write(class.join(slave).join("holders").join(kernel), "").unwrap();
+            }
+        }
+        root
+    }
+
+    #[test]
+    fn a_mapping_with_integrity_is_one_and_lies_on_the_disk() {
+        for kind in LAYER_TYPES {
+            let layer = format!("CRYPT-{kind}-{VOLUME}-data_dif");
+            let upper = format!("CRYPT-LUKS2-{VOLUME}-data");
+            let root = sysfs(&[
+                ("dm-0", "data_dif", &layer, "vdb"),
+                ("dm-1", "data", &upper, "dm-0"),
+            ]);
+            let found = all_below(root.path());
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert_eq!(found[0].name, "data");
+            assert_eq!(found[0].device, Path::new("/dev/vdb"));
+            assert_eq!(left_over(root.path(), "data"), None, "it is in use");
+        }
+    }
+
+    #[test]
+    fn a_mapping_on_another_device_of_dm_integrity_lies_on_that() {
+        for (name, uuid) in [
+            ("other", "CRYPT-INTEGRITY-other".to_owned()),
+            ("data_dif", "CRYPT-INTEGRITY-data_dif".to_owned()),
+            ("other_dif", format!("CRYPT-INTEGRITY-{VOLUME}-other_dif")),
+            ("data_dif", format!("CRYPT-LUKS2-{VOLUME}-data_dif")),
+            (
+                "data_dif",
+                "CRYPT-INTEGRITY-00000000000000000000000000000000-data_dif".to_owned(),
+            ),
+        ] {
+            let upper = format!("CRYPT-LUKS2-{VOLUME}-data");
+            let root = sysfs(&[
+                ("dm-0", name, &uuid, "vdb"),
+                ("dm-1", "data", &upper, "dm-0"),
+            ]);
+            let data = all_below(root.path())
+                .into_iter()
+                .find(|mapping| mapping.name == "data");
+            assert_eq!(data.unwrap().device, Path::new("/dev/dm-0"), "{uuid}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_of_a_mapping_is_its_own_layer_that_nothing_uses() {
+        let layer = format!("CRYPT-INTEGRITY-{VOLUME}-data_dif");
+        let root = sysfs(&[("dm-0", "data_dif", &layer, "vdb")]);
+        assert_eq!(left_over(root.path(), "data"), Some("data_dif".to_owned()));
+        assert_eq!(left_over(root.path(), "dat"), None);
+        assert_eq!(left_over(root.path(), "data_dif"), None);
+        for other in [
+            "CRYPT-INTEGRITY-data_dif".to_owned(),
+            format!("CRYPT-LUKS2-{VOLUME}-data_dif"),
+            "LVM-x".to_owned(),
+        ] {
+            let root = sysfs(&[("dm-0", "data_dif", &other, "vdb")]);
+            assert_eq!(left_over(root.path(), "data"), None, "{other}");
+        }
+        let root = sysfs(&[
+            ("dm-0", "data_dif", &layer, "vdb"),
+            ("dm-1", "vg-lv", "LVM-x", "dm-0"),
+        ]);
+        assert_eq!(left_over(root.path(), "data"), None, "somebody uses it");
     }
 }

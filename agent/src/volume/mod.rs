@@ -18,6 +18,7 @@ pub mod header;
 pub mod keyslots;
 pub mod luks1;
 pub mod mapping;
+pub mod modules;
 pub mod open;
 pub mod opened_in;
 pub mod place;
@@ -31,6 +32,8 @@ pub mod typed;
 
 #[cfg(test)]
 mod algorithm_tests;
+#[cfg(test)]
+mod integrity_tests;
 #[cfg(test)]
 mod kinds_tests;
 #[cfg(test)]

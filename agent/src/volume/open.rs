@@ -23,11 +23,12 @@ use super::crypttab::{Entry, Options};
 use super::gate::{self, GateError, Position};
 use super::header::{HeaderCopy, HeaderError};
 use super::luks1::{self, Luks1Copy};
+use super::mapping;
 use super::place::{HeaderPlace, Kind, Place};
 use super::plain::{self, ContentError, Settings, SettingsError};
 
 const KEY_ID_DOMAIN: &[u8] = b"latchkey volume key v1";
-/// Most bytes of a volume key that dm-crypt takes: AES-XTS has 64, integrity adds to it.
+/// Most bytes of a volume key that dm-crypt takes: AES-XTS has 64, HMAC-SHA-512 for integrity another 64.
 pub(crate) const VOLUME_KEY_LIMIT: usize = 512;
 
 /// A mapping that stands.
@@ -359,6 +360,7 @@ pub(crate) fn activate(
     options: &Options,
     key: &SecretBytes,
 ) -> Result<(), CryptError> {
+    mapping::close_left_over(name);
     let result = context.activate_handle().activate_by_volume_key(
         Some(name),
         Some(key.expose_secret()),

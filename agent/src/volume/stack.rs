@@ -7,6 +7,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::mapping;
+
 /// The devices below a file system cannot be told.
 #[derive(Debug, thiserror::Error)]
 pub enum StackError {
@@ -113,7 +115,7 @@ fn is_covered(device: &Path, meant: &dyn Fn(&str) -> bool, depth: u32) -> bool {
         return false;
     }
     let attribute = |name: &str| fs::read_to_string(device.join(name)).unwrap_or_default();
-    let ours = attribute("dm/uuid").starts_with("CRYPT-")
+    let ours = mapping::is_crypt(&attribute("dm/uuid"))
         && meant(attribute("dm/name").trim_end_matches('\n'));
     if ours {
         return true;
@@ -144,14 +146,14 @@ fn collect_encrypted(device: &Path, depth: u32, found: &mut std::collections::BT
     if depth == 0 {
         return;
     }
-    let crypt = fs::read_to_string(device.join("dm/uuid")).is_ok_and(|u| u.starts_with("CRYPT-"));
+    if fs::read_to_string(device.join("dm/uuid")).is_ok_and(|uuid| mapping::is_crypt(&uuid)) {
+        let below = mapping::below(device).into_iter();
+        found.extend(below.map(|name| name.to_string_lossy().into_owned()));
+        return;
+    }
     let slaves = fs::read_dir(device.join("slaves"));
     for slave in slaves.into_iter().flatten().flatten() {
-        if crypt {
-            found.insert(slave.file_name().to_string_lossy().into_owned());
-        } else {
-            collect_encrypted(&slave.path(), depth - 1, found);
-        }
+        collect_encrypted(&slave.path(), depth - 1, found);
     }
 }
 
@@ -257,6 +259,29 @@ mod tests {
             !lies(&["vg-root"]),
             "a mapping of LVM is not one of dm-crypt"
         );
+    }
+
+    #[test]
+    fn root_on_a_mapping_with_integrity_lies_on_it_and_on_the_disk() {
+        let layer = "CRYPT-INTEGRITY-8a3d7d0e0d5b4f3c9d521e1fa2a1c0de-crypt_dif";
+        let crypt = LUKS.replace("-a", "-crypt");
+        let root = machine(
+            &[
+                ("254:3", "vda3", "", "", &[]),
+                ("253:0", "dm-0", "crypt_dif", layer, &["vda3"]),
+                ("253:1", "dm-1", "crypt", &crypt, &["dm-0"]),
+                ("253:2", "dm-2", "vg-root", "LVM-x", &["dm-1"]),
+            ],
+            &(mount("253:2", "ext4", "/dev/mapper/vg-root")
+                + "40 22 253:0 / /bare rw - ext4 /dev/dm-0 rw\n"),
+        );
+        let lies = |at: &str, names: &[&str]| lies_on(root.path(), Path::new(at), names).unwrap();
+        assert!(lies("/root", &["crypt"]));
+        assert!(!lies("/root", &["crypt_dif"]), "it encrypts nothing");
+        assert!(!lies("/bare", &["crypt", "crypt_dif"]));
+        assert!(!is_encrypted(root.path(), Path::new("/bare")).unwrap());
+        let disk = encrypted_below(&root.path().join("sys/class/block/dm-2"));
+        assert_eq!(disk, ["vda3"]);
     }
 
     #[test]

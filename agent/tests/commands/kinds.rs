@@ -59,6 +59,36 @@ fn a_luks1_volume_is_bound_by_an_envelope_file() {
 }
 
 #[test]
+fn a_volume_with_integrity_is_bound_and_the_image_gets_its_modules() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::luks2_with_integrity();
+    let modules = || machine.latchkey(&["image-modules"], "").succeeded().out;
+    machine.plug_in(&volume);
+    assert_eq!(modules(), "");
+    machine.bind(&volume).succeeded();
+    volume.opens_with_the_passphrase();
+    assert_eq!(
+        modules(),
+        "crypto-aes\ncrypto-authenc\ncrypto-ecb\ncrypto-hmac\ncrypto-sha256\ncrypto-xts\ndm_crypt\ndm_integrity\n"
+    );
+    let json = volume.json();
+    assert_eq!(json["segments"]["0"]["integrity"]["type"], "hmac(sha256)");
+    let bound = &json["tokens"]["0"]["bound"]["luks2"];
+    assert_eq!(
+        bound["integrity"],
+        json!({"type": "hmac(sha256)", "journal-encryption": "none", "journal-integrity": "none"})
+    );
+    let list: Value =
+        serde_json::from_str(&machine.latchkey(&["list", "--json"], "").succeeded().out).unwrap();
+    assert_eq!(list[0]["binding"]["state"], "bound");
+    assert_eq!(list[0]["problems"], json!([]));
+    machine.unbind(&volume).succeeded();
+    volume.opens_with_the_passphrase();
+    assert_eq!(modules(), "");
+}
+
+#[test]
 fn a_failed_binding_of_luks1_leaves_nothing() {
     let server = Server::start();
     let machine = Machine::joined(&[&server]);

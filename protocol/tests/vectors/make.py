@@ -109,6 +109,7 @@ def encode_bound(bound):
             number("sector-size"),
             u64(facts["offset"]),
             volume_key_id,
+            *([encode_integrity(facts["integrity"])] if "integrity" in facts else []),
         )
     if kind == "luks1":
         return lp(
@@ -133,6 +134,15 @@ def encode_bound(bound):
         u64(facts["offset"]),
         u64(facts["skip"]),
         volume_key_id,
+    )
+
+
+def encode_integrity(integrity):
+    return lp(
+        integrity["type"].encode(),
+        integrity["journal-encryption"].encode(),
+        integrity["journal-integrity"].encode(),
+        u32(integrity["key-size"]) if "key-size" in integrity else b"",
     )
 
 
@@ -162,10 +172,26 @@ def envelope_vectors():
     refused = refused_envelopes(good[0])
     for case in good[3:6]:
         refused += refused_facts(case)
-    return {"good": good, "bad_json": bad_tokens(good[0]) + bad_kinds(good[3:]), "refused": refused}
+    bad = bad_tokens(good[0]) + bad_kinds(good[3:])
+    authenticated = [
+        envelope_case("LUKS2 with integrity", 1, 32, {"key-size": 96, "integrity": INTEGRITY}, UUID),
+        envelope_case(
+            "a detached header with integrity and the size of its key",
+            1,
+            32,
+            {"key-size": 96, "integrity": dict(INTEGRITY, **{"key-size": 32})},
+            UUID,
+            "detached-luks2",
+        ),
+    ]
+    for case in authenticated:
+        bad += bad_integrity(case)
+        refused += refused_integrity(case)
+    return {"good": good + authenticated, "bad_json": bad, "refused": refused}
 
 
 UUID = "7d1f0e5c-2b7e-4a55-9a3c-1b2c3d4e5f60"
+INTEGRITY = {"type": "hmac(sha256)", "journal-encryption": "none", "journal-integrity": "none"}
 FACTS = {
     "luks2": {
         "keyslot": 1,
@@ -337,6 +363,55 @@ def refused_facts(case):
         token = dict(case["token"], bound={"luks2": facts})
         refused.append({"why": "an attached header", "error": "changed", "token": token, "share": share})
     return refused
+
+
+def bad_integrity(case):
+    """Of authenticated encryption: nothing may be missing or null but the key's size, and nothing added."""
+    ((kind, facts),) = case["token"]["bound"].items()
+    integrity = facts["integrity"]
+    bad = []
+
+    def changed(why, value):
+        bound = {kind: dict(facts, integrity=value)}
+        bad.append({"why": f"{kind}, integrity: {why}", "json": json.dumps(dict(case["token"], bound=bound))})
+
+    for field in integrity:
+        if field != "key-size":
+            changed(f"no '{field}'", {key: integrity[key] for key in integrity if key != field})
+        changed(f"'{field}' is null", dict(integrity, **{field: None}))
+    changed("null", None)
+    changed("a text", integrity["type"])
+    changed("as a list", list(integrity.values()))
+    changed("empty", {})
+    changed("an unknown fact", dict(integrity, extra=1))
+    changed("a negative size", dict(integrity, **{"key-size": -1}))
+    changed("a size as text", dict(integrity, **{"key-size": "32"}))
+    changed("a size above 32 bits", dict(integrity, **{"key-size": 2**32}))
+    return bad
+
+
+def refused_integrity(case):
+    """Authenticated encryption that was taken away, or is another one, with the right share."""
+    ((kind, facts),) = case["token"]["bound"].items()
+    integrity = facts["integrity"]
+    others = [dict(integrity, **{field: "x"}) for field in INTEGRITY]
+    others += [
+        {key: integrity[key] for key in INTEGRITY} if "key-size" in integrity else None,
+        dict(integrity, **{"key-size": 0}),
+        dict(integrity, **{"key-size": 33}),
+        dict(integrity, **{"journal-encryption": "none" + integrity["journal-integrity"], "journal-integrity": ""}),
+    ]
+    bounds = [dict(facts, integrity=other) for other in others if other]
+    bounds.append({field: facts[field] for field in facts if field != "integrity"})
+    return [
+        {
+            "why": f"{kind}: integrity {number}",
+            "error": "changed",
+            "token": dict(case["token"], bound={kind: bound}),
+            "share": case["shares"][0],
+        }
+        for number, bound in enumerate(bounds)
+    ]
 
 
 def not_canonical(value):

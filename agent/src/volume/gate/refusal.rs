@@ -64,6 +64,36 @@ pub enum GateError {
     /// Data integrity that was not bound.
     #[error("the data segment has integrity protection, which was not bound")]
     Integrity,
+    /// Data integrity that was bound.
+    #[error("the data segment has no integrity protection, bound was '{0}'")]
+    NoIntegrity(String),
+    /// Another data integrity.
+    #[error("the integrity protection is '{found}', bound was '{bound}'")]
+    OtherIntegrity {
+        /// In the header.
+        found: String,
+        /// In the token.
+        bound: String,
+    },
+    /// A data integrity that is not known, or `none`.
+    #[error("the data segment's integrity protection is '{0}', of which latchkey knows nothing")]
+    IntegrityType(String),
+    /// dm-integrity's journal would need a key of its own.
+    #[error("the data segment's integrity journal has algorithms of its own")]
+    Journal,
+    /// The volume key would have to be split otherwise than libcryptsetup does.
+    #[error("the integrity protection has a key of {found} bytes instead of {usual}")]
+    IntegrityKeySize {
+        /// In the header.
+        found: u32,
+        /// What the type has.
+        usual: u32,
+    },
+    /// dm-integrity has no discards, and libcryptsetup then opens nothing.
+    #[error(
+        "the header has the flag 'allow-discards', with which no volume with integrity protection opens"
+    )]
+    Discards,
     /// The data would not be encrypted.
     #[error("the data segment's cipher is null")]
     NullCipher,

@@ -15,6 +15,7 @@ fn bound() -> BoundLuks2 {
         sector_size: 512,
         offset: 16_777_216,
         volume_key_id: Bytes([0; 32]),
+        integrity: None,
     }
 }
 
@@ -99,7 +100,10 @@ fn what_an_administrator_may_change_passes() {
 
 /// The good header with one value set, or taken away.
 fn changed(pointer: &str, value: Option<Value>) -> Value {
-    let mut json = good();
+    with(good(), pointer, value)
+}
+
+fn with(mut json: Value, pointer: &str, value: Option<Value>) -> Value {
     let (parent, name) = pointer.rsplit_once('/').unwrap();
     let parent = json.pointer_mut(parent).unwrap().as_object_mut().unwrap();
     match value {
@@ -136,7 +140,11 @@ const FORGED: &str = r#"
 /segments/0/type = "linear" -> the data segment is of type 'linear' instead of 'crypt'
 /segments/0/type = absent -> the header has no valid 'type'
 /segments/0/flags = ["in-reencryption"] -> the data segment has flags
-/segments/0/integrity = {"type": "hmac(sha256)"} -> the data segment has integrity protection, which was not bound
+/segments/0/integrity = {"type": "hmac(sha256)", "journal_encryption": "none", "journal_integrity": "none"} -> the data segment has integrity protection, which was not bound
+/segments/0/integrity = {"type": "none", "journal_encryption": "none", "journal_integrity": "none"} -> the data segment has integrity protection, which was not bound
+/segments/0/integrity = {"type": "hmac(sha256)"} -> the header has no valid 'journal_encryption'
+/segments/0/integrity = {} -> the header has no valid 'type'
+/segments/0/integrity = null -> the header has no valid 'segment's integrity'
 /segments/0/opal_segment_number = 1 -> the header's segment has the unknown field 'opal_segment_number'
 /segments/0 = absent -> the header has 0 segments instead of one
 /segments/1 = {"type": "crypt", "offset": "33554432", "size": "dynamic"} -> the header has 2 segments instead of one
@@ -202,16 +210,143 @@ const FORGED: &str = r#"
 
 #[test]
 fn every_forged_header_is_refused_by_the_check_for_it() {
-    let rows = FORGED.lines().filter(|row| row.starts_with('/'));
+    assert_refused(FORGED, &good(), &bound());
+}
+
+#[track_caller]
+fn assert_refused(table: &str, good: &Value, bound: &BoundLuks2) {
+    let rows = table.lines().filter(|row| row.starts_with('/'));
     for row in rows {
         let (change, refusal) = row.split_once(" -> ").unwrap();
         let (pointer, value) = change.split_once(" = ").unwrap();
         let value = (value != "absent").then(|| serde_json::from_str(value).unwrap());
-        let forged = changed(pointer, value);
-        assert_ne!(forged, good(), "{change}");
-        let error = verdict(&forged).unwrap_err();
+        let forged = with(good.clone(), pointer, value);
+        assert_ne!(&forged, good, "{change}");
+        let error = check(UUID, &forged, UUID, bound, Position::Attached).unwrap_err();
         assert_eq!(error.to_string(), refusal, "{change}");
     }
+}
+
+/// As `cryptsetup luksFormat --integrity hmac-sha256` makes it: the keyslots' areas are encrypted without.
+fn authenticated() -> (Value, BoundLuks2) {
+    let mut json = good();
+    json["segments"]["0"]["integrity"] = json!({
+        "type": "hmac(sha256)", "journal_encryption": "none", "journal_integrity": "none"
+    });
+    for slot in ["0", "1"] {
+        json["keyslots"][slot]["key_size"] = json!(96);
+        json["keyslots"][slot]["area"]["size"] = json!("385024");
+    }
+    json["keyslots"]["1"]["area"]["offset"] = json!("417792");
+    let bound = BoundLuks2 {
+        key_size: 96,
+        integrity: Some(BoundIntegrity {
+            kind: "hmac(sha256)".into(),
+            journal_encryption: "none".into(),
+            journal_integrity: "none".into(),
+            key_size: None,
+        }),
+        ..bound()
+    };
+    (json, bound)
+}
+
+/// One change to a header with integrity protection per line, and the refusal that it must meet.
+const FORGED_INTEGRITY: &str = r#"
+/segments/0/integrity = absent -> the data segment has no integrity protection, bound was 'hmac(sha256)'
+/segments/0/integrity = null -> the header has no valid 'segment's integrity'
+/segments/0/integrity = "hmac(sha256)" -> the header has no valid 'segment's integrity'
+/segments/0/integrity = ["hmac(sha256)", "none", "none"] -> the header has no valid 'segment's integrity'
+/segments/0/integrity/type = "hmac(sha512)" -> the integrity protection is 'hmac(sha512)', bound was 'hmac(sha256)'
+/segments/0/integrity/type = "hmac(sha1)" -> the integrity protection is 'hmac(sha1)', bound was 'hmac(sha256)'
+/segments/0/integrity/type = "aead" -> the integrity protection is 'aead', bound was 'hmac(sha256)'
+/segments/0/integrity/type = "none" -> the data segment's integrity protection is 'none', of which latchkey knows nothing
+/segments/0/integrity/type = "" -> the data segment's integrity protection is '', of which latchkey knows nothing
+/segments/0/integrity/type = "crc32c" -> the data segment's integrity protection is 'crc32c', of which latchkey knows nothing
+/segments/0/integrity/type = "hmac(md5)" -> the data segment's integrity protection is 'hmac(md5)', of which latchkey knows nothing
+/segments/0/integrity/type = "HMAC(sha256)" -> the data segment's integrity protection is 'HMAC(sha256)', of which latchkey knows nothing
+/segments/0/integrity/type = "digest_null" -> the data segment's integrity protection is 'digest_null', of which latchkey knows nothing
+/segments/0/integrity/type = 7 -> the header has no valid 'type'
+/segments/0/integrity/type = absent -> the header has no valid 'type'
+/segments/0/integrity/journal_encryption = "ctr(aes)" -> the data segment's integrity journal has algorithms of its own
+/segments/0/integrity/journal_encryption = absent -> the header has no valid 'journal_encryption'
+/segments/0/integrity/journal_integrity = "hmac(sha256)" -> the data segment's integrity journal has algorithms of its own
+/segments/0/integrity/journal_integrity = absent -> the header has no valid 'journal_integrity'
+/segments/0/integrity/key_size = 32 -> the integrity protection is 'hmac(sha256) with 32 bytes of key', bound was 'hmac(sha256)'
+/segments/0/integrity/key_size = 64 -> the integrity protection has a key of 64 bytes instead of 32
+/segments/0/integrity/key_size = 0 -> the integrity protection has a key of 0 bytes instead of 32
+/segments/0/integrity/key_size = "32" -> the header has no valid 'key_size'
+/segments/0/integrity/key_size = 4294967328 -> the header has no valid 'key_size'
+/segments/0/integrity/tag_size = 32 -> the header's segment's integrity has the unknown field 'tag_size'
+/segments/0/encryption = "cipher_null-ecb" -> the data segment's cipher is null
+/config/flags = ["allow-discards"] -> the header has the flag 'allow-discards', with which no volume with integrity protection opens
+/keyslots/1/key_size = 64 -> the keyslot holds 64 bytes of key, bound were 96
+/keyslots/1/area/size = "258048" -> the keyslot's area lies where no keyslot's area may lie
+"#;
+
+#[test]
+fn integrity_is_let_through_as_it_was_bound_and_not_otherwise() {
+    let (json, bound) = authenticated();
+    check(UUID, &json, UUID, &bound, Position::Attached).unwrap();
+    check_fit(&json).unwrap();
+    assert_eq!(facts(&json, 1, Bytes([0; 32])).as_ref(), Ok(&bound));
+    assert_refused(FORGED_INTEGRITY, &json, &bound);
+}
+
+#[test]
+fn integrity_that_was_bound_with_the_size_of_its_key_keeps_it() {
+    let (json, mut bound) = authenticated();
+    let json = with(json, "/segments/0/integrity/key_size", Some(json!(32)));
+    bound.integrity.as_mut().unwrap().key_size = Some(32);
+    check(UUID, &json, UUID, &bound, Position::Attached).unwrap();
+    assert_eq!(facts(&json, 1, Bytes([0; 32])).as_ref(), Ok(&bound));
+    let table = "/segments/0/integrity/key_size = absent -> the integrity protection is \
+                 'hmac(sha256)', bound was 'hmac(sha256) with 32 bytes of key'";
+    assert_refused(table, &json, &bound);
+}
+
+/// Whatever the token says: these are refused when a volume is to be bound, and again at boot.
+#[test]
+fn no_unknown_integrity_is_bound_or_opened() {
+    for (field, value) in [
+        ("type", json!("none")),
+        ("type", json!("crc32c")),
+        ("type", json!("cmac(aes)")),
+        ("journal_encryption", json!("ctr(aes)")),
+        ("journal_integrity", json!("hmac(sha256)")),
+        ("key_size", json!(64)),
+    ] {
+        let pointer = format!("/segments/0/integrity/{field}");
+        let json = with(authenticated().0, &pointer, Some(value));
+        check_fit(&json).expect_err(&pointer);
+        let bound = facts(&json, 1, Bytes([0; 32])).unwrap();
+        check(UUID, &json, UUID, &bound, Position::Attached).expect_err(&pointer);
+    }
+    for known in [
+        "aead",
+        "hmac(sha1)",
+        "hmac(sha256)",
+        "hmac(sha512)",
+        "poly1305",
+    ] {
+        let pointer = "/segments/0/integrity/type";
+        check_fit(&with(authenticated().0, pointer, Some(json!(known)))).expect(known);
+    }
+}
+
+#[test]
+fn a_key_server_sees_that_integrity_changed() {
+    let (json, bound) = authenticated();
+    let print = |json: &Value| fingerprint(UUID, json, &bound);
+    let other = |value| with(json.clone(), "/segments/0/integrity", value);
+    assert_eq!(
+        print(&json),
+        fingerprint_as_bound(UUID, &Bound::Luks2(bound.clone()))
+    );
+    assert_ne!(print(&json), print(&other(None)));
+    let sha1 =
+        json!({"type": "hmac(sha1)", "journal_encryption": "none", "journal_integrity": "none"});
+    assert_ne!(print(&json), print(&other(Some(sha1))));
 }
 
 #[test]

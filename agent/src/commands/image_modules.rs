@@ -1,0 +1,57 @@
+//! `latchkey image-modules`: which modules of the kernel the bound volumes need that no other builder of the image brings.
+
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+
+use super::target::read_crypttab;
+use crate::files::{Files, FilesError};
+use crate::volume::binding;
+use crate::volume::crypttab::{Entry, Key};
+use crate::volume::modules;
+use crate::volume::place::Place;
+
+/// No list.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageModulesError {
+    /// crypttab.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// stdout.
+    #[error("failed to write the list")]
+    Write(#[source] io::Error),
+}
+
+/// Prints their names, one for each line, as modprobe(8) takes them.
+///
+/// # Errors
+/// A variant of [`ImageModulesError`].
+pub fn run(files: &Files) -> Result<(), ImageModulesError> {
+    let entries = read_crypttab(files)?;
+    let names: BTreeSet<String> = entries
+        .iter()
+        // Others are never prompted for, and so not opened by latchkey.
+        .filter(|entry| entry.key == Key::None)
+        .flat_map(|entry| of_entry(files, entry))
+        .collect();
+    let mut out = io::stdout().lock();
+    for name in names {
+        writeln!(out, "{name}").map_err(ImageModulesError::Write)?;
+    }
+    Ok(())
+}
+
+/// None where the device is not there or cannot be read, as in a chroot: that is no reason for an image to fail.
+fn of_entry(files: &Files, entry: &Entry) -> Vec<String> {
+    let Ok(Some(device)) = entry.source.resolve_below(files.root()) else {
+        return Vec::new();
+    };
+    let device = files.path(&device.to_string_lossy());
+    let device = device.canonicalize().unwrap_or(device);
+    let place = Place::of(&entry.options, device, files.root());
+    binding::find(files, &entry.name, &place)
+        .into_iter()
+        .flatten()
+        .filter_map(|found| found.token.ok())
+        .flat_map(|token| modules::needed_by(&token.bound))
+        .collect()
+}
