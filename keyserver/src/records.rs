@@ -143,9 +143,6 @@ pub struct Volume {
     pub home: Option<Range>,
     /// When it was registered.
     pub created: UnixMillis,
-    /// When the current share was made, if that was later.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub renewed: Option<UnixMillis>,
     /// Whether its share still exists.
     pub state: VolumeState,
     /// Which of its machine's keys asks for it.
@@ -167,10 +164,11 @@ pub struct NextShare {
 }
 
 impl Volume {
-    /// When the share of this generation was made; `None` if there is none, or none any more.
+    /// From when on the share of this generation may be fetched back to be proved: the first one since the volume was bound, a
+    /// next one since it was made, and one that has taken another's place no more. `None` if there is no such share.
     pub fn share_made(&self, generation: Generation) -> Option<UnixMillis> {
         if generation == self.generation {
-            return Some(self.renewed.unwrap_or(self.created));
+            return Some(self.created);
         }
         let next = self.next.filter(|next| next.generation == generation)?;
         Some(next.made)

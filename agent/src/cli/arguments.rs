@@ -128,7 +128,7 @@ pub enum Command {
     },
     /// Give a bound volume a new machine secret, keyslot and new shares at its key servers
     ///
-    /// Copies of the old header open nothing afterwards. What opens the volume now comes from a key server; where none gives it, a
+    /// Afterwards no key server gives what a copy of the old header needs. What opens the volume now comes from a key server; where none gives it, a
     /// passphrase is asked for. Everything new is proved before anything old goes; of plain dm-crypt only the shares are new.
     /// Where an initramfs holds a copy (an envelope file, a detached header) the old ones stay until no image in /boot is older.
     /// If it is interrupted, run it again.

@@ -48,7 +48,7 @@ pub struct Listed {
     pub open: bool,
     /// The state of its binding.
     pub binding: Binding,
-    /// Whether an earlier `latchkey rotate` has not come to its end: what opened the volume before it still does.
+    /// Whether an earlier `latchkey rotate` has not come to its end.
     pub rotating: bool,
     /// Whatever keeps the boot from opening it by itself, in words.
     pub problems: Vec<String>,

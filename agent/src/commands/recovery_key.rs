@@ -16,6 +16,7 @@ use latchkey_secret::{SecretBytes, SecretError};
 use super::bind::BindError;
 use super::bind::enrol::{Enrolment, Given, backup_path};
 use super::journal::Journal;
+use super::rotate::journal::Rotation;
 use super::target::{Target, TargetError};
 use crate::date;
 use crate::files::{self, Files, FilesError};
@@ -63,6 +64,12 @@ pub enum RecoveryError {
         /// The device.
         device: PathBuf,
     },
+    /// A keyslot that is made now might be taken for the one that a rotation was about to make.
+    #[error(
+        "an earlier 'latchkey rotate' of '{}' was interrupted\nrun that again first, it clears up",
+        .0.display()
+    )]
+    Rotating(PathBuf),
     /// What opens the volume was not given, or does not open it.
     #[error(transparent)]
     Given(#[from] BindError),
@@ -101,6 +108,9 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), RecoveryError> {
         return Err(RecoveryError::Interrupted {
             device: target.device,
         });
+    }
+    if Rotation::load(files, &target)?.is_some_and(|rotation| rotation.is_making_a_keyslot()) {
+        return Err(RecoveryError::Rotating(target.device));
     }
     let given = Given {
         key_file: arguments.key_file.as_deref(),

@@ -1,5 +1,5 @@
-//! `latchkey rotate`: a new machine secret and new shares for a volume that is bound, so that whoever has a copy of the old
-//! header, or of a key server's old store, has nothing any more.
+//! `latchkey rotate`: a new machine secret and new shares for a volume that is bound, so that no key server gives any more what a
+//! copy of the old header needs.
 //!
 //! As with `bind`, the order is the safety: the new shares lie at the key servers beside the old ones, the new keyslot beside the
 //! old one, and what they make together is proved, before the token changes, in one step. Old keyslot and old shares go last:
@@ -11,6 +11,7 @@ pub(super) mod journal;
 
 use std::path::{Path, PathBuf};
 
+use latchkey_protocol::ServerId;
 use latchkey_protocol::envelope::{Bound, MachineSecret, PlainSecret, Released, Token};
 use latchkey_secret::SecretBytes;
 
@@ -59,7 +60,7 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), RotateError> {
         return Err(RotateError::Interrupted(target.device));
     }
     let (at, token) = bound(files, &target)?;
-    let servers = servers_of(files, &target, &token)?;
+    let (servers, missing) = servers_of(files, &token)?;
     let volume = Rotating {
         files,
         target: &target,
@@ -67,7 +68,7 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), RotateError> {
     };
     if let Some(rotation) = Rotation::load(files, &target)? {
         if rotation.stage(&token) == Stage::Replaced {
-            return volume.go_on(&rotation, arguments);
+            return volume.go_on(&rotation, arguments.finish, Rebuild::No);
         }
         log::info!("an earlier run was interrupted: clearing up what it left");
         rotation.undo(files, &target, &servers)?;
@@ -75,8 +76,15 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), RotateError> {
     if arguments.finish {
         return Err(RotateError::NothingToFinish(target.device));
     }
+    if let Some(server) = missing {
+        return Err(RotateError::NotJoined {
+            device: target.device,
+            server: server.short(),
+        });
+    }
     let opener = Opener::find(&target, &token, &servers, arguments.key_file.as_deref())?;
-    let mut rotation = Rotation::new(&target, &token)?;
+    let proved = matches!(opener, Opener::Secret(_));
+    let mut rotation = Rotation::new(&target, &token, proved)?;
     if let Err(error) = volume.replace(&at, &token, opener, &mut rotation) {
         take_back(files, &target, &servers, &rotation);
         return Err(error);
@@ -91,7 +99,7 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), RotateError> {
             source,
         })?;
     }
-    volume.go_on(&rotation, arguments)
+    volume.go_on(&rotation, arguments.finish, arguments.rebuild)
 }
 
 /// The one binding of a volume.
@@ -110,23 +118,20 @@ fn bound(files: &Files, target: &Target) -> Result<(At, Token), RotateError> {
     }
 }
 
-/// The key servers of its envelopes, all of which have to answer.
+/// The key servers of its envelopes, and one that this machine has not joined.
 fn servers_of(
     files: &Files,
-    target: &Target,
     token: &Token,
-) -> Result<Vec<KeyServer>, RotateError> {
+) -> Result<(Vec<KeyServer>, Option<ServerId>), RotateError> {
     let joined = files.all_servers()?;
-    let mut servers = Vec::new();
+    let (mut servers, mut missing) = (Vec::new(), None);
     for envelope in &token.envelopes {
-        let of = joined.iter().find(|one| one.settings.id == envelope.server);
-        let of = of.ok_or_else(|| RotateError::NotJoined {
-            device: target.device.clone(),
-            server: envelope.server.short(),
-        })?;
-        servers.push(KeyServer::open(of, Role::Host)?);
+        match joined.iter().find(|one| one.settings.id == envelope.server) {
+            Some(files) => servers.push(KeyServer::open(files, Role::Host)?),
+            None => missing = Some(envelope.server),
+        }
     }
-    Ok(servers)
+    Ok((servers, missing))
 }
 
 /// What opens the volume now.
@@ -223,7 +228,13 @@ impl Rotating<'_> {
         for server in self.servers {
             let id = server.settings.id;
             log::info!("asking key server {} for a new share", id.short());
+            let before = token.envelope_of(id).expect("of its envelopes").generation;
+            // Whoever had the host key may have asked for a next share, and knows it: that one goes first.
+            shares::end_rotation(server, token.volume, before)?;
             let share = shares::rotate(server, token.volume)?;
+            if share.generation == before {
+                return Err(RotateError::SameGeneration(id.short()));
+            }
             rotation.note(&share);
             rotation.save(files)?;
             shares.push(share);
@@ -297,9 +308,14 @@ impl Rotating<'_> {
     }
 
     /// Takes the old keyslot and shares away, once nothing needs them.
-    fn go_on(&self, rotation: &Rotation, arguments: &Arguments) -> Result<(), RotateError> {
-        let old = match self.lies_in_images() && !arguments.finish {
-            true => self.images_with_the_old_one(arguments.rebuild),
+    fn go_on(
+        &self,
+        rotation: &Rotation,
+        finish: bool,
+        rebuilt: Rebuild,
+    ) -> Result<(), RotateError> {
+        let old = match self.lies_in_images() && !finish {
+            true => self.images_with_the_old_one(rebuilt),
             false => Vec::new(),
         };
         if !old.is_empty() {
@@ -313,7 +329,7 @@ impl Rotating<'_> {
             return Ok(());
         }
         rotation.finish(self.files, self.target, self.servers)?;
-        log::info!("the old keyslot and shares are gone: copies of the old header open nothing");
+        log::info!("the old keyslot is gone, and no key server gives the old shares any more");
         Ok(())
     }
 
@@ -334,8 +350,8 @@ impl Rotating<'_> {
         }
     }
 
-    /// Images that were built before, and the one that nobody has built yet.
-    fn images_with_the_old_one(&self, rebuild: Rebuild) -> Vec<String> {
+    /// Images that were built before; and where there is none in /boot, the one that this run did not build.
+    fn images_with_the_old_one(&self, rebuilt: Rebuild) -> Vec<String> {
         let Self { files, target, .. } = *self;
         let mut inputs = vec![envelopes::path(files, &target.name)];
         inputs.extend(target.place.luks_header().map(Path::to_owned));
@@ -345,8 +361,11 @@ impl Rotating<'_> {
             .iter()
             .map(|path| path.display().to_string())
             .collect();
-        if names.is_empty() && rebuild == Rebuild::No && !initramfs::has_images(files) {
-            names.push("the initramfs that was not rebuilt, as asked".to_owned());
+        if names.is_empty() && rebuilt == Rebuild::No && !initramfs::has_images(files) {
+            names.push(
+                "the initramfs that this machine boots from, of which there is none in /boot"
+                    .to_owned(),
+            );
         }
         names
     }

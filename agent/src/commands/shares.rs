@@ -12,7 +12,7 @@ use latchkey_protocol::wire::{
 use latchkey_protocol::{BootKeyPair, Generation, RequestId, ServerId, Share, VolumeId};
 
 use crate::failure::printable;
-use crate::server::{KeyServer, Unreachable, block_on};
+use crate::server::{Fault, KeyServer, Unreachable, block_on};
 
 /// A volume's share at one key server.
 #[derive(Debug)]
@@ -130,8 +130,15 @@ pub fn end_rotation(
         keep,
     };
     let asked = server.ask(async |client, address| client.end_rotation(address, &end).await);
-    block_on(asked).map_err(ShareError::Start)??;
-    Ok(())
+    match block_on(asked).map_err(ShareError::Start)? {
+        // Its shares were destroyed, both of them.
+        Err(Unreachable::Final(error))
+            if matches!(error.fault, Fault::Rejected { status: 410, .. }) =>
+        {
+            Ok(())
+        }
+        answer => Ok(answer.map(drop)?),
+    }
 }
 
 fn unseal(

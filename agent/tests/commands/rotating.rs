@@ -3,9 +3,12 @@
 use std::fs;
 use std::process::Command;
 
+use latchkey::commands::shares;
+use latchkey::files::{Files, Role};
+use latchkey::server::KeyServer;
 use serde_json::{Value, json};
 
-use crate::common::machine::{Machine, PASSPHRASE, Said, Server, Volume, run};
+use crate::common::machine::{Machine, PASSPHRASE, Said, Server, UUID, Volume, run};
 
 fn rotate(machine: &Machine, volume: &Volume, more: &[&str], input: &str) -> Said {
     let arguments = [&["rotate", volume.path(), "--no-initramfs"], more].concat();
@@ -90,10 +93,10 @@ fn an_interrupted_rotation_opens_as_before_until_the_token_is_replaced() {
     machine.plug_in(&volume);
     machine.bind(&volume).succeeded();
     let (before, token) = (volume.bytes(), envelope(&volume));
-    // What opens it now; the new share; its proof. In between nothing of the disk's data is touched.
+    // What opens it now; nobody's next share; the new one; its proof. Nothing of the disk's data is touched.
     server.allow(0);
     rotate(&machine, &volume, &["--key-file", "-"], PASSPHRASE).failed_saying(&["no connection"]);
-    for connections in [1, 2] {
+    for connections in [1, 2, 3] {
         server.allow(connections);
         rotate(&machine, &volume, &[], "").failed_saying(&["was taken back"]);
         assert_eq!(envelope(&volume), token, "{connections}");
@@ -103,7 +106,7 @@ fn an_interrupted_rotation_opens_as_before_until_the_token_is_replaced() {
     }
     assert!(volume.bytes()[16 << 20..] == before[16 << 20..]);
     // The key server did not hear which of them stays.
-    server.allow(3);
+    server.allow(4);
     rotate(&machine, &volume, &[], "").failed_saying(&["was not told", "run this again"]);
     assert_eq!(envelope(&volume), (2, "2".to_owned()));
     assert_eq!(
@@ -136,6 +139,71 @@ fn a_passphrase_does_where_no_key_server_gives_the_old_share() {
     assert!(!said.err.contains(PASSPHRASE));
     assert_eq!(envelope(&volume).0, 2);
     rotate(&machine, &volume, &["--finish"], "").failed_saying(&["no rotation", "unfinished"]);
+}
+
+/// A token says which keyslot is its own, and may lie.
+#[test]
+fn a_keyslot_that_a_person_has_made_in_the_place_of_ours_stays() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    for kind in ["luks2", "luks1"] {
+        let volume = Volume::format(&["--type", kind]);
+        let link = machine.path(&format!("dev/disk/by-uuid/{UUID}"));
+        let _ = fs::remove_file(link);
+        machine.plug_in(&volume);
+        machine.bind(&volume).succeeded();
+        let (old, new) = (machine.path("old"), machine.path("new"));
+        fs::write(&old, PASSPHRASE).unwrap();
+        fs::write(&new, "another person's").unwrap();
+        let cryptsetup = |arguments: &[&str]| {
+            run(Command::new("cryptsetup").args(arguments), "").succeeded();
+        };
+        cryptsetup(&["luksKillSlot", "--batch-mode", volume.path(), "1"]);
+        let keys = [old.to_str().unwrap(), volume.path(), new.to_str().unwrap()];
+        let add = [
+            "luksAddKey",
+            "--batch-mode",
+            "--key-slot",
+            "1",
+            "--key-file",
+        ];
+        cryptsetup(&[&add, &keys[..]].concat());
+
+        let said = rotate(&machine, &volume, &["--key-file", "-"], PASSPHRASE).succeeded();
+        assert!(said.err.contains("it will stay"), "{kind}: {}", said.err);
+        let test = [
+            "open",
+            "--test-passphrase",
+            "--key-file",
+            new.to_str().unwrap(),
+        ];
+        cryptsetup(&[&test[..], &[volume.path()]].concat());
+        volume.opens_with_the_passphrase();
+        is_bound(&machine);
+        machine.unbind(&volume).succeeded();
+    }
+}
+
+/// Whoever had the host key may have asked for the next share, and kept it.
+#[test]
+fn a_next_share_that_somebody_else_asked_for_is_not_used() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::luks2();
+    machine.plug_in(&volume);
+    machine.bind(&volume).succeeded();
+    let id = volume.json()["tokens"]["0"]["volume"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let files = Files::under(machine.root.path());
+    let joined = files.all_servers().unwrap().remove(0);
+    let host = KeyServer::open(&joined, Role::Host).unwrap();
+    let known = shares::rotate(&host, id).unwrap();
+    rotate(&machine, &volume, &[], "").succeeded();
+    let used = shares::prove(&host, id, known.generation);
+    assert!(used.is_ok_and(|share| !share.0.matches(&known.share.0)));
 }
 
 #[test]
@@ -191,14 +259,10 @@ fn unbinding_in_the_middle_leaves_the_persons_keyslot_alone() {
     volume.opens_with_the_passphrase();
 
     let volume = Volume::luks2();
-    fs::remove_file(machine.path(&format!(
-        "dev/disk/by-uuid/{}",
-        crate::common::machine::UUID
-    )))
-    .unwrap();
+    fs::remove_file(machine.path(&format!("dev/disk/by-uuid/{}", UUID))).unwrap();
     machine.plug_in(&volume);
     machine.bind(&volume).succeeded();
-    server.allow(3);
+    server.allow(4);
     rotate(&machine, &volume, &[], "").failed_saying(&["was not told"]);
     server.allow(usize::MAX);
     machine.unbind(&volume).succeeded();

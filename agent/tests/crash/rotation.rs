@@ -31,8 +31,9 @@ enum Step {
     MarkKeyslot,
     /// It is proved, and then written.
     WriteToken,
-    DropKeyslot,
+    /// And then the old keyslot goes.
     TellServer,
+    EndJournal,
     Finish,
 }
 
@@ -153,8 +154,8 @@ impl Rig {
         match journal {
             None if replaced => Step::Finish,
             None => Step::Begin,
-            Some(_) if replaced && keyslots == 3 => Step::DropKeyslot,
-            Some(_) if replaced => Step::TellServer,
+            Some(_) if replaced && keyslots == 3 => Step::TellServer,
+            Some(_) if replaced => Step::EndJournal,
             Some(journal) if journal["new-keyslot"]["salt"].is_string() => Step::WriteToken,
             Some(_) if keyslots == 3 => Step::MarkKeyslot,
             Some(journal) if !journal["new-keyslot"].is_null() => Step::FillKeyslot,

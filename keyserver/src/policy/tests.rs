@@ -62,7 +62,6 @@ pub(super) fn good() -> Case {
             created: NOW,
             state: VolumeState::Live,
             opened_by: OpenedBy::BootKey,
-            renewed: None,
             next: None,
         }),
         session: Some(session(request, SessionState::Approved, &[wanted])),

@@ -252,7 +252,6 @@ fn new_volume(
         created: now,
         state: VolumeState::Live,
         opened_by: request.opened_by,
-        renewed: None,
         next: None,
     };
     let share = Share(Secret::random().map_err(RecordError::from)?);

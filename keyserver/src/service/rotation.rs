@@ -170,7 +170,6 @@ fn keep(
         Some(next) if next.generation == end.keep => {
             work.remove_share(&volume.id, volume.generation);
             let before = std::mem::replace(&mut volume.generation, next.generation);
-            volume.renewed = Some(next.made);
             format!("generation {} takes the place of {before}", end.keep)
         }
         Some(next) if volume.generation == end.keep => {

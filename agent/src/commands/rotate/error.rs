@@ -56,6 +56,12 @@ pub enum RotateError {
     /// The files of a key server.
     #[error(transparent)]
     KeyServer(#[from] KeyServerError),
+    /// The number of the share that the binding has.
+    #[error(
+        "key server {0} gives as a new share one of the generation that the binding has\n\
+         its store may have been put back to an earlier one: 'latchkey unbind' and 'latchkey bind' make a new binding"
+    )]
+    SameGeneration(String),
     /// `--finish`, and there is nothing.
     #[error("no rotation of '{0}' is unfinished")]
     NothingToFinish(PathBuf),
@@ -109,7 +115,8 @@ pub enum RotateError {
     },
     /// A key server was not told which share stays.
     #[error(
-        "key server {server} was not told which of two shares stays\nboth open what they did; run this again when it answers"
+        "key server {server} was not told which of two shares stays; until then the old ones do\n\
+         run this again when it answers; if its store was put back to an earlier one, 'latchkey unbind' and 'latchkey bind'"
     )]
     End {
         /// Its short id.

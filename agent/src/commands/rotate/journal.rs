@@ -58,15 +58,29 @@ pub enum Stage {
 }
 
 impl Rotation {
-    /// Of a volume that nothing has happened to. The old keyslot is the one that `token` names.
+    /// Of a volume that nothing has happened to. The keyslot that `token` names is an old one of ours if it is such as we make
+    /// it, or, where the header does not tell, if its machine secret was `proved`: a token may name any.
     ///
     /// # Errors
     /// The header cannot be read.
-    pub fn new(target: &Target, token: &Token) -> Result<Self, RotateError> {
+    pub fn new(target: &Target, token: &Token, proved: bool) -> Result<Self, RotateError> {
         let old_keyslot = match (token.bound.keyslot(), target.place.luks_header()) {
             (Some(slot), Some(header)) => {
                 let traces = keyslots::traces(header, slot)?;
-                Some(JournalledKeyslot::of(traces.as_ref(), slot))
+                let is_ours = match target.luks2_header() {
+                    Some(header) => keyslots::list(header)?
+                        .iter()
+                        .any(|keyslot| keyslot.slot == slot && keyslot.ours),
+                    None => proved,
+                };
+                if traces.is_some() && !is_ours {
+                    log::warn!(
+                        "keyslot {slot}, which the binding names, is not known to be one of latchkey: it will stay"
+                    );
+                }
+                traces
+                    .filter(|_| is_ours)
+                    .map(|traces| JournalledKeyslot::of(Some(&traces), slot))
             }
             _ => None,
         };
@@ -156,22 +170,30 @@ impl Rotation {
         Ok(files::remove(&path(files, &self.uuid))?)
     }
 
-    /// Takes all that is old away. Can be repeated.
+    /// Whether a keyslot was about to be made that nothing tells from another one yet.
+    pub fn is_making_a_keyslot(&self) -> bool {
+        let keyslot = self.new_keyslot.as_ref();
+        keyslot.is_some_and(|keyslot| keyslot.salt.is_none())
+    }
+
+    /// Takes all that is old away, the keyslot once every key server has agreed. Can be repeated.
     ///
     /// # Errors
-    /// `Keyslot`, `Share`, `Files`; the journal is still there.
+    /// `Keyslot`, `End`, `Files`; the journal is still there.
     pub fn finish(
         &self,
         files: &Files,
         target: &Target,
         servers: &[KeyServer],
     ) -> Result<(), RotateError> {
-        self.drop_old_keyslot(target)?;
+        let mut agreed = Ok(());
         for one in &self.servers {
             if let Some(after) = one.after {
-                self.keep(one, after, servers)?;
+                agreed = agreed.and(self.keep(one, after, servers));
             }
         }
+        agreed?;
+        self.drop_old_keyslot(target)?;
         Ok(files::remove(&path(files, &self.uuid))?)
     }
 
