@@ -3,13 +3,21 @@
 //! cryptsetup cannot format one without device-mapper, so a header is made without and changed: a volume key of 64 bytes
 //! is one of AES-XTS with 256 bits and one of HMAC-SHA-256, and the keyslots' areas are the same in both.
 
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+
 use serde_json::{Value, json};
 
+use super::crypttab;
 use super::gate::GateError;
 use super::header::HeaderCopy;
 use super::keyslots::{self, KeyslotError};
+use super::mapping::{close, close_left_over, mapping, mapping_on, name_is_taken};
 use super::modules;
-use super::open::{OpenError, check_automatically};
+use super::open::{OpenError, check_automatically, open_automatically};
+use super::stack::device_lies_on;
 use super::testing::{BoundVolume, PASSPHRASE, Volume, passphrase};
 use super::typed::{Mismatch, check_passphrase};
 
@@ -96,6 +104,69 @@ fn integrity_that_was_taken_away_added_or_changed_leaves_the_volume_to_the_passp
             Err(Mismatch::Header(expected))
         );
     }
+}
+
+/// Overwrites the block device named by `LATCHKEY_TEST_DEVICE`.
+#[test]
+#[ignore = "needs root, device-mapper, dm-integrity and a device to overwrite"]
+fn a_mapping_with_integrity_is_made_and_taken_down_whole() {
+    let device = std::env::var_os("LATCHKEY_TEST_DEVICE").expect("LATCHKEY_TEST_DEVICE is set");
+    let device = fs::canonicalize(device).unwrap();
+    let format = ["--type", "luks2", "--integrity", "hmac-sha256"];
+    let bound = Volume::by_cryptsetup_on(&device, &format).unwrap().bind();
+    assert_eq!(bound.luks2_facts().key_size, 96);
+    let line = format!("latchkey-test {} none luks", device.display());
+    let entry = crypttab::parse(&line).remove(0).unwrap();
+    let name = entry.name.as_str();
+    let open = || open_automatically(&entry, &bound.volume.place(), &bound.token, &bound.secret);
+    let upper = Path::new("/dev/mapper/latchkey-test");
+
+    open().unwrap();
+    let found = mapping(name).unwrap();
+    assert_eq!((found.format.as_str(), &found.device), ("LUKS2", &device));
+    assert_eq!(mapping_on(&device).as_ref(), Some(&found));
+    assert_eq!(mapping("latchkey-test_dif"), None);
+    let below = Path::new("/sys/class/block").join(&found.kernel_name);
+    let mut below = fs::read_dir(below.join("slaves")).unwrap();
+    let layer = Path::new("/dev").join(below.next().unwrap().unwrap().file_name());
+    assert_ne!(layer, device);
+    let node = Path::new("/dev").join(&found.kernel_name);
+    let lies = |node: &Path, name| device_lies_on(Path::new("/"), node, &[name]);
+    assert!(lies(&node, name));
+    assert!(!lies(&layer, "latchkey-test_dif"), "it encrypts nothing");
+    let error = open().unwrap_err();
+    assert!(matches!(error, OpenError::AlreadyOpen(_)), "{error}");
+    fs::write(upper, b"what is written").unwrap();
+    close(name).unwrap();
+    assert!(!name_is_taken(name) && !name_is_taken("latchkey-test_dif"));
+
+    // What is left of an agent that was killed between the two hinders nobody.
+    open().unwrap();
+    let removed = Command::new("dmsetup").args(["remove", name]).status();
+    assert!(removed.unwrap().success());
+    assert!(name_is_taken("latchkey-test_dif"));
+    close_left_over(name);
+    assert!(!name_is_taken("latchkey-test_dif"));
+    open().unwrap();
+    let removed = Command::new("dmsetup").args(["remove", name]).status();
+    assert!(removed.unwrap().success());
+    let typed = check_passphrase(&device, &passphrase(PASSPHRASE)).unwrap();
+    typed.activate(&entry).unwrap();
+    let mut read = [0; 15];
+    fs::File::open(upper)
+        .unwrap()
+        .read_exact_at(&mut read, 0)
+        .unwrap();
+    assert_eq!(&read, b"what is written");
+    close(name).unwrap();
+    assert!(!name_is_taken(name) && !name_is_taken("latchkey-test_dif"));
+
+    // As cryptsetup does.
+    let line = format!("latchkey-test {} none luks,discard", device.display());
+    let discard = crypttab::parse(&line).remove(0).unwrap();
+    let error = open_automatically(&discard, &bound.volume.place(), &bound.token, &bound.secret);
+    assert!(matches!(error, Err(OpenError::Crypt { .. })), "{error:?}");
+    assert!(!name_is_taken(name) && !name_is_taken("latchkey-test_dif"));
 }
 
 #[test]
