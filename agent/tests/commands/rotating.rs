@@ -259,7 +259,7 @@ fn unbinding_in_the_middle_leaves_the_persons_keyslot_alone() {
     volume.opens_with_the_passphrase();
 
     let volume = Volume::luks2();
-    fs::remove_file(machine.path(&format!("dev/disk/by-uuid/{}", UUID))).unwrap();
+    fs::remove_file(machine.path(&format!("dev/disk/by-uuid/{UUID}"))).unwrap();
     machine.plug_in(&volume);
     machine.bind(&volume).succeeded();
     server.allow(4);
