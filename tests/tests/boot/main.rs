@@ -20,6 +20,7 @@ mod off;
 mod oom;
 mod plymouth;
 mod questions;
+mod rotation;
 mod secrets;
 mod servers;
 mod thieves;
@@ -57,6 +58,7 @@ const LONGER: &[&[Scenario]] = &[
     thieves::SCENARIOS,
     lvm::SCENARIOS,
     data::SCENARIOS,
+    rotation::SCENARIOS,
     oom::SCENARIOS,
     questions::SCENARIOS,
     plymouth::SCENARIOS,
