@@ -6,9 +6,9 @@ use latchkey_protocol::envelope::Token;
 use latchkey_protocol::wire::{
     BODY_LIMIT, BootReport, ConfirmAnswer, ConfirmRequest, Done, ErrorAnswer, HeartbeatAnswer,
     HeartbeatRequest, IMAGES_LIMIT, JoinAnswer, JoinRequest, LifeAnswer, LifeLine, RejoinAnswer,
-    RejoinRequest, ReleaseAnswer, ReleaseRequest, RenewAnswer, RenewRequest, SignedHead,
-    StatusAnswer, TEXT_LIMIT, Text, TicketsAnswer, TicketsRequest, VOLUMES_LIMIT, VolumeAnswer,
-    VolumeRequest,
+    RejoinRequest, ReleaseAnswer, ReleaseRequest, RenewAnswer, RenewRequest, RotationEnd,
+    RotationRequest, SignedHead, StatusAnswer, TEXT_LIMIT, Text, TicketsAnswer, TicketsRequest,
+    VOLUMES_LIMIT, VolumeAnswer, VolumeRequest,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -137,6 +137,17 @@ fn bodies() -> Vec<Body> {
             "renew answer",
             reads::<RenewAnswer>,
             json!({"version": 1, "host_certificate": "PEM"}),
+        ),
+        (
+            "rotation request",
+            reads::<RotationRequest>,
+            json!({"version": 1, "request": "0123456789abcdef0123456789abcdef", "ephemeral_key": key,
+                "volume": volume}),
+        ),
+        (
+            "rotation end",
+            reads::<RotationEnd>,
+            json!({"version": 1, "volume": volume, "keep": 2}),
         ),
         (
             "error",

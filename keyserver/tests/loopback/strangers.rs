@@ -31,6 +31,12 @@ fn requests(volume: VolumeId) -> Vec<(&'static str, String, Vec<u8>)> {
         ("GET", wire::LIFE.to_owned(), Vec::new()),
         ("POST", wire::LIFE_ANSWER.to_owned(), b"{}".to_vec()),
         ("POST", wire::RENEW.to_owned(), b"[".to_vec()),
+        ("POST", wire::ROTATE.to_owned(), b"{}".to_vec()),
+        (
+            "POST",
+            wire::ROTATE_END.to_owned(),
+            br#"{"version":1}"#.to_vec(),
+        ),
         ("DELETE", one, Vec::new()),
         ("DELETE", none, Vec::new()),
         ("GET", wire::RELEASE.to_owned(), Vec::new()),
