@@ -33,7 +33,8 @@ pub struct Session {
     asker: Asker,
     /// What the request under way asks for, in its order.
     asked: Vec<(VolumeIndex, VolumeId, Generation)>,
-    shares: BTreeMap<(VolumeIndex, ServerIndex), Share>,
+    /// With the generation of each: the next request may ask for other volumes.
+    shares: BTreeMap<(VolumeIndex, ServerIndex), (Share, Generation)>,
 }
 
 impl Session {
@@ -156,7 +157,7 @@ impl Session {
                     };
                     match self.keys.open(&sealed, context) {
                         Ok(share) if generation == *wanted => {
-                            self.shares.insert((*index, server), share);
+                            self.shares.insert((*index, server), (share, generation));
                             Verdict::Released
                         }
                         Ok(_) => denied(format!(
@@ -197,14 +198,13 @@ impl Session {
 
     /// The opening of a volume by the share that this key server released; `None` if there is no share.
     pub fn take_share(&mut self, volume: VolumeIndex, server: ServerIndex) -> Option<Job> {
-        let share = self.shares.remove(&(volume, server))?;
-        let (_, _, generation) = self.asked.iter().find(|(index, ..)| *index == volume)?;
+        let (share, generation) = self.shares.remove(&(volume, server))?;
         let server = self.servers.get(server)?.id;
         Some(Job::Open {
             volume,
             server,
             share,
-            generation: *generation,
+            generation,
         })
     }
 
