@@ -12,7 +12,7 @@ mod report;
 
 use std::path::{Path, PathBuf};
 
-use latchkey_protocol::envelope::{ENVELOPES_LIMIT, Released, Token, TokenKind};
+use latchkey_protocol::envelope::{ENVELOPES_LIMIT, MachineSecret, Released, Token, TokenKind};
 use latchkey_protocol::wire::{OpenedBy, Version};
 use latchkey_protocol::{ClientName, ServerId, VolumeId};
 use latchkey_secret::SecretBytes;
@@ -299,15 +299,7 @@ impl Binder<'_> {
             bound: enrolled.bound,
             envelopes: Vec::new(),
         };
-        for one in &registered {
-            let released = Released {
-                share: &one.share,
-                volume,
-                generation: one.generation,
-            };
-            let envelope = token.seal(one.server, released, &enrolled.secret);
-            token.envelopes.push(envelope.map_err(BindError::Seal)?);
-        }
+        shares::seal(&mut token, &registered, &enrolled.secret).map_err(BindError::Seal)?;
         drop(enrolled.secret);
         if target.luks2_header().is_none() {
             journal.envelope = Some(envelopes::path(files, &target.name));
@@ -386,6 +378,16 @@ pub(super) fn prove_token(
 ) -> Result<(), BindError> {
     let id = server.settings.id;
     log::info!("proving that key server {} opens the volume", id.short());
+    let secret = machine_secret(token, server)?;
+    open::check_automatically(&target.place, token, &secret).map_err(BindError::Open)
+}
+
+/// What the envelope of `token` holds, by the share that the key server gives back.
+pub(super) fn machine_secret(
+    token: &Token,
+    server: &KeyServer,
+) -> Result<MachineSecret, BindError> {
+    let id = server.settings.id;
     let envelope = token.envelope_of(id);
     let envelope = envelope.ok_or_else(|| BindError::NoEnvelope(id.short()))?;
     let volume = token.volume;
@@ -399,13 +401,12 @@ pub(super) fn prove_token(
         volume,
         generation: envelope.generation,
     };
-    let secret = token
+    token
         .open(envelope, released)
         .map_err(|source| BindError::Envelope {
             server: id.short(),
             source,
-        })?;
-    open::check_automatically(&target.place, token, &secret).map_err(BindError::Open)
+        })
 }
 
 /// After a failure.

@@ -42,12 +42,9 @@ pub fn run(files: &Files) -> Result<(), ImageModulesError> {
 
 /// None where the device is not there or cannot be read, as in a chroot: that is no reason for an image to fail.
 fn of_entry(files: &Files, entry: &Entry) -> Vec<String> {
-    let Ok(Some(device)) = entry.source.resolve_below(files.root()) else {
+    let Ok(Some(place)) = Place::of_entry(entry, files) else {
         return Vec::new();
     };
-    let device = files.path(&device.to_string_lossy());
-    let device = device.canonicalize().unwrap_or(device);
-    let place = Place::of(&entry.options, device, files.root());
     binding::find(files, &entry.name, &place)
         .into_iter()
         .flatten()

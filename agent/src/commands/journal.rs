@@ -5,11 +5,13 @@
 //! failures and for interruptions, and can be repeated. It touches only what the journal names and what still
 //! looks as this program makes it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use latchkey_protocol::{ServerId, VolumeId};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::bind::enrol::Notes;
 use super::target::Target;
 use super::{crypttab_line, shares};
 use crate::failure::chain;
@@ -87,16 +89,7 @@ impl Journal {
     /// # Errors
     /// `Read`, `Format`.
     pub fn load(files: &Files, target: &Target) -> Result<Option<Self>, FilesError> {
-        let path = path(files, &target.key());
-        if !path.exists() {
-            return Ok(None);
-        }
-        let journal: Self =
-            serde_json::from_slice(&files::read(&path)?).map_err(|error| FilesError::Format {
-                path: path.clone(),
-                reason: error.to_string(),
-            })?;
-        Ok(Some(journal))
+        load(&path(files, &target.key()))
     }
 
     /// Writes the journal durably.
@@ -104,9 +97,7 @@ impl Journal {
     /// # Errors
     /// `Write`.
     pub fn save(&self, files: &Files) -> Result<(), FilesError> {
-        files::make_dir(&files.state())?;
-        let json = serde_json::to_vec_pretty(self).expect("a journal is plain text and numbers");
-        files::replace(&path(files, &self.uuid), &json)
+        save(files, &path(files, &self.uuid), self)
     }
 
     /// Forgets the journal: what it names is finished.
@@ -167,10 +158,7 @@ impl Journal {
             return Ok(());
         };
         for journalled in &self.keyslots {
-            let slot = journalled.slot;
-            if journalled.is(keyslots::traces(header, slot)?.as_ref()) {
-                keyslots::destroy_keyslot(header, slot, Some(slot))?;
-            }
+            journalled.destroy(header)?;
         }
         Ok(())
     }
@@ -193,6 +181,18 @@ impl Journal {
     }
 }
 
+impl Notes for Journal {
+    fn backup(&mut self, files: &Files, backup: PathBuf) -> Result<(), FilesError> {
+        self.backup = Some(backup);
+        self.save(files)
+    }
+
+    fn keyslot(&mut self, files: &Files, keyslot: JournalledKeyslot) -> Result<(), FilesError> {
+        self.keyslots = vec![keyslot];
+        self.save(files)
+    }
+}
+
 impl JournalledKeyslot {
     /// Keyslot `slot` as it is in the header now.
     pub fn of(traces: Option<&Traces>, slot: u32) -> Self {
@@ -202,9 +202,20 @@ impl JournalledKeyslot {
         }
     }
 
+    /// Destroys it, if it is in the header that `header` begins with and still the one that was meant.
+    ///
+    /// # Errors
+    /// As [`keyslots::destroy_keyslot`].
+    pub fn destroy(&self, header: &Path) -> Result<(), KeyslotError> {
+        if self.is(keyslots::traces(header, self.slot)?.as_ref()) {
+            keyslots::destroy_keyslot(header, self.slot, Some(self.slot))?;
+        }
+        Ok(())
+    }
+
     /// Whether the keyslot is in the header and still the one that was meant. Where its salt was not written down
     /// (interrupted in between), it must look as we make them, and no token of anybody may name it.
-    pub fn is(&self, now: Option<&Traces>) -> bool {
+    fn is(&self, now: Option<&Traces>) -> bool {
         match (now, &self.salt) {
             (None, _) => false,
             (Some(now), Some(_)) => now.salt == self.salt,
@@ -214,17 +225,37 @@ impl JournalledKeyslot {
 }
 
 fn path(files: &Files, uuid: &str) -> PathBuf {
-    files.state().join(file_name("bind", uuid))
+    path_of(files, "bind", uuid)
 }
 
-/// What the journal of a command is called.
-pub(super) fn file_name(command: &str, uuid: &str) -> String {
+/// A command's journal, if it left one.
+pub(super) fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FilesError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let journal =
+        serde_json::from_slice(&files::read(path)?).map_err(|error| FilesError::Format {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })?;
+    Ok(Some(journal))
+}
+
+/// Writes a command's journal durably.
+pub(super) fn save(files: &Files, path: &Path, journal: &impl Serialize) -> Result<(), FilesError> {
+    files::make_dir(&files.state())?;
+    let json = serde_json::to_vec_pretty(journal).expect("a journal is plain text and numbers");
+    files::replace(path, &json)
+}
+
+/// Where the journal of a command lies.
+pub(super) fn path_of(files: &Files, command: &str, uuid: &str) -> PathBuf {
     // The UUID comes from a header that anybody may have written.
     let name: String = uuid
         .chars()
         .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
         .collect();
-    format!("{command}-{name}.json")
+    files.state().join(format!("{command}-{name}.json"))
 }
 
 #[cfg(test)]

@@ -12,25 +12,22 @@ pub(super) mod journal;
 use std::path::{Path, PathBuf};
 
 use latchkey_protocol::ServerId;
-use latchkey_protocol::envelope::{Bound, MachineSecret, PlainSecret, Released, Token};
+use latchkey_protocol::envelope::{Bound, MachineSecret, PlainSecret, Token};
 use latchkey_secret::SecretBytes;
 
-use super::bind;
-use super::bind::enrol::backup_path;
+use super::bind::{self, enrol};
 use super::initramfs::{self, Rebuild};
-use super::journal::{Journal, JournalledKeyslot};
+use super::journal::Journal;
 use super::prompt;
 use super::shares::{self, Registered};
 use super::target::Target;
 use crate::failure::chain;
 use crate::files::{Files, Role};
 use crate::server::KeyServer;
-use crate::volume::backup;
 use crate::volume::binding::{self, At, Found};
 use crate::volume::envelopes;
 use crate::volume::keyslots;
 use crate::volume::open;
-use crate::volume::opened_in::OpenedIn;
 use crate::volume::place::{HeaderPlace, Kind};
 use crate::volume::typed;
 pub use error::RotateError;
@@ -154,7 +151,7 @@ impl Opener {
             return Ok(Self::Passphrase(prompt::read_key_file(path)?));
         }
         for server in servers {
-            match secret(token, server) {
+            match bind::machine_secret(token, server) {
                 Ok(secret) => return Ok(Self::Secret(secret)),
                 Err(error) => log::info!("{}", chain(&error)),
             }
@@ -190,20 +187,6 @@ impl Opener {
         open::check_automatically(&target.place, token, &secret)?;
         Ok(secret)
     }
-}
-
-fn secret(token: &Token, server: &KeyServer) -> Result<MachineSecret, RotateError> {
-    let id = server.settings.id;
-    let envelope = token
-        .envelope_of(id)
-        .expect("a key server of its envelopes");
-    let share = shares::prove(server, token.volume, envelope.generation)?;
-    let released = Released {
-        share: &share,
-        volume: token.volume,
-        generation: envelope.generation,
-    };
-    Ok(token.open(envelope, released)?)
 }
 
 /// A volume whose machine secret is being replaced.
@@ -278,32 +261,22 @@ impl Rotating<'_> {
             Some(header) => {
                 let volume_key = opener.volume_key(target, token, header)?;
                 drop(opener);
-                let copy = backup_path(files, &target.uuid);
-                rotation.backup = Some(copy.clone());
-                rotation.save(files)?;
-                backup::backup_header(header, &copy)?;
-                let slot = keyslots::free_keyslot(header)?;
-                rotation.new_keyslot = Some(JournalledKeyslot { slot, salt: None });
-                rotation.save(files)?;
-                let secret = MachineSecret::random()?;
-                keyslots::add_keyslot_by_key(header, slot, &volume_key, &secret)?;
-                let traces = keyslots::traces(header, slot)?;
-                rotation.new_keyslot = Some(JournalledKeyslot::of(traces.as_ref(), slot));
-                rotation.save(files)?;
-                next.bound = keyslots::bound_facts(header, target.position(), slot, &secret)?.bound;
-                next.keyslots = vec![slot.to_string()];
-                secret
+                let add = |slot, secret: &MachineSecret| {
+                    keyslots::add_keyslot_by_key(header, slot, &volume_key, secret)
+                };
+                let enrolled =
+                    enrol::new_keyslot::<RotateError>(files, target, header, rotation, add)?;
+                next.keyslots = enrolled
+                    .bound
+                    .keyslot()
+                    .iter()
+                    .map(u32::to_string)
+                    .collect();
+                next.bound = enrolled.bound;
+                enrolled.secret
             }
         };
-        for share in shares {
-            let released = Released {
-                share: &share.share,
-                volume: token.volume,
-                generation: share.generation,
-            };
-            next.envelopes
-                .push(next.seal(share.server, released, &secret)?);
-        }
+        shares::seal(&mut next, shares, &secret)?;
         Ok(next)
     }
 
@@ -336,11 +309,7 @@ impl Rotating<'_> {
     /// Whether an initramfs holds a copy of what was replaced: an envelope file, or a header that is a file.
     fn lies_in_images(&self) -> bool {
         let Self { files, target, .. } = *self;
-        let entry = target
-            .entries
-            .iter()
-            .find(|entry| entry.name == target.name);
-        if entry.is_some_and(|entry| OpenedIn::of(entry, files.root()) == OpenedIn::RunningSystem) {
+        if target.is_for_running_system(files) {
             return false;
         }
         match (&target.kind, &target.place.header) {

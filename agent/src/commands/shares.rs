@@ -4,6 +4,7 @@
 use std::io;
 
 use latchkey_protocol::encoding::Bytes;
+use latchkey_protocol::envelope::{EnvelopeError, MachineSecret, Released, Token};
 use latchkey_protocol::release::{Purpose, ReleaseContext, ReleaseError};
 use latchkey_protocol::wire::{
     BootFacts, OpenedBy, ReleaseRequest, RotationEnd, RotationRequest, Text, Verdict, Version,
@@ -12,7 +13,7 @@ use latchkey_protocol::wire::{
 use latchkey_protocol::{BootKeyPair, Generation, RequestId, ServerId, Share, VolumeId};
 
 use crate::failure::printable;
-use crate::server::{Fault, KeyServer, Unreachable, block_on};
+use crate::server::{KeyServer, Unreachable, block_on};
 
 /// A volume's share at one key server.
 #[derive(Debug)]
@@ -132,11 +133,7 @@ pub fn end_rotation(
     let asked = server.ask(async |client, address| client.end_rotation(address, &end).await);
     match block_on(asked).map_err(ShareError::Start)? {
         // Its shares were destroyed, both of them.
-        Err(Unreachable::Final(error))
-            if matches!(error.fault, Fault::Rejected { status: 410, .. }) =>
-        {
-            Ok(())
-        }
+        Err(Unreachable::Final(error)) if error.fault.is_destroyed() => Ok(()),
         answer => Ok(answer.map(drop)?),
     }
 }
@@ -163,6 +160,27 @@ fn unseal(
         generation: answer.generation,
         policy: printable(answer.policy.as_str()),
     })
+}
+
+/// Seals `secret` into an envelope of `token` for each of `shares`.
+///
+/// # Errors
+/// As [`Token::seal`].
+pub fn seal(
+    token: &mut Token,
+    shares: &[Registered],
+    secret: &MachineSecret,
+) -> Result<(), EnvelopeError> {
+    for one in shares {
+        let released = Released {
+            share: &one.share,
+            volume: token.volume,
+            generation: one.generation,
+        };
+        let envelope = token.seal(one.server, released, secret)?;
+        token.envelopes.push(envelope);
+    }
+    Ok(())
 }
 
 /// Fetches the share of `volume` back with the host key.

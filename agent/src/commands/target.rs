@@ -16,6 +16,7 @@ use crate::volume::envelopes;
 use crate::volume::gate::Position;
 use crate::volume::header::HeaderError;
 use crate::volume::mapping;
+use crate::volume::opened_in::OpenedIn;
 use crate::volume::place::{HeaderPlace, Kind, Place};
 use crate::volume::source::{Source, SourceError};
 use crate::volume::stack;
@@ -324,6 +325,13 @@ impl Target {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Whether its line in crypttab leaves it to the running system.
+    pub fn is_for_running_system(&self, files: &Files) -> bool {
+        let mut entries = self.entries.iter();
+        let entry = entries.find(|entry| entry.name == self.name);
+        entry.is_some_and(|entry| OpenedIn::of(entry, files.root()) == OpenedIn::RunningSystem)
     }
 
     /// What the journal of a change of this volume is called.

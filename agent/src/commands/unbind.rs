@@ -15,7 +15,6 @@ use crate::server::KeyServer;
 use crate::volume::binding::{self, At, BindingError, Found};
 use crate::volume::header::{HeaderCopy, HeaderError};
 use crate::volume::keyslots::{self, KeyslotError};
-use crate::volume::opened_in::OpenedIn;
 use crate::volume::place::Kind;
 
 /// What `latchkey unbind` is told.
@@ -106,8 +105,7 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), UnbindError> {
     }
     log::info!("'{}' is no longer bound", target.device.display());
     log::info!("the boot still asks the key servers for other volumes, if any are bound");
-    let entry = target.entries.iter().find(|one| one.name == target.name);
-    if entry.is_some_and(|entry| OpenedIn::of(entry, files.root()) == OpenedIn::RunningSystem) {
+    if target.is_for_running_system(files) {
         service::disable(files, &target.name);
         return Ok(());
     }

@@ -17,7 +17,7 @@ use latchkey_protocol::wire::{
 
 use super::volumes::{self, Bound};
 use crate::files::{Files, FilesError, Lock};
-use crate::server::{Fault, KeyServer, Unreachable};
+use crate::server::{KeyServer, Unreachable};
 use crate::volume::header::{HeaderCopy, HeaderError};
 use crate::volume::tickets;
 use crate::volume::tokens::{self, TokenError};
@@ -215,7 +215,7 @@ fn loss(why: &Unreachable) -> Option<Loss> {
         return None;
     };
     match &error.fault {
-        Fault::Rejected { status: 410, .. } => Some(Loss::Destroyed),
+        fault if fault.is_destroyed() => Some(Loss::Destroyed),
         fault if fault.is_for_strangers() => Some(Loss::Unknown),
         _ => None,
     }

@@ -133,6 +133,11 @@ impl Fault {
         matches!(self, Self::Refused(reason) if reason == STRANGER)
     }
 
+    /// Whether the volume's share was destroyed at the key server.
+    pub fn is_destroyed(&self) -> bool {
+        matches!(self, Self::Rejected { status: 410, .. })
+    }
+
     /// How long the key server asks us to wait, if it did.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
-use crate::tracer::{Call, Change, Fate};
+use crate::tracer::{Call, Change, End, Fate};
 
 /// How many kills each of the two tests does, unless LATCHKEY_KILLS says otherwise.
 const KILLS: usize = 24;
@@ -91,6 +91,41 @@ impl Drop for Points {
                 self::kills()
             );
         }
+    }
+}
+
+/// Lets a run live up to a point.
+pub struct Killer<'a, S> {
+    point: &'a Point<S>,
+    passed: Tape<S>,
+    /// The change that it was killed at.
+    met: Option<(S, Fate, String)>,
+}
+
+impl<'a, S: Clone + Ord> Killer<'a, S> {
+    pub fn at(point: &'a Point<S>) -> Self {
+        Self {
+            point,
+            passed: Tape::new(),
+            met: None,
+        }
+    }
+
+    /// The fate of the next change, which belongs to `step`.
+    pub fn fate(&mut self, step: S, change: &Change) -> Fate {
+        let number = self.passed.entry(step.clone()).or_default();
+        let fate = self.point.fate(&step, *number, change);
+        *number += 1;
+        if fate != Fate::Live {
+            self.met
+                .get_or_insert_with(|| (step, fate, format!("{change:?}")));
+        }
+        fate
+    }
+
+    /// The step, the fate and the change, if the run ended by it.
+    pub fn met(self, end: End) -> Option<(S, Fate, String)> {
+        self.met.filter(|_| end == End::Killed)
     }
 }
 

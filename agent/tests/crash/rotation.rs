@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::common::machine::{Machine, Server, UUID, Volume};
 use crate::header;
-use crate::points::{Points, Tape, kills};
+use crate::points::{Killer, Points, Tape, kills};
 use crate::tally::Tally;
 use crate::tracer::{Change, End, Fate, Traced};
 
@@ -50,18 +50,9 @@ fn a_rotation_that_is_killed_anywhere_leaves_a_volume_that_opens() {
     for turn in 0..kills() {
         let point = points.choose(turn, &tape);
         let before = rig.volume.bytes();
-        let mut passed = BTreeMap::new();
-        let mut killed = None;
-        let end = rig.follow(|step, change| {
-            let number: &mut usize = passed.entry(step).or_default();
-            let fate = point.fate(&step, *number, change);
-            *number += 1;
-            if fate != Fate::Live {
-                killed.get_or_insert_with(|| (step, fate, format!("{change:?}")));
-            }
-            fate
-        });
-        match killed.filter(|_| end == End::Killed) {
+        let mut killer = Killer::at(&point);
+        let end = rig.follow(|step, change| killer.fate(step, change));
+        match killer.met(end) {
             Some((step, fate, change)) => tally.kill(format!("{step:?}"), fate, &change),
             None => tally.count("ended first".to_owned()),
         }

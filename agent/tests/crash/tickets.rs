@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::common::machine::{Machine, Server, Volume};
 use crate::header;
-use crate::points::{Points, Tape, kills};
+use crate::points::{Killer, Points, Tape, kills};
 use crate::tally::Tally;
 use crate::tracer::{Change, End, Fate, Traced};
 
@@ -49,19 +49,9 @@ fn wherever_the_ticket_is_when_the_power_goes_the_next_boot_shows_a_good_one() {
         let point = points.choose(turn, &tape);
         let before = rig.volume.bytes();
         let old = rig.ticket();
-        let mut passed = BTreeMap::new();
-        let mut killed = None;
-        let end = rig.follow(|change| {
-            let step = rig.step(old);
-            let number: &mut usize = passed.entry(step).or_default();
-            let fate = point.fate(&step, *number, change);
-            *number += 1;
-            if fate != Fate::Live {
-                killed.get_or_insert_with(|| (step, fate, format!("{change:?}")));
-            }
-            fate
-        });
-        match killed.filter(|_| end == End::Killed) {
+        let mut killer = Killer::at(&point);
+        let end = rig.follow(|change| killer.fate(rig.step(old), change));
+        match killer.met(end) {
             Some((step, fate, change)) => tally.kill(format!("{step:?}"), fate, &change),
             None => tally.count("ended first".to_owned()),
         }

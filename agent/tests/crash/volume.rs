@@ -12,7 +12,7 @@ use crate::common::machine::{
     Machine, PASSPHRASE, Said, Server, UUID, Volume, bind_arguments, run,
 };
 use crate::header;
-use crate::points::{Point, Points, Tape, kills};
+use crate::points::{Killer, Point, Points, Tape, kills};
 use crate::tally::Tally;
 use crate::tracer::{Change, End, Fate, Traced};
 
@@ -230,19 +230,9 @@ impl Rig {
             Verb::Unbind
         };
         let before = self.volume.bytes();
-        let mut passed = BTreeMap::new();
-        let mut killed = None;
-        let (end, said) = self.follow(verb, |change| {
-            let step = step(&self.seen());
-            let number: &mut usize = passed.entry(step).or_default();
-            let fate = point.fate(&step, *number, change);
-            *number += 1;
-            if fate != Fate::Live {
-                killed.get_or_insert_with(|| (step, fate, format!("{change:?}")));
-            }
-            fate
-        });
-        let Some((step, fate, change)) = killed.filter(|_| end == End::Killed) else {
+        let mut killer = Killer::at(point);
+        let (end, said) = self.follow(verb, |change| killer.fate(step(&self.seen()), change));
+        let Some((step, fate, change)) = killer.met(end) else {
             assert_eq!(end, End::Exited(0), "{name} failed by itself: {said}");
             tally.count(format!("{name} ended first"));
             return;

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use latchkey_protocol::encoding::Bytes;
-use latchkey_protocol::ids::{Generation, VolumeId};
+use latchkey_protocol::ids::{Generation, RequestId, VolumeId};
 use latchkey_protocol::release::{Purpose, Share};
 use latchkey_protocol::wire::{
     BootFacts, BootReport, OpenedBy, StatusAnswer, Text, Version, VolumeAnswer, VolumeRequest,
@@ -25,6 +25,22 @@ use crate::sealed::RecordError;
 pub const OWNED_LIMIT: usize = 256;
 /// Most bytes of a label.
 const LABEL_LIMIT: usize = 200;
+
+/// A share that goes to the running machine whose volume it is.
+pub(super) struct HandOver<'a> {
+    /// The machine.
+    pub client: &'a Client,
+    /// Where it asks from.
+    pub peer: IpAddr,
+    /// Binds the sealed share.
+    pub request: RequestId,
+    /// What it is sealed to.
+    pub ephemeral_key: &'a Bytes<32>,
+    /// Of which volume it is.
+    pub volume: &'a Volume,
+    /// And of which generation.
+    pub generation: Generation,
+}
 
 impl Service {
     /// Registers a volume and returns its sealed share. The same client may do it again for the same id: same
@@ -59,21 +75,48 @@ impl Service {
             Some(volume) => (volume, "registered again, the same share"),
             None => (new_volume(work, client, peer, request, now)?, "registered"),
         };
+        let handed = HandOver {
+            client,
+            peer,
+            request: request.request,
+            ephemeral_key: &request.ephemeral_key,
+            volume: &volume,
+            generation: volume.generation,
+        };
+        self.hand_over(work, &handed, now, |policy| {
+            format!(
+                "{text}: '{}', generation {}, opened {}, {policy}",
+                volume.label,
+                volume.generation,
+                whereabouts(volume.opened_by)
+            )
+        })
+    }
+
+    /// Seals a share for the running machine whose volume it is, on record as `text` says when it is told the policy in force.
+    pub(super) fn hand_over(
+        &self,
+        work: &mut Work<'_>,
+        handed: &HandOver<'_>,
+        now: UnixMillis,
+        text: impl FnOnce(&str) -> String,
+    ) -> Result<VolumeAnswer, ServiceError> {
+        let HandOver { client, volume, .. } = *handed;
         let asked = PolicyRequest {
             purpose: Purpose::Registration,
             client: &client.name,
             standing: Standing::Good,
-            request: request.request,
-            ephemeral_key: &request.ephemeral_key,
-            peer,
+            request: handed.request,
+            ephemeral_key: handed.ephemeral_key,
+            peer: handed.peer,
             wanted: WantedVolume {
-                volume: request.volume,
-                generation: volume.generation,
+                volume: volume.id,
+                generation: handed.generation,
             },
             ticket: None,
             facts: &no_facts(),
         };
-        let state = StoredState::of_owner(&volume, store_state(work)?);
+        let state = StoredState::of_owner(volume, store_state(work)?);
         let authorised = match policy::decide(&asked, state, now) {
             Decision::Release(authorised) => authorised,
             Decision::Destroyed => return Err(ServiceError::Destroyed),
@@ -87,26 +130,20 @@ impl Service {
             }
         };
         let sealed = self.seal_share(work, &authorised)?;
-        let (owned_by, group) = owner(work, &volume)?;
-        let policy = policy::in_force(&volume, &owned_by, group.as_ref())
+        let (owned_by, group) = owner(work, volume)?;
+        let policy = policy::in_force(volume, &owned_by, group.as_ref())
             .policy
             .sentence();
-        let text = format!(
-            "{text}: '{}', generation {}, opened {}, {policy}",
-            volume.label,
-            volume.generation,
-            whereabouts(volume.opened_by)
-        );
         work.audit(
-            Event::new(Kind::Registered, text)
+            Event::new(Kind::Registered, text(&policy))
                 .client(&client.name)
                 .volume(volume.id)
-                .request(request.request)
-                .peer(peer),
+                .request(handed.request)
+                .peer(handed.peer),
         );
         Ok(VolumeAnswer {
             version: Version::default(),
-            generation: volume.generation,
+            generation: handed.generation,
             sealed,
             policy: Text::cut(&policy),
         })
@@ -216,7 +253,7 @@ pub fn whereabouts(opened_by: OpenedBy) -> &'static str {
 }
 
 /// A registration is no boot.
-pub(super) fn no_facts() -> BootFacts {
+fn no_facts() -> BootFacts {
     BootFacts {
         kernel: Text::cut(""),
         command_line: Bytes([0; 32]),

@@ -2,21 +2,18 @@
 
 use std::net::IpAddr;
 
-use latchkey_protocol::ids::Generation;
-use latchkey_protocol::release::{Purpose, Share};
-use latchkey_protocol::wire::{
-    BootFacts, RotationEnd, RotationRequest, Text, Version, VolumeAnswer, WantedVolume,
-};
+use latchkey_protocol::ids::{Generation, VolumeId};
+use latchkey_protocol::release::Share;
+use latchkey_protocol::wire::{RotationEnd, RotationRequest, VolumeAnswer};
 use latchkey_secret::Secret;
 
-use super::policies::owner;
-use super::registration::no_facts;
+use super::registration::HandOver;
 use super::witness::store_state;
 use super::{Identity, Refusal, Service, ServiceError};
 use crate::audit::{Event, Kind};
 use crate::clock::UnixMillis;
 use crate::ledger::Work;
-use crate::policy::{self, Decision, PolicyRequest, Reason, Standing, StoredState};
+use crate::policy::StoreState;
 use crate::records::{Client, NextShare, Volume, VolumeState, key};
 use crate::sealed::RecordError;
 
@@ -53,50 +50,19 @@ impl Service {
             Some(next) => (next, "asked for again"),
             None => (make_next(work, &mut volume, now)?, "made"),
         };
-        let facts: BootFacts = no_facts();
-        let asked = PolicyRequest {
-            purpose: Purpose::Registration,
-            client: &client.name,
-            standing: Standing::Good,
+        let handed = HandOver {
+            client,
+            peer,
             request: request.request,
             ephemeral_key: &request.ephemeral_key,
-            peer,
-            wanted: WantedVolume {
-                volume: volume.id,
-                generation: next.generation,
-            },
-            ticket: None,
-            facts: &facts,
-        };
-        let state = StoredState::of_owner(&volume, store_state(work)?);
-        let authorised = match policy::decide(&asked, state, now) {
-            Decision::Release(authorised) => authorised,
-            Decision::Destroyed => return Err(ServiceError::Destroyed),
-            Decision::Deny(Reason::PutBack) => return Err(ServiceError::PutBack),
-            Decision::Deny(Reason::Bound) => return Err(ServiceError::Refused(Refusal::Bound)),
-            _ => return Err(ServiceError::Refused(Refusal::Unknown)),
-        };
-        let sealed = self.seal_share(work, &authorised)?;
-        let (owned_by, group) = owner(work, &volume)?;
-        let policy = policy::in_force(&volume, &owned_by, group.as_ref())
-            .policy
-            .sentence();
-        let text = format!(
-            "the next share was {text}: '{}', generation {} beside {}",
-            volume.label, next.generation, volume.generation
-        );
-        work.audit(
-            Event::new(Kind::Registered, text)
-                .client(&client.name)
-                .volume(volume.id)
-                .request(request.request)
-                .peer(peer),
-        );
-        Ok(VolumeAnswer {
-            version: Version::default(),
+            volume: &volume,
             generation: next.generation,
-            sealed,
-            policy: Text::cut(&policy),
+        };
+        self.hand_over(work, &handed, now, |_| {
+            format!(
+                "the next share was {text}: '{}', generation {} beside {}",
+                volume.label, next.generation, volume.generation
+            )
         })
     }
 
@@ -122,11 +88,7 @@ impl Service {
 }
 
 /// A live volume of this client, in a store that may be relied on.
-fn owned(
-    work: &mut Work<'_>,
-    client: &Client,
-    id: latchkey_protocol::VolumeId,
-) -> Result<Volume, ServiceError> {
+fn owned(work: &mut Work<'_>, client: &Client, id: VolumeId) -> Result<Volume, ServiceError> {
     let Some(volume) = work.read::<Volume>(&key::volume(&id))? else {
         return Err(ServiceError::Refused(Refusal::Unknown));
     };
@@ -136,7 +98,7 @@ fn owned(
     if volume.state != VolumeState::Live {
         return Err(ServiceError::Destroyed);
     }
-    if store_state(work)? == policy::StoreState::PutBack {
+    if store_state(work)? == StoreState::PutBack {
         return Err(ServiceError::PutBack);
     }
     Ok(volume)

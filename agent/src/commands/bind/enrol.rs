@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 
 use latchkey_protocol::VolumeId;
 use latchkey_protocol::envelope::{Bound, MACHINE_SECRET_LIMIT, MachineSecret, PlainSecret};
-use latchkey_secret::SecretBytes;
+use latchkey_secret::{SecretBytes, SecretError};
 
 use super::BindError;
 use crate::commands::journal::{Journal, JournalledKeyslot};
 use crate::commands::prompt;
 use crate::commands::target::Target;
 use crate::date;
-use crate::files::Files;
-use crate::volume::backup;
+use crate::files::{Files, FilesError};
+use crate::volume::backup::{self, BackupError};
 use crate::volume::crypttab::Entry;
 use crate::volume::keyslots::{self, KeyslotError};
 use crate::volume::open::{self, KeyError};
@@ -126,26 +126,47 @@ impl Enrolment {
                 header, passphrase, ..
             } => (header, passphrase),
         };
-        let backup = backup_path(files, &target.uuid);
-        journal.backup = Some(backup.clone());
-        journal.save(files)?;
-        backup::backup_header(&header, &backup)?;
-
-        let slot = keyslots::free_keyslot(&header)?;
-        journal.keyslots = vec![JournalledKeyslot { slot, salt: None }];
-        journal.save(files)?;
-        let secret = MachineSecret::random()?;
-        keyslots::add_keyslot(&header, slot, &passphrase, &secret)?;
-        let traces = keyslots::traces(&header, slot)?;
-        journal.keyslots = vec![JournalledKeyslot::of(traces.as_ref(), slot)];
-        journal.save(files)?;
-        let facts = keyslots::bound_facts(&header, target.position(), slot, &secret)?;
-        Ok(Enrolled {
-            secret,
-            uuid: facts.uuid,
-            bound: facts.bound,
+        new_keyslot(files, target, &header, journal, |slot, secret| {
+            keyslots::add_keyslot(&header, slot, &passphrase, secret)
         })
     }
+}
+
+/// Where it is written down what a new keyslot is about to touch.
+pub trait Notes {
+    /// The backup of the header.
+    fn backup(&mut self, files: &Files, backup: PathBuf) -> Result<(), FilesError>;
+    /// The keyslot, before it is made and when it is known by its salt.
+    fn keyslot(&mut self, files: &Files, keyslot: JournalledKeyslot) -> Result<(), FilesError>;
+}
+
+/// Backs `header` up, and has `add` make a keyslot for a new machine secret, each step written down before it is done.
+pub fn new_keyslot<E>(
+    files: &Files,
+    target: &Target,
+    header: &Path,
+    notes: &mut impl Notes,
+    add: impl FnOnce(u32, &MachineSecret) -> Result<(), KeyslotError>,
+) -> Result<Enrolled, E>
+where
+    E: From<FilesError> + From<BackupError> + From<KeyslotError> + From<SecretError>,
+{
+    let backup = backup_path(files, &target.uuid);
+    notes.backup(files, backup.clone())?;
+    backup::backup_header(header, &backup)?;
+
+    let slot = keyslots::free_keyslot(header)?;
+    notes.keyslot(files, JournalledKeyslot { slot, salt: None })?;
+    let secret = MachineSecret::random()?;
+    add(slot, &secret)?;
+    let traces = keyslots::traces(header, slot)?;
+    notes.keyslot(files, JournalledKeyslot::of(traces.as_ref(), slot))?;
+    let facts = keyslots::bound_facts(header, target.position(), slot, &secret)?;
+    Ok(Enrolled {
+        secret,
+        uuid: facts.uuid,
+        bound: facts.bound,
+    })
 }
 
 fn plain_volume(

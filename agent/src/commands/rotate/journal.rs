@@ -10,7 +10,8 @@ use latchkey_protocol::{Generation, ServerId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use super::error::RotateError;
-use crate::commands::journal::{JournalledKeyslot, file_name};
+use crate::commands::bind::enrol::Notes;
+use crate::commands::journal::{self, JournalledKeyslot};
 use crate::commands::shares::{self, Registered};
 use crate::commands::target::Target;
 use crate::failure::chain;
@@ -104,16 +105,7 @@ impl Rotation {
     /// # Errors
     /// `Read`, `Format`.
     pub fn load(files: &Files, target: &Target) -> Result<Option<Self>, FilesError> {
-        let path = path(files, &target.key());
-        if !path.exists() {
-            return Ok(None);
-        }
-        let rotation =
-            serde_json::from_slice(&files::read(&path)?).map_err(|error| FilesError::Format {
-                path: path.clone(),
-                reason: error.to_string(),
-            })?;
-        Ok(Some(rotation))
+        journal::load(&path(files, &target.key()))
     }
 
     /// Writes it durably.
@@ -121,9 +113,7 @@ impl Rotation {
     /// # Errors
     /// `Write`.
     pub fn save(&self, files: &Files) -> Result<(), FilesError> {
-        files::make_dir(&files.state())?;
-        let json = serde_json::to_vec_pretty(self).expect("a journal is plain text and numbers");
-        files::replace(&path(files, &self.uuid), &json)
+        journal::save(files, &path(files, &self.uuid), self)
     }
 
     /// Keeps which generation a key server has made.
@@ -241,17 +231,25 @@ impl Rotation {
     }
 }
 
-/// Only if it is still the one that was meant.
+impl Notes for Rotation {
+    fn backup(&mut self, files: &Files, backup: PathBuf) -> Result<(), FilesError> {
+        self.backup = Some(backup);
+        self.save(files)
+    }
+
+    fn keyslot(&mut self, files: &Files, keyslot: JournalledKeyslot) -> Result<(), FilesError> {
+        self.new_keyslot = Some(keyslot);
+        self.save(files)
+    }
+}
+
 fn destroy(target: &Target, keyslot: Option<&JournalledKeyslot>) -> Result<(), RotateError> {
     if let (Some(keyslot), Some(header)) = (keyslot, target.place.luks_header()) {
-        let slot = keyslot.slot;
-        if keyslot.is(keyslots::traces(header, slot)?.as_ref()) {
-            keyslots::destroy_keyslot(header, slot, Some(slot))?;
-        }
+        keyslot.destroy(header)?;
     }
     Ok(())
 }
 
 fn path(files: &Files, uuid: &str) -> PathBuf {
-    files.state().join(file_name("rotate", uuid))
+    journal::path_of(files, "rotate", uuid)
 }
