@@ -5,8 +5,11 @@
 //! holds them. This is the only crate with unsafe code.
 #![allow(unsafe_code)]
 
+pub mod child;
 pub mod crypt_log;
 pub mod guardian;
+mod inbox;
+mod maps;
 mod memory;
 mod packet;
 pub mod process;
@@ -20,5 +23,6 @@ pub const CONTROL: bool = cfg!(feature = "without-wiping");
 /// What the control build says; `native/measure` looks for it in the binary.
 pub const CONTROL_WARNING: &str = "this control build wipes nothing: never install it";
 
+pub use inbox::Inbox;
 pub use memory::{Secret, SecretBytes, SecretError};
 pub use packet::packet_socket;

@@ -7,6 +7,7 @@
 
 use std::ffi::c_void;
 use std::fmt;
+use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -210,7 +211,7 @@ struct Pages {
 }
 
 /// A mapping of `size` bytes that belongs to this value alone. What is not in use is zero.
-struct Mapping {
+pub(crate) struct Mapping {
     start: NonNull<u8>,
     size: usize,
 }
@@ -278,7 +279,19 @@ impl Mapping {
         Some(Self { start, size })
     }
 
-    fn unmap(self) {
+    /// The first `size` bytes of a file in memory, shared with whoever has it open.
+    pub(crate) fn of_file(file: &std::fs::File, size: usize) -> Option<Self> {
+        // SAFETY: the descriptor is open for as long as `file` lives.
+        let start = unsafe { map(size, libc::MAP_SHARED, file.as_raw_fd()) }?;
+        Some(Self { start, size })
+    }
+
+    /// Where it begins, and how many bytes it has.
+    pub(crate) fn range(&self) -> (NonNull<u8>, usize) {
+        (self.start, self.size)
+    }
+
+    pub(crate) fn unmap(self) {
         // SAFETY: `start` and `size` are what mmap returned and was given; no reference outlives the `Pages` that had
         // them.
         unsafe {

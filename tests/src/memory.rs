@@ -57,11 +57,18 @@ impl Search {
     /// The secrets of which something is in `memory`, and in how many places.
     pub fn finds(&self, memory: &[u8]) -> BTreeMap<String, usize> {
         let mut finds = BTreeMap::new();
-        for find in self.patterns.find_iter(memory) {
-            let owner = self.owners[find.pattern().as_usize()];
-            *finds.entry(self.names[owner].clone()).or_default() += 1;
+        for (name, _) in self.places(memory) {
+            *finds.entry(name.to_owned()).or_default() += 1;
         }
         finds
+    }
+
+    /// Whose part is found, and at which byte of `memory`.
+    pub fn places<'a>(&'a self, memory: &'a [u8]) -> impl Iterator<Item = (&'a str, usize)> {
+        self.patterns.find_iter(memory).map(|find| {
+            let owner = self.owners[find.pattern().as_usize()];
+            (self.names[owner].as_str(), find.start())
+        })
     }
 }
 

@@ -33,6 +33,10 @@ pub const SCENARIOS: &[Scenario] = &[
         play: typed,
     },
     Scenario {
+        name: "RAM while a typed passphrase is tried holds it once, in the agent's memory",
+        play: tried,
+    },
+    Scenario {
         name: "RAM after a refused boot",
         play: refused,
     },
@@ -117,6 +121,34 @@ fn typed(stage: &Stage) -> Outcome {
     machine.answer(stage.prompt(), PASSPHRASE)?;
     machine.expect(TYPED, LIMIT)?;
     finish(stage, &mut machine, &secrets::of_bound_machine(stage)?)
+}
+
+/// What the prompt's programs and the kernel kept of it would be there for a moment only, until others get their pages, so
+/// that the dumps after the boot find it once in many boots.
+fn tried(stage: &Stage) -> Outcome {
+    let mut machine = Machine::start(&spec(stage, "")?)?;
+    machine.expect(stage.prompt(), LIMIT)?;
+    machine.limit_disk(Some(KEYSLOT_IN_SECONDS))?;
+    machine.console.type_line(PASSPHRASE)?;
+    thread::sleep(Duration::from_secs(4));
+    let ram = memory::dump(&mut machine, stage.folder())?;
+    ensure(machine.console.first(TYPED).is_none(), || {
+        "the volume was open before the RAM was dumped".to_owned()
+    })?;
+    let search = Search::of(&secrets::of_bound_machine(stage)?);
+    let copies: Vec<_> = search
+        .places(&ram)
+        .filter(|(name, _)| *name == secrets::TYPED)
+        .collect();
+    for (name, at) in &copies {
+        keep_page(stage, &ram, name, *at)?;
+    }
+    ensure(copies.len() == 1, || {
+        format!("the passphrase is in {} places", copies.len())
+    })?;
+    machine.limit_disk(None)?;
+    machine.expect(TYPED, LIMIT)?;
+    Ok(())
 }
 
 fn refused(stage: &Stage) -> Outcome {
@@ -292,10 +324,23 @@ fn finish(stage: &Stage, machine: &mut Machine, looked_for: &Secrets) -> Outcome
 
 /// Nothing but the kernel's volume key, which must be there: else the search finds nothing at all.
 fn clean(stage: &Stage, machine: &mut Machine, search: &Search, when: &str) -> Outcome {
-    let finds = finds(stage, machine, search)?;
+    let ram = memory::dump(machine, stage.folder())?;
+    let finds = search.finds(&ram);
+    for (name, at) in search.places(&ram).filter(|(name, _)| *name != VOLUME_KEY) {
+        keep_page(stage, &ram, name, at)?;
+    }
     ensure(finds.keys().eq([VOLUME_KEY]), || {
         format!("in the RAM {when}, where only the volume key should be: {finds:?}")
     })
+}
+
+/// Leaves the page around a find in the scenario's folder, for whoever has to find out whose it was.
+fn keep_page(stage: &Stage, ram: &[u8], name: &str, at: usize) -> Outcome {
+    const PAGE: usize = 4096;
+    let begin = at / PAGE * PAGE;
+    let page = &ram[begin..ram.len().min(begin + PAGE)];
+    let path = stage.folder().join(format!("{name} at {at:#x}"));
+    Ok(std::fs::write(path, page)?)
 }
 
 fn finds(

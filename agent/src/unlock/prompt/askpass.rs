@@ -3,19 +3,23 @@
 //! It gets the CRYPTTAB_* environment that initramfs-tools' `cryptroot` gives it. `cryptroot-unlock` also looks for a
 //! `/sbin/cryptsetup` with the same CRYPTTAB_NAME and takes its end for the end of the attempt: a companion of that name
 //! waits for a key that never comes, and is ended with the attempt.
+//!
+//! The program leaves what was typed in its memory, and a pipe would in the kernel's: it is watched to its end and wiped,
+//! and writes into a file in memory.
 
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{self, ExitStatus, Stdio};
+use std::thread;
 use std::time::Duration;
 
-use latchkey_secret::{SecretBytes, process};
+use latchkey_secret::process::pidfd;
+use latchkey_secret::{Inbox, child};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::io::AsyncReadExt;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -70,13 +74,10 @@ impl Askpass {
         answer: impl FnOnce(PromptResult) + Send + 'static,
     ) -> Self {
         let companion = Some(Companion::of(question));
-        let mut command = Command::new(ASKPASS);
-        command
-            .arg(text(question))
-            .envs(question.environment())
-            .stdout(Stdio::piped());
-        let child = match command.spawn() {
-            Ok(child) => child,
+        let mut command = process::Command::new(ASKPASS);
+        command.arg(text(question)).envs(question.environment());
+        let running = match Running::start(command) {
+            Ok(running) => running,
             Err(error) => {
                 log::warn!("failed to run '{ASKPASS}': {error}");
                 let loss = match failures.count() {
@@ -95,13 +96,10 @@ impl Askpass {
             }
         };
         let failures = failures.clone();
-        let askpass = child
-            .id()
-            .and_then(|id| i32::try_from(id).ok())
-            .map(Pid::from_raw);
+        let askpass = Some(running.id);
         let (end, ended) = oneshot::channel();
         tokio::spawn(async move {
-            let result = listen(child, &failures).await;
+            let result = listen(running, &failures).await;
             // Nobody listens any more once the prompt was ended.
             if end.send(()).is_ok() {
                 answer(result);
@@ -175,7 +173,7 @@ pub fn end_left_over() {
     }
     send_empty_line();
     for prompt in prompts {
-        let Ok(Some(handle)) = process::pidfd(prompt.as_raw()) else {
+        let Ok(Some(handle)) = pidfd(prompt.as_raw()) else {
             continue;
         };
         if !ending::is_gone(&handle, RESTORE_LIMIT) {
@@ -218,13 +216,42 @@ fn parent_of(pid: i32) -> Option<i32> {
     fields.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// Reads the passphrase straight into locked memory.
-async fn listen(mut child: Child, failures: &Failures) -> PromptResult {
-    let typed = read(&mut child).await;
-    let status = child.wait().await;
-    let succeeded = status.as_ref().is_ok_and(std::process::ExitStatus::success);
+/// A program that runs, and where its output goes.
+struct Running {
+    id: Pid,
+    inbox: Inbox,
+    ended: oneshot::Receiver<io::Result<ExitStatus>>,
+}
+
+impl Running {
+    fn start(mut command: process::Command) -> io::Result<Self> {
+        let inbox = Inbox::new(PASSPHRASE_LIMIT)?;
+        command.stdout(inbox.descriptor()?);
+        let id = command.spawn()?.id();
+        let id = Pid::from_raw(i32::try_from(id).map_err(io::Error::other)?);
+        let (end, ended) = oneshot::channel();
+        // A program is traced by one thread, which waits for it.
+        let watch = move || {
+            let _ = end.send(child::wait_and_wipe(id));
+        };
+        let watching = thread::Builder::new()
+            .name("askpass".to_owned())
+            .spawn(watch);
+        if let Err(error) = watching {
+            let _ = kill(id, Signal::SIGKILL);
+            return Err(error);
+        }
+        Ok(Self { id, inbox, ended })
+    }
+}
+
+/// What the program wrote, in locked memory, once it has ended.
+async fn listen(running: Running, failures: &Failures) -> PromptResult {
+    let status = running.ended.await;
+    let typed = running.inbox.take();
+    let succeeded = matches!(&status, Ok(Ok(status)) if status.success());
     match typed {
-        Some(typed) if succeeded => {
+        Ok(typed) if succeeded => {
             failures.reset();
             if typed.is_empty() {
                 Err(PromptLoss::Again)
@@ -240,22 +267,6 @@ async fn listen(mut child: Child, failures: &Failures) -> PromptResult {
     }
 }
 
-async fn read(child: &mut Child) -> Option<SecretBytes> {
-    let mut pipe = child.stdout.take()?;
-    let mut typed = SecretBytes::zeroed(PASSPHRASE_LIMIT).ok()?;
-    let mut length = 0;
-    loop {
-        // A line beyond the limit fills the buffer, is tried, and is wrong.
-        match pipe.read(&mut typed.expose_secret_mut()[length..]).await {
-            Ok(0) => break,
-            Ok(read) => length += read,
-            Err(_) => return None,
-        }
-    }
-    typed.truncate(length);
-    Some(typed)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,9 +275,10 @@ mod tests {
     async fn only_failures_in_a_row_make_a_prompt_impossible() {
         let failures = Failures::default();
         let run = async |script: &str| {
-            let mut shell = Command::new("/bin/sh");
-            let child = shell.args(["-c", script]).stdout(Stdio::piped()).spawn();
-            listen(child.unwrap(), &failures).await.map(drop)
+            let mut shell = process::Command::new("/bin/sh");
+            shell.args(["-c", script]);
+            let typed = listen(Running::start(shell).unwrap(), &failures).await;
+            typed.map(|typed| typed.expose_secret().to_vec())
         };
         let limit = super::super::FAILURES_LIMIT as usize;
         for _ in 0..=limit {
@@ -275,7 +287,7 @@ mod tests {
         for _ in 0..limit {
             assert_eq!(run("exit 1").await, Err(PromptLoss::Again));
         }
-        assert_eq!(run("printf typed").await, Ok(()));
+        assert_eq!(run("printf typed").await, Ok(b"typed".to_vec()));
         for _ in 0..limit {
             assert_eq!(run("exit 1").await, Err(PromptLoss::Again));
         }
@@ -287,11 +299,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("a program (of sorts)");
         fs::copy("/bin/sleep", &program).unwrap();
-        let us = i32::try_from(std::process::id()).unwrap();
-        let mut child = std::process::Command::new(&program)
-            .arg("1000")
-            .spawn()
-            .unwrap();
+        let us = i32::try_from(process::id()).unwrap();
+        let mut child = process::Command::new(&program).arg("1000").spawn().unwrap();
         let found = children(&program, us);
         let of_init = children(&program, 1);
         let others = children(Path::new("/bin/true"), us);
