@@ -315,6 +315,65 @@ fn a_refusing_first_server_leads_to_the_second() {
 }
 
 #[test]
+fn a_volume_that_appears_late_is_asked_for_at_once() {
+    let denied = |volumes: &[usize]| {
+        let verdict = |volume: &usize| {
+            let reason = "not from this address".to_owned();
+            let retry = Duration::from_secs(300);
+            (*volume, Verdict::Denied { reason, retry })
+        };
+        Answer::Verdicts(volumes.iter().map(verdict).collect())
+    };
+    let asks_for = |rig: &Rig, volumes: &[usize]| {
+        assert_eq!(
+            rig.asked.as_ref().map(|asked| asked.3.as_slice()),
+            Some(volumes)
+        );
+    };
+    for answer in [released(), denied(&[0])] {
+        let is_released = matches!(&answer, Answer::Verdicts(all) if all[0].1 == Verdict::Released);
+        // While the request for the first one is under way.
+        let mut rig = Rig::new(plan(3, 1));
+        rig.event(Event::Device(0, bound(1)));
+        rig.event(Event::NetworkUp);
+        rig.event(Event::Device(1, bound(1)));
+        asks_for(&rig, &[0]);
+        rig.answer(answer);
+        if is_released {
+            rig.event(Event::Opened(0));
+            asks_for(&rig, &[1]);
+        } else {
+            asks_for(&rig, &[0, 1]);
+        }
+        // And after the key server has spoken.
+        rig.answer(denied(if is_released { &[1] } else { &[0, 1] }));
+        assert!(rig.asked.is_none());
+        rig.event(Event::Device(2, bound(1)));
+        asks_for(&rig, if is_released { &[1, 2] } else { &[0, 1, 2] });
+    }
+}
+
+#[test]
+fn a_volume_that_appears_does_not_hurry_a_key_server_that_rests() {
+    for answer in [
+        Answer::Busy(Duration::from_secs(20)),
+        Answer::Fault("no route".into()),
+    ] {
+        let mut rig = Rig::new(plan(2, 1));
+        rig.event(Event::Device(0, bound(1)));
+        rig.event(Event::NetworkUp);
+        rig.answer(answer.clone());
+        if matches!(answer, Answer::Fault(_)) {
+            rig.answer(answer); // its other address
+        }
+        let wake = rig.wake.expect("a retry is planned");
+        rig.event(Event::Device(1, bound(1)));
+        assert!(rig.asked.is_none());
+        assert_eq!(rig.wake, Some(wake));
+    }
+}
+
+#[test]
 fn retries_rest_between_half_a_second_and_thirty() {
     let mut rig = Rig::ready();
     let mut rests = Vec::new();

@@ -142,6 +142,15 @@ impl Asking {
         Some(index)
     }
 
+    /// There is a volume that this server was not asked for yet: what it said of others is no reason to wait. One that does not
+    /// answer, or is busy, is still left alone for its time.
+    pub(super) fn has_news_for(&mut self, now: Duration, server: ServerIndex) {
+        let server = &mut self.servers[server];
+        if !matches!(server.said, Said::Unreachable(_) | Said::Busy) {
+            server.due = server.due.min(now);
+        }
+    }
+
     /// The share of this server opened nothing: it is asked again, but not soon.
     pub(super) fn useless_share(&mut self, now: Duration, server: ServerIndex, why: &str) {
         let server = &mut self.servers[server];

@@ -106,7 +106,9 @@ impl Flow {
                 self.asking.network_came_up(now);
             }
             Event::NetworkTrouble(why) => self.network = Network::Down(why),
-            Event::Device(volume, header) => self.device_appeared(volume, header, &mut actions),
+            Event::Device(volume, header) => {
+                self.device_appeared(now, volume, header, &mut actions);
+            }
             Event::Answered(number, answer) => self.answered(now, number, answer, &mut actions),
             Event::Opened(volume) => self.opened(volume, &mut actions),
             Event::NotOpened(volume, refusal) => {
@@ -145,7 +147,13 @@ impl Flow {
         actions
     }
 
-    fn device_appeared(&mut self, index: VolumeIndex, header: Header, actions: &mut Vec<Action>) {
+    fn device_appeared(
+        &mut self,
+        now: Duration,
+        index: VolumeIndex,
+        header: Header,
+        actions: &mut Vec<Action>,
+    ) {
         let volume = &mut self.volumes[index];
         if volume.state != State::Missing {
             return;
@@ -165,6 +173,9 @@ impl Flow {
                         Some((self.asking.index_of(server)?, generation))
                     })
                     .collect();
+                for (server, _) in &volume.envelopes {
+                    self.asking.has_news_for(now, *server);
+                }
                 if volume.envelopes.is_empty() {
                     volume.refuse(
                         "none of its key servers is known here; run 'latchkey bind' again"
@@ -183,6 +194,7 @@ impl Flow {
         let Answer::Verdicts(verdicts) = answer else {
             return;
         };
+        let asked: Vec<VolumeIndex> = verdicts.iter().map(|(index, _)| *index).collect();
         for (index, verdict) in verdicts {
             let Some(volume) = self.volumes.get_mut(index) else {
                 continue;
@@ -202,6 +214,11 @@ impl Flow {
                 }
                 _ => {}
             }
+        }
+        // What has appeared meanwhile need not wait for what this server said of others.
+        let wanted = self.wants(server);
+        if wanted.iter().any(|(index, ..)| !asked.contains(index)) {
+            self.asking.has_news_for(now, server);
         }
     }
 

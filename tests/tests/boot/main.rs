@@ -3,6 +3,7 @@
 mod arming;
 mod clocks;
 mod data;
+mod data_disks;
 mod devices;
 mod dropbear;
 mod fallbacks;
@@ -23,6 +24,7 @@ mod questions;
 mod rotation;
 mod secrets;
 mod servers;
+mod several;
 mod thieves;
 mod typing;
 mod unattended;
@@ -59,6 +61,7 @@ const LONGER: &[&[Scenario]] = &[
     lvm::SCENARIOS,
     data::SCENARIOS,
     rotation::SCENARIOS,
+    several::SCENARIOS,
     oom::SCENARIOS,
     questions::SCENARIOS,
     plymouth::SCENARIOS,
