@@ -1,30 +1,37 @@
 //! A new LUKS2 volume on a device that is empty.
 //!
-//! What is on a device is destroyed by nothing else in latchkey. A device counts as empty if nobody uses it, nothing on it is
-//! known, and all that the new header takes holds zeros, and the first of the data behind it: plain dm-crypt without a header
-//! looks like noise, and is not taken for free space. A header without keyslots, which nothing opens, with zeros behind it is what an
-//! interrupted run leaves.
+//! What is on a device is destroyed by nothing else in latchkey. The header is made in memory and written in an order in which
+//! an interrupted run leaves what the next one takes for empty, or a volume that opens: libcryptsetup would begin with noise where
+//! the keyslots will lie, which nobody can tell from plain dm-crypt.
+
+mod empty;
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use latchkey_secret::{SecretBytes, process};
 use libcryptsetup_rs::consts::flags::CryptVolumeKey;
 use libcryptsetup_rs::consts::vals::EncryptionFormat;
 use libcryptsetup_rs::{CryptDevice, CryptParamsLuks2, CryptParamsLuks2Ref, Either};
-use nix::errno::Errno;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::{major, minor};
 
 use super::context::{self, CryptError};
 use super::header::{HeaderCopy, HeaderError};
-use super::signature;
+pub use empty::check_empty;
 
 /// cipher and mode of a new volume, as `cryptsetup luksFormat` chooses them.
 const CIPHER: (&str, &str) = ("aes", "xts-plain64");
 /// Bytes of its volume key: two keys of AES-256.
 const KEY_SIZE: usize = 64;
-/// Where the data begins behind a header as libcryptsetup makes it; keyslots and all else before are overwritten.
+const SECTOR: u64 = 512;
+/// Both copies of a header as libcryptsetup makes it (LUKS2 on-disk format, 2.1).
+const METADATA: u64 = 2 * COPY as u64;
+const COPY: usize = 0x4000;
+/// Where its keyslots end, and the data begin.
 const DATA: u64 = 16 << 20;
 /// What is looked at: the header's place and the first MiB of the data. Smaller devices have no room for both.
 const SMALLEST: u64 = DATA + (1 << 20);
@@ -86,9 +93,21 @@ pub enum FormatError {
         #[source]
         source: io::Error,
     },
+    /// There is no memory for the header.
+    #[error("no memory for a LUKS2 header; nothing was changed")]
+    Memory(#[source] io::Error),
     /// The header that is there.
     #[error(transparent)]
     Header(#[from] HeaderError),
+    /// Writing failed, with some of it on the device.
+    #[error("failed to write the LUKS2 header of '{device}'; run this again")]
+    Write {
+        /// The device.
+        device: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// libcryptsetup refused.
     #[error("failed to make a LUKS2 volume on '{device}'; run this again")]
     Crypt {
@@ -100,121 +119,28 @@ pub enum FormatError {
     },
 }
 
-/// Refuses every device that is not empty.
-///
-/// # Errors
-/// `InUse`, `Known`, `Luks`, `Unknown`, `Small`, `Read`, `Header`.
-pub fn check_empty(device: &Path) -> Result<(), FormatError> {
-    let failed = |source| FormatError::Read {
-        path: device.to_owned(),
-        source,
-    };
-    // The kernel grants a block device for itself to one user: to a mount, a mapping, swap, an array, or to us.
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(nix::libc::O_EXCL)
-        .open(device)
-        .map_err(|error| match error.raw_os_error() {
-            Some(errno) if errno == Errno::EBUSY as i32 => FormatError::InUse(device.to_owned()),
-            _ => failed(error),
-        })?;
-    let size = io::Seek::seek(&mut &file, io::SeekFrom::End(0)).map_err(failed)?;
-    if size < SMALLEST {
-        return Err(FormatError::Small {
-            device: device.to_owned(),
-        });
-    }
-    let begin = read(&file, 0, signature::LENGTH).map_err(failed)?;
-    match signature::of(&begin) {
-        Some("LUKS") => {
-            check_interrupted(device)?;
-            return match is_zero(&file, DATA..SMALLEST).map_err(failed)? {
-                true => Ok(()),
-                false => Err(FormatError::Luks {
-                    device: device.to_owned(),
-                }),
-            };
-        }
-        Some(content) => {
-            return Err(FormatError::Known {
-                device: device.to_owned(),
-                content,
-            });
-        }
-        None => {}
-    }
-    for (content, at, magic) in signature::AT_END {
-        let Some(at) = at(size) else { continue };
-        if read(&file, at, magic.len()).map_err(failed)? == *magic {
-            return Err(FormatError::Known {
-                device: device.to_owned(),
-                content,
-            });
-        }
-    }
-    match is_zero(&file, 0..SMALLEST).map_err(failed)? {
-        true => Ok(()),
-        false => Err(FormatError::Unknown {
-            device: device.to_owned(),
-        }),
-    }
-}
-
-/// A LUKS2 header without keyslots and tokens, which nothing opens.
-fn check_interrupted(device: &Path) -> Result<(), FormatError> {
-    let luks = || FormatError::Luks {
-        device: device.to_owned(),
-    };
-    let header = match HeaderCopy::read(device) {
-        Err(HeaderError::NotLuks2(_)) => return Err(luks()),
-        header => header?,
-    };
-    let is_empty = |part: &str| {
-        header.json()[part]
-            .as_object()
-            .is_some_and(|part| part.is_empty())
-    };
-    match is_empty("keyslots") && is_empty("tokens") {
-        true => Ok(()),
-        false => Err(luks()),
-    }
-}
-
-/// Whether `range` of a file holds nothing but zeros.
-fn is_zero(file: &File, range: std::ops::Range<u64>) -> io::Result<bool> {
-    const PIECE: usize = 1 << 20; // which divides both ends of every range above
-    for at in range.step_by(PIECE) {
-        if read(file, at, PIECE)?.iter().any(|byte| *byte != 0) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-fn read(file: &File, at: u64, length: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; length];
-    file.read_exact_at(&mut bytes, at)?;
-    Ok(bytes)
-}
-
-/// A volume that was made and that nothing opens yet.
+/// A volume that was made in memory; its device is as it was.
 pub struct New {
     device: PathBuf,
+    /// The header and its keyslots, as they will lie on the device.
+    copy: File,
     context: CryptDevice,
     /// The UUID in its header.
     pub uuid: String,
 }
 
 impl New {
-    /// Makes a LUKS2 header with a new volume key on `device`.
+    /// Makes a LUKS2 header with a new volume key for `device`.
     ///
     /// # Errors
-    /// As [`check_empty`]; `Crypt`.
+    /// As [`check_empty`]; `Crypt`, `Memory`.
     pub fn on(device: &Path) -> Result<Self, FormatError> {
         check_empty(device)?;
+        let copy = memory().map_err(FormatError::Memory)?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", copy.as_raw_fd()));
         let make = || -> Result<CryptDevice, CryptError> {
-            let mut context = context::attached(device)?;
+            let mut context = context::detached(&path, device)?;
+            context.set_data_offset(data_offset(device) / SECTOR)?;
             let parameters = CryptParamsLuks2 {
                 pbkdf: None,
                 integrity: None,
@@ -241,19 +167,26 @@ impl New {
             device: device.to_owned(),
             source,
         })?;
-        let uuid = HeaderCopy::read(device)?.uuid().to_owned();
+        let uuid = HeaderCopy::read(&path)?.uuid().to_owned();
         Ok(Self {
             device: device.to_owned(),
+            copy,
             context,
             uuid,
         })
     }
 
-    /// Gives it its first keyslot, 0, with the key derivation that libcryptsetup thinks right for this machine.
+    /// Gives it its first keyslot, 0, with the key derivation that libcryptsetup thinks right for this machine, and writes it
+    /// to the device. Wherever that is interrupted, the keyslot opens or [`check_empty`] finds the device empty.
     ///
     /// # Errors
-    /// `Crypt`.
+    /// As [`check_empty`], `Crypt`, `Write`.
     pub fn add_passphrase(mut self, passphrase: &SecretBytes) -> Result<(), FormatError> {
+        let failed = |source| FormatError::Write {
+            device: self.device.clone(),
+            source,
+        };
+        let without = self.metadata().map_err(failed)?;
         let added = self.context.keyslot_handle().add_by_key(
             Some(0),
             None,
@@ -261,11 +194,74 @@ impl New {
             CryptVolumeKey::empty(),
         );
         process::wipe_stack();
-        added.map(drop).map_err(|error| FormatError::Crypt {
-            device: self.device,
+        added.map_err(|error| FormatError::Crypt {
+            device: self.device.clone(),
             source: error.into(),
-        })
+        })?;
+        let with = self.metadata().map_err(failed)?;
+        check_empty(&self.device)?;
+        self.write(&without, &with).map_err(failed)
     }
+
+    /// Both copies of the header.
+    fn metadata(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; 2 * COPY];
+        self.copy.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
+    }
+
+    /// First a header without keyslots, which says whose the rest is; then what the keyslots need; at last the header that
+    /// names the keyslot, one copy after the other.
+    fn write(&self, without: &[u8], with: &[u8]) -> io::Result<()> {
+        let device = OpenOptions::new()
+            .write(true)
+            .custom_flags(nix::libc::O_EXCL)
+            .open(&self.device)?;
+        device.write_all_at(without, 0)?;
+        device.sync_data()?;
+        let mut piece = vec![0; 1 << 20];
+        let mut at = METADATA;
+        while at < DATA {
+            let part = &mut piece[..];
+            let read = self.copy.read_at(part, at)?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            device.write_all_at(&part[..read], at)?;
+            at += read as u64;
+        }
+        device.sync_data()?;
+        let (primary, secondary) = with.split_at(COPY);
+        device.write_all_at(secondary, METADATA / 2)?;
+        device.sync_data()?;
+        device.write_all_at(primary, 0)?;
+        device.sync_all()
+    }
+}
+
+/// A file in memory with room for a header and its keyslots.
+fn memory() -> io::Result<File> {
+    let file = File::from(memfd_create(c"header", MFdFlags::MFD_CLOEXEC)?);
+    file.set_len(DATA)?;
+    Ok(file)
+}
+
+/// Where the data begin: behind the keyslots, at a multiple of what the device likes to be written at once.
+fn data_offset(device: &Path) -> u64 {
+    let optimal = optimal_io_size(device).filter(|size| *size > 0 && size.is_multiple_of(SECTOR));
+    optimal.map_or(DATA, |size| DATA.next_multiple_of(size))
+}
+
+/// Bytes; `None` for what is no block device. sysfs-block(5): `queue/optimal_io_size`, which a partition's disk has.
+fn optimal_io_size(device: &Path) -> Option<u64> {
+    let number = std::fs::metadata(device).ok()?.rdev();
+    let place = format!("/sys/dev/block/{}:{}", major(number), minor(number));
+    [format!("{place}/queue"), format!("{place}/../queue")]
+        .iter()
+        .find_map(|queue| std::fs::read_to_string(format!("{queue}/optimal_io_size")).ok())?
+        .trim()
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]
@@ -302,8 +298,32 @@ mod tests {
     #[test]
     fn a_header_that_nothing_opens_is_what_an_interrupted_run_left() {
         let file = device(SMALLEST);
-        drop(New::on(file.path()).unwrap());
+        let new = New::on(file.path()).unwrap();
+        let without = new.metadata().unwrap();
+        drop(new);
+        assert!(
+            std::fs::read(file.path())
+                .unwrap()
+                .iter()
+                .all(|byte| *byte == 0)
+        );
+        // Its second copy, half of the first, all of it, and with some of the keyslots' noise.
+        let second = &without[COPY..];
+        file.as_file().write_all_at(second, METADATA / 2).unwrap();
+        check_empty(file.path()).unwrap();
+        let nothing = vec![0; 2 * COPY];
+        file.as_file().write_all_at(&nothing, 0).unwrap();
+        file.as_file().write_all_at(&without[..5000], 0).unwrap();
+        check_empty(file.path()).unwrap();
+        file.as_file().write_all_at(&without, 0).unwrap();
+        check_empty(file.path()).unwrap();
+        file.as_file().write_all_at(b"noise", METADATA).unwrap();
+        check_empty(file.path()).unwrap();
         assert!(keyslots::list(file.path()).unwrap().is_empty());
+        file.as_file().write_all_at(&nothing, 0).unwrap();
+        let error = check_empty(file.path()).unwrap_err();
+        assert!(matches!(error, FormatError::Unknown { .. }), "{error}");
+        file.as_file().write_all_at(&without, 0).unwrap();
         file.as_file().write_all_at(b"erased", DATA).unwrap();
         let error = check_empty(file.path()).unwrap_err();
         assert!(matches!(error, FormatError::Luks { .. }), "{error}");

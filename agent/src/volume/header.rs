@@ -38,7 +38,7 @@ const AREA_LIMIT: u64 = 1 << 20;
 
 const MAGIC_PRIMARY: &[u8; 8] = b"LUKS\xba\xbe\x00\x02";
 pub(super) const MAGIC_LUKS1: &[u8; 8] = b"LUKS\xba\xbe\x00\x01";
-const MAGIC_SECONDARY: &[u8; 8] = b"SKUL\xba\xbe\x00\x02";
+pub(super) const MAGIC_SECONDARY: &[u8; 8] = b"SKUL\xba\xbe\x00\x02";
 
 /// A LUKS2 header in memory, and the device that it was read from.
 #[derive(Debug)]

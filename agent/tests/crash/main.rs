@@ -6,6 +6,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod format;
 mod header;
 mod keyserver;
 mod points;
