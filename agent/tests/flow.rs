@@ -358,6 +358,7 @@ fn a_volume_that_appears_does_not_hurry_a_key_server_that_rests() {
     for answer in [
         Answer::Busy(Duration::from_secs(20)),
         Answer::Fault("no route".into()),
+        Answer::Refused,
     ] {
         let mut rig = Rig::new(plan(2, 1));
         rig.event(Event::Device(0, bound(1)));
@@ -369,7 +370,8 @@ fn a_volume_that_appears_does_not_hurry_a_key_server_that_rests() {
         let wake = rig.wake.expect("a retry is planned");
         rig.event(Event::Device(1, bound(1)));
         assert!(rig.asked.is_none());
-        assert_eq!(rig.wake, Some(wake));
+        // Not sooner; without a volume that is missing perhaps later.
+        assert!(rig.wake >= Some(wake), "{:?}", rig.wake);
     }
 }
 

@@ -9,11 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-use nix::errno::Errno;
-use nix::libc;
 use nix::sys::ptrace::{self, Options};
-use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::maps::{split_line, wipeable};
@@ -35,37 +31,70 @@ pub fn wait_and_wipe(child: Pid) -> io::Result<ExitStatus> {
 }
 
 fn see_out(child: Pid, mut at_exit: impl FnMut(Pid)) -> io::Result<ExitStatus> {
-    if let Err(error) = ptrace::seize(child, Options::PTRACE_O_TRACEEXIT) {
-        // One that has ended already is waited for below.
-        if error != Errno::ESRCH {
-            log::warn!("the memory of process {child} will not be wiped: {error}");
-        }
+    let refused = ptrace::seize(child, Options::PTRACE_O_TRACEEXIT).err();
+    let mut status = wait(child, libc::__WALL | libc::WNOHANG)?;
+    // One that has ended already cannot be traced either.
+    if let (Some(error), None) = (refused, status) {
+        log::warn!("the memory of process {child} will not be wiped: {error}");
     }
     loop {
-        let pass_on = match waitpid(child, Some(WaitPidFlag::__WALL)) {
-            Ok(WaitStatus::Exited(_, code)) => return Ok(ExitStatus::from_raw(code << 8)),
-            Ok(WaitStatus::Signaled(_, signal, core)) => {
-                let core = if core { 0x80 } else { 0 };
-                return Ok(ExitStatus::from_raw(signal as i32 | core));
-            }
-            Ok(WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXIT)) => {
-                at_exit(child);
-                None
-            }
-            // Its own signals reach it. SIGTRAP is not one: it comes with the events of the trace.
-            Ok(WaitStatus::Stopped(_, signal)) if signal != Signal::SIGTRAP => Some(signal),
-            Ok(_) => None,
-            Err(Errno::EINTR) => continue,
-            Err(error) => return Err(error.into()),
+        let stop = match status {
+            None => None,
+            Some(status) if libc::WIFSTOPPED(status) => Some(status),
+            Some(status) => return Ok(ExitStatus::from_raw(status)),
         };
-        // One that was killed while it stood is gone; the next wait tells.
-        let _ = ptrace::cont(child, pass_on);
+        if let Some(stop) = stop {
+            let signal = match stop >> 16 {
+                libc::PTRACE_EVENT_EXIT => {
+                    at_exit(child);
+                    0
+                }
+                // Its own signals reach it.
+                0 => libc::WSTOPSIG(stop),
+                _ => 0,
+            };
+            go_on(child, signal);
+        }
+        status = wait(child, libc::__WALL)?;
+    }
+}
+
+/// The next status of `child` as waitpid(2) has it; `None` if it runs and `flags` say not to wait. nix's own cannot tell of
+/// real-time signals.
+fn wait(child: Pid, flags: libc::c_int) -> io::Result<Option<libc::c_int>> {
+    let mut status = 0;
+    loop {
+        // SAFETY: the status is written to a variable of ours.
+        match unsafe { libc::waitpid(child.as_raw(), &raw mut status, flags) } {
+            0 => return Ok(None),
+            -1 => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+            _ => return Ok(Some(status)),
+        }
+    }
+}
+
+/// Lets a stopped `child` run on with `signal`, or none. One that was killed meanwhile is gone; the next wait tells.
+fn go_on(child: Pid, signal: libc::c_int) {
+    let nothing = std::ptr::null_mut::<libc::c_void>();
+    // SAFETY: PTRACE_CONT takes no address, and a number in the place of data.
+    unsafe {
+        libc::ptrace(
+            libc::PTRACE_CONT,
+            child.as_raw(),
+            nothing,
+            libc::c_long::from(signal),
+        );
     }
 }
 
 /// Overwrites all that `process`, which stands and will not run again, could write to.
 fn wipe(process: Pid) -> io::Result<()> {
-    static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+    static ZEROS: [u8; 4096] = [0; 4096];
     let maps = fs::read(format!("/proc/{process}/maps"))?;
     let memory = File::options()
         .write(true)
@@ -81,9 +110,7 @@ fn wipe(process: Pid) -> io::Result<()> {
             let size = ZEROS.len().min(end - at);
             let offset = u64::try_from(at).map_err(io::Error::other)?;
             if let Err(error) = memory.write_all_at(&ZEROS[..size], offset) {
-                // The others are wiped all the same.
-                result = Err(error);
-                break;
+                result = Err(error); // the rest is wiped all the same
             }
             at += size;
         }
@@ -93,9 +120,10 @@ fn wipe(process: Pid) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::process::{Command, Stdio};
 
-    use nix::sys::signal::kill;
+    use nix::sys::signal::{Signal, kill};
 
     use super::*;
 
@@ -103,13 +131,35 @@ mod tests {
     const MARK: &[u8] = b"correct horse battery staple";
     const HOLDER: &str = "a=$(printf '%s%s' 'correct horse ' 'battery staple'); ";
 
-    fn run(script: &str) -> Pid {
+    /// Waits for a line, so that it does not end before it is traced; then its handle goes, and nobody else waits for it.
+    fn run(script: &str) -> (Pid, std::process::ChildStdin) {
         let mut shell = Command::new("/bin/sh");
-        shell.args(["-c", &format!("{HOLDER}{script}")]);
-        let child = shell.stdin(Stdio::piped()).stdout(Stdio::null());
-        // Its handle goes, and with it the pipe: nobody else waits.
-        let id = child.spawn().unwrap().id();
-        Pid::from_raw(i32::try_from(id).unwrap())
+        shell.args(["-c", &format!("{HOLDER}read line; {script}")]);
+        let mut child = shell
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let id = Pid::from_raw(i32::try_from(child.id()).unwrap());
+        (id, child.stdin.take().unwrap())
+    }
+
+    /// As [`wait_and_wipe`]; the line comes once somebody traces the program.
+    fn seen_out(script: &str, at_exit: impl FnMut(Pid)) -> ExitStatus {
+        let (child, mut input) = run(script);
+        let line = std::thread::spawn(move || {
+            let traced = || {
+                let status = fs::read_to_string(format!("/proc/{child}/status")).unwrap();
+                !status.contains("TracerPid:\t0")
+            };
+            while !traced() {
+                std::thread::yield_now();
+            }
+            input.write_all(b"\n").unwrap();
+        });
+        let status = see_out(child, at_exit).unwrap();
+        line.join().unwrap();
+        status
     }
 
     fn holds_mark(process: Pid) -> bool {
@@ -129,35 +179,37 @@ mod tests {
 
     #[test]
     fn what_a_program_held_is_wiped_when_it_exits() {
-        let child = run("read line; exit 7");
         let mut exits = 0;
-        let status = see_out(child, |child| {
+        let status = seen_out("exit 7", |child| {
             exits += 1;
             assert!(holds_mark(child), "the program should hold it until then");
             wipe(child).unwrap();
             assert!(!holds_mark(child));
         });
-        assert_eq!((status.unwrap().code(), exits), (Some(7), 1));
+        assert_eq!((status.code(), exits), (Some(7), 1));
     }
 
     #[test]
     fn and_when_it_dies_of_a_signal_which_reaches_it() {
-        let child = run("kill -CONT $$; kill -TERM $$; exit 7");
+        let last = libc::SIGRTMAX();
         let mut exits = 0;
-        let status = see_out(child, |child| {
-            exits += 1;
-            wipe(child).unwrap();
-            assert!(!holds_mark(child));
-        });
-        let status = status.unwrap();
+        let status = seen_out(
+            &format!("trap : {last}; kill -{last} $$; kill -CONT $$; kill -TERM $$; exit 7"),
+            |child| {
+                exits += 1;
+                wipe(child).unwrap();
+                assert!(!holds_mark(child));
+            },
+        );
         assert_eq!((status.signal(), exits), (Some(libc::SIGTERM), 1));
     }
 
     #[test]
     fn one_that_was_killed_is_waited_for() {
-        let child = run("read line; sleep 1000");
+        let (child, input) = run("sleep 1000");
         kill(child, Signal::SIGKILL).unwrap();
         assert_eq!(wait_and_wipe(child).unwrap().signal(), Some(libc::SIGKILL));
+        drop(input);
         assert!(wait_and_wipe(child).is_err(), "nobody is left to wait for");
     }
 }

@@ -7,7 +7,7 @@ use latchkey_secret::{SecretBytes, SecretError};
 use super::prompt::{self, PromptError};
 use super::recovery_key::{self, Destination, Luks, SheetError};
 use crate::volume::device::{self, DeviceError};
-use crate::volume::format::{self, FormatError, New};
+use crate::volume::format::{Empty, FormatError, New};
 
 /// How the new volume is to be.
 #[derive(Debug, Clone)]
@@ -56,15 +56,15 @@ pub fn run(
 ) -> Result<SecretBytes, NewVolumeError> {
     let device = device::find(argument)?;
     // Before anybody types for nothing; right before the header is written it is looked at again.
-    format::check_empty(&device)?;
+    drop(Empty::find(&device)?);
     let Some(destination) = &new.recovery_sheet else {
         let passphrase = passphrase(&device, key_file)?;
-        New::on(&device)?.add_passphrase(&passphrase)?;
+        New::on(Empty::find(&device)?)?.add_passphrase(&passphrase)?;
         log::info!("made a LUKS2 volume on '{}'", device.display());
         return Ok(passphrase);
     };
     let key = recovery_key::generate()?;
-    let volume = New::on(&device)?;
+    let volume = New::on(Empty::find(&device)?)?;
     let uuid = volume.uuid.clone();
     let made = format!("luks-{uuid}");
     let sheet = Luks {

@@ -35,6 +35,8 @@ pub(super) struct Server {
     rest: Duration,
     /// The fault of each address since the last answer.
     faults: Vec<Option<String>>,
+    /// It refuses this machine, whatever that asks for.
+    refuses: bool,
     pub(super) said: Said,
 }
 
@@ -129,6 +131,7 @@ impl Asking {
             }
             Answer::Refused => {
                 server.reached();
+                server.refuses = true;
                 server.said = Said::Denied("the key server refuses this machine".to_owned());
                 server.due = now + LONGEST_PACE;
             }
@@ -143,10 +146,11 @@ impl Asking {
     }
 
     /// There is a volume that this server was not asked for yet: what it said of others is no reason to wait. One that does not
-    /// answer, or is busy, is still left alone for its time.
+    /// answer, is busy, or refuses the machine is still left alone for its time.
     pub(super) fn has_news_for(&mut self, now: Duration, server: ServerIndex) {
         let server = &mut self.servers[server];
-        if !matches!(server.said, Said::Unreachable(_) | Said::Busy) {
+        let rests = server.refuses || matches!(server.said, Said::Unreachable(_) | Said::Busy);
+        if !rests {
             server.due = server.due.min(now);
         }
     }
@@ -180,6 +184,7 @@ impl Server {
             address: 0,
             due: Duration::ZERO,
             rest: FIRST_REST,
+            refuses: false,
             said: Said::Nothing,
         }
     }
@@ -206,6 +211,7 @@ impl Server {
 
     fn reached(&mut self) {
         self.rest = FIRST_REST;
+        self.refuses = false;
         self.faults.fill(None);
     }
 }

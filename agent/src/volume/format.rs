@@ -5,36 +5,35 @@
 //! the keyslots will lie, which nobody can tell from plain dm-crypt.
 
 mod empty;
+mod topology;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
 use latchkey_secret::{SecretBytes, process};
 use libcryptsetup_rs::consts::flags::CryptVolumeKey;
-use libcryptsetup_rs::consts::vals::EncryptionFormat;
+use libcryptsetup_rs::consts::vals::{EncryptionFormat, KeyslotsSize, MetadataSize};
 use libcryptsetup_rs::{CryptDevice, CryptParamsLuks2, CryptParamsLuks2Ref, Either};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::stat::{major, minor};
 
 use super::context::{self, CryptError};
 use super::header::{HeaderCopy, HeaderError};
-pub use empty::check_empty;
+pub use empty::Empty;
+use empty::MARK;
 
 /// cipher and mode of a new volume, as `cryptsetup luksFormat` chooses them.
 const CIPHER: (&str, &str) = ("aes", "xts-plain64");
 /// Bytes of its volume key: two keys of AES-256.
 const KEY_SIZE: usize = 64;
-const SECTOR: u64 = 512;
-/// Both copies of a header as libcryptsetup makes it (LUKS2 on-disk format, 2.1).
-const METADATA: u64 = 2 * COPY as u64;
+const SECTOR: usize = 512;
+/// One copy of the header, as `luksFormat` makes it (LUKS2 on-disk format, 2.1).
 const COPY: usize = 0x4000;
-/// Where its keyslots end, and the data begin.
+const KEYSLOTS: u64 = 2 * COPY as u64;
+/// Where the keyslots end. The data begin there, or at the next place that suits the device.
 const DATA: u64 = 16 << 20;
-/// What is looked at: the header's place and the first MiB of the data. Smaller devices have no room for both.
-const SMALLEST: u64 = DATA + (1 << 20);
 
 /// Nothing was made. Unless the text says so, nothing was changed either.
 #[derive(Debug, thiserror::Error)]
@@ -77,12 +76,13 @@ pub enum FormatError {
     /// There is no room for a header.
     #[error(
         "'{device}' is smaller than {least} MiB, which a LUKS2 header and its data need",
-        device = .device.display(),
-        least = SMALLEST >> 20
+        device = .device.display()
     )]
     Small {
         /// The device.
         device: PathBuf,
+        /// MiB that are needed.
+        least: u64,
     },
     /// Reading failed.
     #[error("failed to read '{path}'")]
@@ -121,7 +121,7 @@ pub enum FormatError {
 
 /// A volume that was made in memory; its device is as it was.
 pub struct New {
-    device: PathBuf,
+    device: Empty,
     /// The header and its keyslots, as they will lie on the device.
     copy: File,
     context: CryptDevice,
@@ -133,14 +133,20 @@ impl New {
     /// Makes a LUKS2 header with a new volume key for `device`.
     ///
     /// # Errors
-    /// As [`check_empty`]; `Crypt`, `Memory`.
-    pub fn on(device: &Path) -> Result<Self, FormatError> {
-        check_empty(device)?;
+    /// `Crypt`, `Memory`.
+    pub fn on(device: Empty) -> Result<Self, FormatError> {
         let copy = memory().map_err(FormatError::Memory)?;
         let path = PathBuf::from(format!("/proc/self/fd/{}", copy.as_raw_fd()));
         let make = || -> Result<CryptDevice, CryptError> {
-            let mut context = context::detached(&path, device)?;
-            context.set_data_offset(data_offset(device) / SECTOR)?;
+            let mut context = context::detached(&path, &device.path)?;
+            context.set_data_offset(device.data / SECTOR as u64)?;
+            let sizes = (
+                MetadataSize::try_from(COPY as u64)?,
+                KeyslotsSize::try_from(DATA - KEYSLOTS)?,
+            );
+            context
+                .settings_handle()
+                .set_metadata_size(sizes.0, sizes.1)?;
             let parameters = CryptParamsLuks2 {
                 pbkdf: None,
                 integrity: None,
@@ -149,7 +155,7 @@ impl New {
                 data_device: None,
                 sector_size: 0, // what suits the device best
                 label: None,
-                subsystem: None,
+                subsystem: Some(MARK.to_owned()),
             };
             let mut parameters: CryptParamsLuks2Ref<'_> = (&parameters).try_into()?;
             context.context_handle().format(
@@ -164,12 +170,12 @@ impl New {
         let made = make();
         process::wipe_stack();
         let context = made.map_err(|source| FormatError::Crypt {
-            device: device.to_owned(),
+            device: device.path.clone(),
             source,
         })?;
         let uuid = HeaderCopy::read(&path)?.uuid().to_owned();
         Ok(Self {
-            device: device.to_owned(),
+            device,
             copy,
             context,
             uuid,
@@ -177,65 +183,73 @@ impl New {
     }
 
     /// Gives it its first keyslot, 0, with the key derivation that libcryptsetup thinks right for this machine, and writes it
-    /// to the device. Wherever that is interrupted, the keyslot opens or [`check_empty`] finds the device empty.
+    /// to the device. Wherever that is interrupted, the keyslot opens or [`Empty::find`] finds the device empty.
     ///
     /// # Errors
-    /// As [`check_empty`], `Crypt`, `Write`.
+    /// `Crypt`, `Write`.
     pub fn add_passphrase(mut self, passphrase: &SecretBytes) -> Result<(), FormatError> {
+        let device = self.device.path.clone();
         let failed = |source| FormatError::Write {
-            device: self.device.clone(),
+            device: device.clone(),
             source,
         };
-        let without = self.metadata().map_err(failed)?;
-        let added = self.context.keyslot_handle().add_by_key(
-            Some(0),
-            None,
-            passphrase.expose_secret(),
-            CryptVolumeKey::empty(),
-        );
+        let marked = self.header().map_err(failed)?;
+        let context = &mut self.context;
+        let added = context
+            .keyslot_handle()
+            .add_by_key(
+                Some(0),
+                None,
+                passphrase.expose_secret(),
+                CryptVolumeKey::empty(),
+            )
+            .and_then(|_| context.context_handle().set_label(None, None));
         process::wipe_stack();
         added.map_err(|error| FormatError::Crypt {
-            device: self.device.clone(),
+            device: device.clone(),
             source: error.into(),
         })?;
-        let with = self.metadata().map_err(failed)?;
-        check_empty(&self.device)?;
-        self.write(&without, &with).map_err(failed)
+        let finished = self.header().map_err(failed)?;
+        self.write(&marked, &finished).map_err(failed)
     }
 
-    /// Both copies of the header.
-    fn metadata(&self) -> io::Result<Vec<u8>> {
+    /// Both copies of it.
+    fn header(&self) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; 2 * COPY];
         self.copy.read_exact_at(&mut bytes, 0)?;
         Ok(bytes)
     }
 
-    /// First a header without keyslots, which says whose the rest is; then what the keyslots need; at last the header that
-    /// names the keyslot, one copy after the other.
-    fn write(&self, without: &[u8], with: &[u8]) -> io::Result<()> {
-        let device = OpenOptions::new()
-            .write(true)
-            .custom_flags(nix::libc::O_EXCL)
-            .open(&self.device)?;
-        device.write_all_at(without, 0)?;
+    /// Step by step, each on the disk before the next: the sector with the mark, which a disk writes whole or not at all; the
+    /// rest of the header without keyslots; what the keyslots need; the header that names the keyslot, whose second copy counts
+    /// as soon as it is there.
+    fn write(&self, marked: &[u8], finished: &[u8]) -> io::Result<()> {
+        let device = self.device.file();
+        let (mark, rest) = marked.split_at(SECTOR);
+        device.write_all_at(mark, 0)?;
         device.sync_data()?;
-        let mut piece = vec![0; 1 << 20];
-        let mut at = METADATA;
-        while at < DATA {
-            let part = &mut piece[..];
-            let read = self.copy.read_at(part, at)?;
-            if read == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            device.write_all_at(&part[..read], at)?;
-            at += read as u64;
-        }
+        device.write_all_at(rest, SECTOR as u64)?;
         device.sync_data()?;
-        let (primary, secondary) = with.split_at(COPY);
-        device.write_all_at(secondary, METADATA / 2)?;
+        self.write_keyslots(device)?;
+        device.sync_data()?;
+        let (primary, secondary) = finished.split_at(COPY);
+        device.write_all_at(secondary, COPY as u64)?;
         device.sync_data()?;
         device.write_all_at(primary, 0)?;
         device.sync_all()
+    }
+
+    fn write_keyslots(&self, device: &File) -> io::Result<()> {
+        let mut piece = vec![0; 1 << 20];
+        let mut at = KEYSLOTS;
+        while at < DATA {
+            let left = usize::try_from(DATA - at).unwrap_or(piece.len());
+            let part = &mut piece[..left.min(1 << 20)];
+            self.copy.read_exact_at(part, at)?;
+            device.write_all_at(part, at)?;
+            at += part.len() as u64;
+        }
+        Ok(())
     }
 }
 
@@ -246,28 +260,12 @@ fn memory() -> io::Result<File> {
     Ok(file)
 }
 
-/// Where the data begin: behind the keyslots, at a multiple of what the device likes to be written at once.
-fn data_offset(device: &Path) -> u64 {
-    let optimal = optimal_io_size(device).filter(|size| *size > 0 && size.is_multiple_of(SECTOR));
-    optimal.map_or(DATA, |size| DATA.next_multiple_of(size))
-}
-
-/// Bytes; `None` for what is no block device. sysfs-block(5): `queue/optimal_io_size`, which a partition's disk has.
-fn optimal_io_size(device: &Path) -> Option<u64> {
-    let number = std::fs::metadata(device).ok()?.rdev();
-    let place = format!("/sys/dev/block/{}:{}", major(number), minor(number));
-    [format!("{place}/queue"), format!("{place}/../queue")]
-        .iter()
-        .find_map(|queue| std::fs::read_to_string(format!("{queue}/optimal_io_size")).ok())?
-        .trim()
-        .parse()
-        .ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::volume::keyslots;
+
+    const SIZE: u64 = DATA + (1 << 20);
 
     fn device(size: u64) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -283,86 +281,107 @@ mod tests {
 
     #[test]
     fn an_empty_device_becomes_a_volume_that_the_passphrase_opens() {
-        let file = device(SMALLEST);
-        let new = New::on(file.path()).unwrap();
-        let uuid = new.uuid.clone();
-        new.add_passphrase(&passphrase()).unwrap();
-        let opened = keyslots::prove_other_keyslot(file.path(), &passphrase(), None).unwrap();
-        assert_eq!(opened, Some(0));
-        assert_eq!(HeaderCopy::read(file.path()).unwrap().uuid(), uuid);
-        keyslots::check_fit(file.path()).unwrap();
-        let error = check_empty(file.path()).unwrap_err();
-        assert!(matches!(error, FormatError::Luks { .. }), "{error}");
+        // Where the data begin is the device's choice; what is between stays empty.
+        for data in [DATA, DATA + (512 << 10)] {
+            let file = device(data + (1 << 20));
+            let new = New::on(Empty::find_with(file.path(), data).unwrap()).unwrap();
+            let uuid = new.uuid.clone();
+            new.add_passphrase(&passphrase()).unwrap();
+            let opened = keyslots::prove_other_keyslot(file.path(), &passphrase(), None).unwrap();
+            assert_eq!(opened, Some(0));
+            let header = HeaderCopy::read(file.path()).unwrap();
+            assert_eq!(header.uuid(), uuid);
+            assert_eq!(header.json()["segments"]["0"]["offset"], data.to_string());
+            keyslots::check_fit(file.path()).unwrap();
+            let bytes = std::fs::read(file.path()).unwrap();
+            let text = |at: usize| bytes[at..at + 48].iter().all(|byte| *byte == 0);
+            assert!(text(24) && text(208), "a label was left");
+            let behind = usize::try_from(DATA).unwrap();
+            assert!(bytes[behind..].iter().all(|byte| *byte == 0));
+            let error = Empty::find(file.path()).unwrap_err();
+            assert!(matches!(error, FormatError::Luks { .. }), "{error}");
+        }
     }
 
     #[test]
-    fn a_header_that_nothing_opens_is_what_an_interrupted_run_left() {
-        let file = device(SMALLEST);
-        let new = New::on(file.path()).unwrap();
-        let without = new.metadata().unwrap();
+    fn what_an_interrupted_run_left_is_empty() {
+        let file = device(SIZE);
+        let new = New::on(Empty::find(file.path()).unwrap()).unwrap();
+        let marked = new.header().unwrap();
         drop(new);
-        assert!(
-            std::fs::read(file.path())
-                .unwrap()
-                .iter()
-                .all(|byte| *byte == 0)
-        );
-        // Its second copy, half of the first, all of it, and with some of the keyslots' noise.
-        let second = &without[COPY..];
-        file.as_file().write_all_at(second, METADATA / 2).unwrap();
-        check_empty(file.path()).unwrap();
-        let nothing = vec![0; 2 * COPY];
-        file.as_file().write_all_at(&nothing, 0).unwrap();
-        file.as_file().write_all_at(&without[..5000], 0).unwrap();
-        check_empty(file.path()).unwrap();
-        file.as_file().write_all_at(&without, 0).unwrap();
-        check_empty(file.path()).unwrap();
-        file.as_file().write_all_at(b"noise", METADATA).unwrap();
-        check_empty(file.path()).unwrap();
+        let bytes = std::fs::read(file.path()).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 0), "it was written to");
+        let write = |bytes: &[u8], at| file.as_file().write_all_at(bytes, at).unwrap();
+        // A sector of it; all of it, with some of the keyslots' noise; the second copy torn.
+        write(&marked[..SECTOR], 0);
+        drop(Empty::find(file.path()).unwrap());
+        write(&marked, 0);
+        write(b"noise", KEYSLOTS);
+        drop(Empty::find(file.path()).unwrap());
         assert!(keyslots::list(file.path()).unwrap().is_empty());
-        file.as_file().write_all_at(&nothing, 0).unwrap();
-        let error = check_empty(file.path()).unwrap_err();
-        assert!(matches!(error, FormatError::Unknown { .. }), "{error}");
-        file.as_file().write_all_at(&without, 0).unwrap();
-        file.as_file().write_all_at(b"erased", DATA).unwrap();
-        let error = check_empty(file.path()).unwrap_err();
-        assert!(matches!(error, FormatError::Luks { .. }), "{error}");
-        file.as_file().write_all_at(&[0; 6], DATA).unwrap();
-        let again = New::on(file.path()).unwrap();
+        write(b"torn", KEYSLOTS - 5000);
+        let again = New::on(Empty::find(file.path()).unwrap()).unwrap();
         again.add_passphrase(&passphrase()).unwrap();
     }
 
     #[test]
+    fn a_volume_that_nothing_opens_is_not_empty_unless_we_left_it() {
+        let file = device(SIZE);
+        let new = New::on(Empty::find(file.path()).unwrap()).unwrap();
+        let marked = new.header().unwrap();
+        drop(new);
+        let write = |bytes: &[u8], at| file.as_file().write_all_at(bytes, at).unwrap();
+        write(&marked, 0);
+        write(b"written since", DATA);
+        let refused = || Empty::find(file.path()).unwrap_err();
+        assert!(matches!(refused(), FormatError::Luks { .. }));
+        write(&[0; 13], DATA);
+        // As luksErase leaves it: its owner may have a copy of the header.
+        write(&[0; 48], 208);
+        assert!(matches!(refused(), FormatError::Luks { .. }));
+    }
+
+    #[test]
     fn whatever_may_be_somebodys_is_left_alone() {
-        let cases: [(&str, u64, &[u8]); 8] = [
+        let cases: [(&str, u64, &[u8]); 9] = [
             ("ext2, ext3 or ext4", 0x438, b"\x53\xef"),
             ("btrfs", 0x10040, b"_BHRfS_M"),
-            ("GPT", SMALLEST - 512, b"EFI PART"),
-            ("md array", SMALLEST - 0x10000, b"\xfc\x4e\x2b\xa9"),
-            ("md array", SMALLEST - 0x2000, b"\xfc\x4e\x2b\xa9"),
+            ("GPT", SIZE - 512, b"EFI PART"),
+            ("md array", SIZE - 0x10000, b"\xfc\x4e\x2b\xa9"),
+            ("md array", SIZE - 0x2000, b"\xfc\x4e\x2b\xa9"),
             ("may be plain dm-crypt", 0x4000, b"noise"),
             (
                 "may be plain dm-crypt",
                 1 << 20,
                 b"behind an offset of one MiB",
             ),
+            ("may be plain dm-crypt", DATA, b"noise"),
             ("may be plain dm-crypt", 0x8001, b"CD001"),
         ];
         for (said, at, bytes) in cases {
-            let file = device(SMALLEST);
+            let file = device(SIZE);
             file.as_file().write_all_at(bytes, at).unwrap();
             let before = std::fs::read(file.path()).unwrap();
-            let error = New::on(file.path()).err().unwrap().to_string();
+            let error = Empty::find(file.path()).unwrap_err().to_string();
             assert!(
                 error.contains(said) && error.contains("nothing was changed"),
                 "{said}: {error}"
             );
             assert_eq!(std::fs::read(file.path()).unwrap(), before, "{said}");
         }
-        let small = device(SMALLEST - 1);
-        assert!(matches!(
-            New::on(small.path()),
-            Err(FormatError::Small { .. })
-        ));
+        let small = Empty::find(device(SIZE - 1).path()).unwrap_err();
+        assert!(matches!(small, FormatError::Small { least: 17, .. }));
+        let small = Empty::find_with(device(SIZE).path(), 2 * DATA).unwrap_err();
+        assert!(matches!(small, FormatError::Small { least: 33, .. }));
+    }
+
+    #[test]
+    fn one_that_is_being_formatted_is_in_use() {
+        let file = device(SIZE);
+        let held = Empty::find(file.path()).unwrap();
+        let error = Empty::find(file.path()).unwrap_err();
+        assert!(matches!(error, FormatError::InUse(_)), "{error}");
+        drop(held);
+        Empty::find(file.path()).unwrap();
     }
 }

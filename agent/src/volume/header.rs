@@ -36,9 +36,9 @@ const HEADER_LIMIT: u64 = 136 << 20;
 /// Most bytes of one keyslot's area: 128 bytes of key, with integrity's, in 4000 stripes, with room.
 const AREA_LIMIT: u64 = 1 << 20;
 
-const MAGIC_PRIMARY: &[u8; 8] = b"LUKS\xba\xbe\x00\x02";
+pub(super) const MAGIC_PRIMARY: &[u8; 8] = b"LUKS\xba\xbe\x00\x02";
 pub(super) const MAGIC_LUKS1: &[u8; 8] = b"LUKS\xba\xbe\x00\x01";
-pub(super) const MAGIC_SECONDARY: &[u8; 8] = b"SKUL\xba\xbe\x00\x02";
+const MAGIC_SECONDARY: &[u8; 8] = b"SKUL\xba\xbe\x00\x02";
 
 /// A LUKS2 header in memory, and the device that it was read from.
 #[derive(Debug)]

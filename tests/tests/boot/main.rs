@@ -21,6 +21,7 @@ mod off;
 mod oom;
 mod plymouth;
 mod questions;
+mod recovery;
 mod rotation;
 mod secrets;
 mod servers;
@@ -62,6 +63,7 @@ const LONGER: &[&[Scenario]] = &[
     data::SCENARIOS,
     rotation::SCENARIOS,
     several::SCENARIOS,
+    recovery::SCENARIOS,
     oom::SCENARIOS,
     questions::SCENARIOS,
     plymouth::SCENARIOS,

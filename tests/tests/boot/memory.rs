@@ -126,11 +126,11 @@ fn typed(stage: &Stage) -> Outcome {
 /// What the prompt's programs and the kernel kept of it would be there for a moment only, until others get their pages, so
 /// that the dumps after the boot find it once in many boots.
 fn tried(stage: &Stage) -> Outcome {
-    let mut machine = Machine::start(&spec(stage, "")?)?;
+    let mut machine = Machine::start(&spec(stage, CATCH_TRYING)?)?;
     machine.expect(stage.prompt(), LIMIT)?;
     machine.limit_disk(Some(KEYSLOT_IN_SECONDS))?;
-    machine.console.type_line(PASSPHRASE)?;
-    thread::sleep(Duration::from_secs(4));
+    machine.answer_now(PASSPHRASE)?;
+    machine.expect(TRIES, LIMIT)?;
     let ram = memory::dump(&mut machine, stage.folder())?;
     ensure(machine.console.first(TYPED).is_none(), || {
         "the volume was open before the RAM was dumped".to_owned()
@@ -143,13 +143,30 @@ fn tried(stage: &Stage) -> Outcome {
     for (name, at) in &copies {
         keep_page(stage, &ram, name, *at)?;
     }
-    ensure(copies.len() == 1, || {
-        format!("the passphrase is in {} places", copies.len())
-    })?;
+    // The agent's secrets begin on pages of their own.
+    ensure(
+        matches!(copies[..], [(_, at)] if at % PAGE == 0 && is_alone(&ram, at)),
+        || format!("the passphrase is at {copies:x?}"),
+    )?;
     machine.limit_disk(None)?;
     machine.expect(TYPED, LIMIT)?;
     Ok(())
 }
+
+/// Whether nothing else is on the page at `at`.
+fn is_alone(ram: &[u8], at: usize) -> bool {
+    ram[at + PASSPHRASE.len()..at + PAGE]
+        .iter()
+        .all(|byte| *byte == 0)
+}
+
+const PAGE: usize = 4096;
+const TRIES: &str = "RIG: a passphrase is tried";
+const CATCH_TRYING: &str = r#"(
+    grep -m 1 'latchkey: trying a typed passphrase' /dev/kmsg
+    echo 'RIG: a passphrase is tried' >/dev/console
+) </dev/null >/dev/null 2>&1 &
+"#;
 
 fn refused(stage: &Stage) -> Outcome {
     let server = running(stage)?;
@@ -336,7 +353,6 @@ fn clean(stage: &Stage, machine: &mut Machine, search: &Search, when: &str) -> O
 
 /// Leaves the page around a find in the scenario's folder, for whoever has to find out whose it was.
 fn keep_page(stage: &Stage, ram: &[u8], name: &str, at: usize) -> Outcome {
-    const PAGE: usize = 4096;
     let begin = at / PAGE * PAGE;
     let page = &ram[begin..ram.len().min(begin + PAGE)];
     let path = stage.folder().join(format!("{name} at {at:#x}"));

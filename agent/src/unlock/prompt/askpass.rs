@@ -12,6 +12,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{self, ExitStatus, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use latchkey_secret::{Inbox, child};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::Command;
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::RecvError};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
@@ -33,6 +34,8 @@ const CRYPTSETUP: &str = "/sbin/cryptsetup";
 const FIFO: &str = "/lib/cryptsetup/passfifo";
 /// How long the program gets to restore the console before it is ended.
 const RESTORE_LIMIT: Duration = Duration::from_millis(500);
+/// How long to wait for the effect of one empty line.
+const RESTORE_PAUSE: Duration = Duration::from_millis(50);
 /// Before the companion is started; `cryptroot-unlock` waits ten times as long for it.
 const COMPANION_PAUSE: Duration = Duration::from_secs(1);
 /// A prompt that stands. Dropping it ends the companion.
@@ -96,33 +99,43 @@ impl Askpass {
             }
         };
         let failures = failures.clone();
-        let askpass = Some(running.id);
+        let Running {
+            id,
+            inbox,
+            ended: exit,
+        } = running;
         let (end, ended) = oneshot::channel();
         tokio::spawn(async move {
-            let result = listen(running, &failures).await;
+            let exit = exit.await;
             // Nobody listens any more once the prompt was ended.
-            if end.send(()).is_ok() {
+            let heard = end.send(()).is_ok();
+            let result = judge(exit, inbox, &failures).await;
+            if heard {
                 answer(result);
             }
         });
         Self {
-            askpass,
+            askpass: Some(id),
             ended: Some(ended),
             companion,
         }
     }
 
     /// Takes the prompt away. The program is made to restore the console: an empty line through its FIFO is what
-    /// it understands; only if that does not help is it ended by a signal. A passphrase that was typed just now is
-    /// dropped.
+    /// it understands, once it reads from that; only if that does not help is it killed, as it blocks all other signals. A
+    /// passphrase that was typed just now is dropped.
     pub async fn end(mut self) -> Option<Companion> {
-        if let (Some(pid), Some(ended)) = (self.askpass.take(), self.ended.take())
-            && !ended.is_terminated()
-        {
-            let mut ended = ended;
-            send_empty_line();
-            if timeout(RESTORE_LIMIT, &mut ended).await.is_err() {
-                let _ = kill(pid, Signal::SIGTERM);
+        if let (Some(pid), Some(mut ended)) = (self.askpass.take(), self.ended.take()) {
+            let restored = async {
+                loop {
+                    send_empty_line();
+                    if timeout(RESTORE_PAUSE, &mut ended).await.is_ok() {
+                        return;
+                    }
+                }
+            };
+            if timeout(RESTORE_LIMIT, restored).await.is_err() {
+                let _ = kill(pid, Signal::SIGKILL);
                 let _ = timeout(RESTORE_LIMIT, &mut ended).await;
             }
         }
@@ -223,33 +236,40 @@ struct Running {
     ended: oneshot::Receiver<io::Result<ExitStatus>>,
 }
 
+/// How it ended, if the thread that waited for it could tell.
+type Exit = Result<io::Result<ExitStatus>, RecvError>;
+
 impl Running {
     fn start(mut command: process::Command) -> io::Result<Self> {
         let inbox = Inbox::new(PASSPHRASE_LIMIT)?;
         command.stdout(inbox.descriptor()?);
-        let id = command.spawn()?.id();
-        let id = Pid::from_raw(i32::try_from(id).map_err(io::Error::other)?);
+        let (started, start) = mpsc::sync_channel(1);
         let (end, ended) = oneshot::channel();
-        // A program is traced by one thread, which waits for it.
-        let watch = move || {
-            let _ = end.send(child::wait_and_wipe(id));
+        // A program is traced by one thread, which waits for it. It is the one that starts it, so that it traces at once.
+        let run = move || {
+            let id = command.spawn().and_then(|child| {
+                let id = i32::try_from(child.id()).map_err(io::Error::other)?;
+                Ok(Pid::from_raw(id))
+            });
+            drop(command);
+            let child = id.as_ref().ok().copied();
+            let _ = started.send(id);
+            if let Some(child) = child {
+                let _ = end.send(child::wait_and_wipe(child));
+            }
         };
-        let watching = thread::Builder::new()
+        thread::Builder::new()
             .name("askpass".to_owned())
-            .spawn(watch);
-        if let Err(error) = watching {
-            let _ = kill(id, Signal::SIGKILL);
-            return Err(error);
-        }
+            .spawn(run)?;
+        let id = start.recv().map_err(io::Error::other)??;
         Ok(Self { id, inbox, ended })
     }
 }
 
-/// What the program wrote, in locked memory, once it has ended.
-async fn listen(running: Running, failures: &Failures) -> PromptResult {
-    let status = running.ended.await;
-    let typed = running.inbox.take();
-    let succeeded = matches!(&status, Ok(Ok(status)) if status.success());
+/// What a program that has ended wrote, in locked memory.
+async fn judge(exit: Exit, inbox: Inbox, failures: &Failures) -> PromptResult {
+    let typed = inbox.take();
+    let succeeded = matches!(&exit, Ok(Ok(status)) if status.success());
     match typed {
         Ok(typed) if succeeded => {
             failures.reset();
@@ -260,7 +280,7 @@ async fn listen(running: Running, failures: &Failures) -> PromptResult {
             }
         }
         _ => {
-            log::warn!("'{ASKPASS}' ended without a passphrase: {status:?}");
+            log::warn!("'{ASKPASS}' ended without a passphrase: {exit:?}");
             sleep(FAILURE_PAUSE).await;
             Err(failures.count())
         }
@@ -277,7 +297,9 @@ mod tests {
         let run = async |script: &str| {
             let mut shell = process::Command::new("/bin/sh");
             shell.args(["-c", script]);
-            let typed = listen(Running::start(shell).unwrap(), &failures).await;
+            let running = Running::start(shell).unwrap();
+            let exit = running.ended.await;
+            let typed = judge(exit, running.inbox, &failures).await;
             typed.map(|typed| typed.expose_secret().to_vec())
         };
         let limit = super::super::FAILURES_LIMIT as usize;

@@ -1,0 +1,170 @@
+//! What a recovery sheet is good for: a machine that never had latchkey opens the volume by what stands on it.
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use latchkey_tests::guest::PASSPHRASE;
+use latchkey_tests::machine::Machine;
+use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
+
+use crate::data_disks::holds;
+
+pub const SCENARIOS: &[Scenario] = &[Scenario {
+    name: "recovery sheets of LUKS1, LUKS2 and two plain volumes open them on a machine without latchkey",
+    play: recovery,
+}];
+
+struct Kind {
+    name: &'static str,
+    /// Shell lines that make it and leave it open.
+    make: &'static str,
+    /// Its options in crypttab.
+    options: &'static str,
+    /// What proves that somebody may have its sheet.
+    proof: &'static str,
+}
+
+const KINDS: [Kind; 4] = [
+    Kind {
+        name: "new",
+        make: "printf %s \"$PASSPHRASE\" | cryptsetup luksFormat --batch-mode --type luks2 --pbkdf pbkdf2 \\\n\
+               --pbkdf-force-iterations 1000 --key-file - $DISK\n\
+               printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - $DISK new",
+        options: "luks",
+        proof: "--key-file /run/rig/passphrase",
+    },
+    Kind {
+        name: "old",
+        make: "printf %s \"$PASSPHRASE\" | cryptsetup luksFormat --batch-mode --type luks1 \\\n\
+               --pbkdf-force-iterations 1000 --key-file - $DISK\n\
+               printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - $DISK old",
+        options: "luks",
+        proof: "--key-file /run/rig/passphrase",
+    },
+    Kind {
+        name: "words",
+        make: "printf '%s\\n' \"$PASSPHRASE\" | cryptsetup open --type plain --cipher twofish-xts-plain64 \\\n\
+               --hash sha512 --key-size 512 --offset 2048 --skip 16 $DISK words",
+        options: "plain,cipher=twofish-xts-plain64,hash=sha512,size=512,offset=2048,skip=16",
+        proof: "--key-file /run/rig/passphrase",
+    },
+    Kind {
+        name: "keyed",
+        make: "head -c 64 /dev/urandom > /run/rig/volume.key\n\
+               cryptsetup open --type plain --cipher aes-xts-plain64 --hash plain --key-size 512 \\\n\
+               --key-file /run/rig/volume.key $DISK keyed",
+        options: "plain,cipher=aes-xts-plain64,hash=plain,size=512",
+        proof: "--volume-key-file /run/rig/volume.key",
+    },
+];
+
+fn recovery(stage: &Stage) -> Outcome {
+    stage.needs_initramfs_tools("What opens by a sheet does not depend on what boots.")?;
+    let disks: Vec<PathBuf> = KINDS
+        .iter()
+        .map(|kind| stage.folder().join(format!("{}.raw", kind.name)))
+        .collect();
+    for path in &disks {
+        File::create(path)?.set_len(32 << 20)?;
+    }
+    let sheets = sheets(stage, &disks)?;
+    // Made anew: it never had latchkey.
+    let other = stage.plain_disk()?;
+    // The folder with latchkey is not plugged in here, so that the disks' letters differ.
+    let spec = disks
+        .iter()
+        .fold(stage.machine(&other, "without").systemd(), |spec, disk| {
+            spec.data_disk(disk)
+        });
+    let mut machine = Machine::start(&spec)?;
+    machine.answer(stage.native_prompt(), PASSPHRASE)?;
+    machine.up()?;
+    machine.check("! command -v latchkey")?;
+    for (number, (kind, sheet)) in KINDS.iter().zip(&sheets).enumerate() {
+        let sheet = Sheet::read(sheet)?;
+        let command = match &sheet.device {
+            Some(device) => {
+                let disk = format!("/dev/disk/by-id/virtio-data{number}");
+                sheet.command.replace(device, &disk)
+            }
+            None => sheet.command,
+        };
+        machine.check(&format!(
+            "exec 2>&1\nprintf '%s\\n' '{}' | {{ {command}; }}",
+            sheet.secret
+        ))?;
+        holds(&mut machine, kind.name)?;
+    }
+    Ok(())
+}
+
+/// Makes the volumes on a machine with latchkey; their sheets.
+fn sheets(stage: &Stage, disks: &[PathBuf]) -> Result<Vec<String>, Failure> {
+    let (_, archive) = stage.own_installation()?;
+    let disk = stage.plain_disk()?;
+    let spec = stage.machine(&disk, "with").systemd().payload(&archive);
+    let spec = disks.iter().fold(spec, |spec, disk| spec.data_disk(disk));
+    let mut machine = Machine::start(&spec)?;
+    machine.answer(stage.native_prompt(), PASSPHRASE)?;
+    machine.up()?;
+    machine.check(&format!(
+        "set -e\n\
+         tar --extract --keep-directory-symlink --directory / --file /dev/vdb\n\
+         mkdir -p /run/rig\n\
+         printf %s '{PASSPHRASE}' > /run/rig/passphrase"
+    ))?;
+    let mut sheets = Vec::new();
+    for (number, kind) in KINDS.iter().enumerate() {
+        let Kind {
+            name,
+            make,
+            options,
+            proof,
+        } = kind;
+        let sheet = machine.check(&format!(
+            "set -e\n\
+             PASSPHRASE='{PASSPHRASE}' DISK=/dev/disk/by-id/virtio-data{number}\n\
+             {make}\n\
+             mkfs.ext4 -q /dev/mapper/{name}\n\
+             mount /dev/mapper/{name} /mnt\n\
+             echo 'this is {name}' > /mnt/file\n\
+             umount /mnt\n\
+             echo {name} $DISK none {options} >> /etc/crypttab\n\
+             latchkey recovery-key $DISK {proof} 2>/run/rig/said || {{ cat /run/rig/said; exit 1; }}"
+        ))?;
+        ensure(sheet.starts_with("Recovery sheet for"), || sheet.clone())?;
+        sheets.push(sheet);
+    }
+    machine.power_off()?;
+    Ok(sheets)
+}
+
+/// What a person reads off a sheet.
+struct Sheet {
+    secret: String,
+    command: String,
+    /// The device in the command, where it may have another name on another machine.
+    device: Option<String>,
+}
+
+impl Sheet {
+    fn read(text: &str) -> Result<Self, Failure> {
+        let incomplete = || format!("the sheet is not complete:\n{text}");
+        let indented = |line: &&str| line.starts_with("    ");
+        let mut lines = text.lines().filter(indented).map(str::trim);
+        let secret = lines.next().ok_or_else(incomplete)?;
+        let command = lines
+            .find(|line| line.contains("cryptsetup open"))
+            .ok_or_else(incomplete)?;
+        let device = text
+            .lines()
+            .find_map(|line| line.strip_prefix("Device: "))
+            .and_then(|line| line.strip_suffix(" when this was made"))
+            .ok_or_else(incomplete)?;
+        Ok(Self {
+            secret: secret.to_owned(),
+            command: command.to_owned(),
+            device: command.contains(device).then(|| device.to_owned()),
+        })
+    }
+}
