@@ -258,8 +258,9 @@ fn plain(
             "Volume key, hexadecimal",
             &hexadecimal,
             "type or scan the key after this command, then Enter and Ctrl-D:",
+            // What comes from standard input would be hashed, a key file too, unless that is said.
             format!(
-                "basenc --decode --base16 | cryptsetup open {layout} --key-file - {device} {mapping}"
+                "basenc --decode --base16 | cryptsetup open {layout} --hash plain --key-file - {device} {mapping}"
             ),
         )
     };
@@ -397,7 +398,8 @@ mod tests {
             text.contains("basenc --decode --base16 | cryptsetup open --type plain"),
             "{text}"
         );
-        assert!(!text.contains("--hash"), "{text}");
+        // Without it cryptsetup hashes what comes from standard input.
+        assert!(text.contains(" --hash plain --key-file - "), "{text}");
         // printf 'pässe' | sha256sum
         let text = plain_sheet("pässe".as_bytes(), PlainSecret::Passphrase);
         assert!(text.contains("Volume key, hexadecimal"), "{text}");

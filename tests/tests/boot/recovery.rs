@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use latchkey_tests::guest::PASSPHRASE;
 use latchkey_tests::machine::Machine;
-use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
+use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage};
 
 use crate::data_disks::holds;
 
@@ -121,7 +121,7 @@ fn sheets(stage: &Stage, disks: &[PathBuf]) -> Result<Vec<String>, Failure> {
             options,
             proof,
         } = kind;
-        let sheet = machine.check(&format!(
+        let said = machine.check(&format!(
             "set -e\n\
              PASSPHRASE='{PASSPHRASE}' DISK=/dev/disk/by-id/virtio-data{number}\n\
              {make}\n\
@@ -132,8 +132,9 @@ fn sheets(stage: &Stage, disks: &[PathBuf]) -> Result<Vec<String>, Failure> {
              echo {name} $DISK none {options} >> /etc/crypttab\n\
              latchkey recovery-key $DISK {proof} 2>/run/rig/said || {{ cat /run/rig/said; exit 1; }}"
         ))?;
-        ensure(sheet.starts_with("Recovery sheet for"), || sheet.clone())?;
-        sheets.push(sheet);
+        // What cryptsetup said stands before it.
+        let begin = said.find("Recovery sheet for").ok_or(said.clone())?;
+        sheets.push(said[begin..].to_owned());
     }
     machine.power_off()?;
     Ok(sheets)
