@@ -354,6 +354,36 @@ fn a_volume_that_appears_late_is_asked_for_at_once() {
 }
 
 #[test]
+fn headers_that_are_being_read_are_asked_for_in_one_request() {
+    let mut rig = Rig::new(plan(3, 1));
+    rig.event(Event::NetworkUp);
+    for volume in 0..3 {
+        rig.event(Event::Found(volume));
+    }
+    rig.event(Event::Device(0, bound(1)));
+    rig.event(Event::Device(1, bound(1)));
+    assert!(rig.asked.is_none(), "the third is about to come");
+    rig.event(Event::Device(2, bound(1)));
+    assert_eq!(rig.asked.as_ref().unwrap().3, [0, 1, 2]);
+}
+
+#[test]
+fn a_header_that_cannot_be_read_holds_up_the_others_for_a_second() {
+    let mut rig = Rig::new(plan(2, 1));
+    rig.event(Event::NetworkUp);
+    rig.event(Event::Found(0));
+    rig.event(Event::Found(1));
+    rig.event(Event::Device(0, bound(1)));
+    assert!(rig.asked.is_none());
+    let wake = rig.wake.expect("the limit is planned");
+    assert_eq!(wake, rig.now + Duration::from_secs(1));
+    rig.now = wake;
+    rig.event(Event::Tick);
+    assert_eq!(rig.asked.as_ref().unwrap().3, [0]);
+    assert!(rig.wake > Some(wake), "the limit has passed");
+}
+
+#[test]
 fn a_volume_that_appears_does_not_hurry_a_key_server_that_rests() {
     for answer in [
         Answer::Busy(Duration::from_secs(20)),
@@ -680,7 +710,8 @@ fn step(rig: &mut Rig, choice: u16, prompt_possible: &mut bool) {
         }
         1 => Event::NetworkUp,
         2 => Event::NetworkTrouble("no link".into()),
-        3 | 4 => match detail % 7 {
+        3 | 4 => match detail % 8 {
+            7 => Event::Found(volume),
             0 => Event::Device(volume, Header::NotBound),
             1 => Event::Device(volume, Header::Unusable("broken token".into())),
             2 => Event::Device(volume, by_key()),

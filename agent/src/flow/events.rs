@@ -45,6 +45,8 @@ pub enum Event {
     NetworkUp,
     /// The network went away, or does not come up: why.
     NetworkTrouble(String),
+    /// A volume's device appeared; its header is being read.
+    Found(VolumeIndex),
     /// A volume's device appeared and its header was read.
     Device(VolumeIndex, Header),
     /// The answer to the [`Action::Ask`] of that number.

@@ -29,6 +29,8 @@ use volume::{State, Volume};
 
 /// How much longer the boot takes for volumes that it does not need, once the others are open.
 const OPTIONAL_LIMIT: Duration = Duration::from_secs(10);
+/// How long a header that is being read holds up the request for the others, so that there is one for all.
+const READING_LIMIT: Duration = Duration::from_secs(1);
 
 /// The state machine.
 #[derive(Debug)]
@@ -106,6 +108,12 @@ impl Flow {
                 self.asking.network_came_up(now);
             }
             Event::NetworkTrouble(why) => self.network = Network::Down(why),
+            Event::Found(volume) => {
+                let volume = &mut self.volumes[volume];
+                if volume.is_missing() {
+                    volume.read_since.get_or_insert(now);
+                }
+            }
             Event::Device(volume, header) => {
                 self.device_appeared(now, volume, header, &mut actions);
             }
@@ -158,6 +166,7 @@ impl Flow {
         if volume.state != State::Missing {
             return;
         }
+        volume.read_since = None;
         volume.state = State::Locked;
         let by_key = matches!(header, Header::BoundByKey(..));
         match header {
@@ -320,10 +329,10 @@ impl Flow {
             .iter()
             .any(Volume::is_missing)
             .then_some(self.device_limit);
-        let due = if self.may_ask() {
-            self.asking.next_due(now, |server| self.wants(server))
-        } else {
-            None
+        let due = match self.reading_limit(now) {
+            limit @ Some(_) => limit,
+            None if self.may_ask() => self.asking.next_due(now, |server| self.wants(server)),
+            None => None,
         };
         // A limit that has passed wakes nobody again: what it means is looked at with every event.
         let limits = device_limit.into_iter().chain(self.optional_limit());
@@ -438,8 +447,15 @@ impl Flow {
         self.volumes.iter().enumerate().filter_map(wanted).collect()
     }
 
+    /// Until when headers that are being read are waited for, if any is.
+    fn reading_limit(&self, now: Duration) -> Option<Duration> {
+        let began = self.volumes.iter().filter_map(|volume| volume.read_since);
+        let limit = began.min()? + READING_LIMIT;
+        (now < limit).then_some(limit)
+    }
+
     fn ask(&mut self, now: Duration, actions: &mut Vec<Action>) {
-        if !self.may_ask() {
+        if !self.may_ask() || self.reading_limit(now).is_some() {
             return;
         }
         let due: Vec<_> = self.asking.due(now).collect();

@@ -1,5 +1,7 @@
 //! One volume of the flow: what is known of it, and how far it has come.
 
+use std::time::Duration;
+
 use latchkey_protocol::{Generation, VolumeId};
 
 use super::events::{Action, ServerIndex, VolumeIndex};
@@ -10,6 +12,8 @@ pub(super) struct Volume {
     /// Whether the boot goes on without it.
     pub(super) optional: bool,
     pub(super) state: State,
+    /// Its device is there, and since when its header is being read.
+    pub(super) read_since: Option<Duration>,
     /// Whether a passphrase can open it.
     pub(super) typeable: bool,
     /// Its name at the key servers, if it is bound.
@@ -38,6 +42,7 @@ impl Volume {
             name,
             optional: false,
             state: State::Missing,
+            read_since: None,
             typeable: true,
             id: None,
             envelopes: Vec::new(),

@@ -247,6 +247,8 @@ impl Shell {
                             .send(Message::Worker(Event::Device(index, Header::NotBound)));
                         continue;
                     }
+                    let found = Message::Worker(Event::Found(index));
+                    let _ = self.sender.send(found);
                     self.worker.queue(Job::Probe(index, path.clone()));
                     *device = Device::Present(path);
                     seen.push(real);
