@@ -176,7 +176,7 @@ impl fmt::Display for Flavour {
     }
 }
 
-const ASKPASS_PROMPT: &str = "Please unlock disk vda2_crypt: ";
+const ASKPASS_PROMPT: &str = "Please unlock disk vda2_crypt:";
 const SYSTEMD_PROMPT: &str = "Please enter passphrase for disk vda2_crypt";
 const CRYPTSETUP_PROMPT: &str = "Enter passphrase for /dev/vda2: ";
 
