@@ -132,6 +132,7 @@ mod tests {
     const HOLDER: &str = "a=$(printf '%s%s' 'correct horse ' 'battery staple'); ";
 
     /// Waits for a line, so that it does not end before it is traced; then its handle goes, and nobody else waits for it.
+    #[expect(clippy::zombie_processes, reason = "what is tested waits for it")]
     fn run(script: &str) -> (Pid, std::process::ChildStdin) {
         let mut shell = Command::new("/bin/sh");
         shell.args(["-c", &format!("{HOLDER}read line; {script}")]);

@@ -30,6 +30,8 @@ pub const SCENARIOS: &[Scenario] = &[
 const LIMIT: Duration = Duration::from_secs(240);
 /// Not `quiet`: the rig listens to the kernel log.
 const WORDS: &str = "splash";
+/// What Plymouth's client says then.
+const GONE: &str = "unexpectedly disconnected from boot status daemon";
 const ASKS: &str = "RIG: the splash screen asks";
 
 pub fn splash(stage: &Stage) -> Outcome {
@@ -57,7 +59,7 @@ pub fn killed(stage: &Stage) -> Outcome {
     let disk = stage_with.bound_disk()?;
     let script = format!("{WATCH}{KILL}");
     let mut machine = Machine::start(&spec(&stage_with, &disk, "boot", &script)?)?;
-    machine.expect("RIG: the splash screen is gone", LIMIT)?;
+    machine.expect(GONE, LIMIT)?;
     stage.note(machine.answer(stage.prompt(), PASSPHRASE)?);
     machine.up()?;
     opened(&mut machine, "was opened by a typed passphrase")?;
@@ -130,6 +132,5 @@ const KILL: &str = r#"(
     until [ -s /run/plymouth/pid ] && [ -s /run/latchkey/agent.pid ]; do sleep 1; done
     sleep 20
     kill -KILL "$(cat /run/plymouth/pid)"
-    echo 'RIG: the splash screen is gone' >/dev/console
 ) </dev/null >/dev/null 2>&1 &
 "#;
