@@ -12,7 +12,7 @@ use std::process::ExitStatus;
 use nix::sys::ptrace::{self, Options};
 use nix::unistd::Pid;
 
-use crate::maps::{split_line, wipeable};
+use crate::maps::wipeable;
 
 /// Waits for `child`, a child of this process that nobody else waits for, and wipes its memory when it exits or dies of a
 /// signal, SIGKILL excepted. A child that cannot be traced is waited for all the same. Blocks the thread.
@@ -38,22 +38,17 @@ fn see_out(child: Pid, mut at_exit: impl FnMut(Pid)) -> io::Result<ExitStatus> {
         log::warn!("the memory of process {child} will not be wiped: {error}");
     }
     loop {
-        let stop = match status {
-            None => None,
-            Some(status) if libc::WIFSTOPPED(status) => Some(status),
-            Some(status) => return Ok(ExitStatus::from_raw(status)),
-        };
-        if let Some(stop) = stop {
-            let signal = match stop >> 16 {
-                libc::PTRACE_EVENT_EXIT => {
+        match status {
+            None => {}
+            Some(stop) if libc::WIFSTOPPED(stop) => {
+                let event = stop >> 16;
+                if event == libc::PTRACE_EVENT_EXIT {
                     at_exit(child);
-                    0
                 }
                 // Its own signals reach it.
-                0 => libc::WSTOPSIG(stop),
-                _ => 0,
-            };
-            go_on(child, signal);
+                go_on(child, if event == 0 { libc::WSTOPSIG(stop) } else { 0 });
+            }
+            Some(end) => return Ok(ExitStatus::from_raw(end)),
         }
         status = wait(child, libc::__WALL)?;
     }
@@ -99,20 +94,14 @@ fn wipe(process: Pid) -> io::Result<()> {
     let memory = File::options()
         .write(true)
         .open(format!("/proc/{process}/mem"))?;
-    let mut rest = &maps[..];
     let mut result = Ok(());
-    while let Some((line, tail)) = split_line(rest) {
-        rest = tail;
-        let Some((mut at, end)) = wipeable(line) else {
-            continue;
-        };
-        while at < end {
+    for (start, end) in wipeable(&maps) {
+        for at in (start..end).step_by(ZEROS.len()) {
             let size = ZEROS.len().min(end - at);
             let offset = u64::try_from(at).map_err(io::Error::other)?;
             if let Err(error) = memory.write_all_at(&ZEROS[..size], offset) {
                 result = Err(error); // the rest is wiped all the same
             }
-            at += size;
         }
     }
     result
@@ -166,16 +155,11 @@ mod tests {
     fn holds_mark(process: Pid) -> bool {
         let maps = fs::read(format!("/proc/{process}/maps")).unwrap();
         let memory = File::open(format!("/proc/{process}/mem")).unwrap();
-        let (mut rest, mut found) = (&maps[..], false);
-        while let Some((line, tail)) = split_line(rest) {
-            rest = tail;
-            if let Some((start, end)) = wipeable(line) {
-                let mut bytes = vec![0; end - start];
-                let _ = memory.read_exact_at(&mut bytes, start as u64);
-                found |= bytes.windows(MARK.len()).any(|window| window == MARK);
-            }
-        }
-        found
+        wipeable(&maps).any(|(start, end)| {
+            let mut bytes = vec![0; end - start];
+            let _ = memory.read_exact_at(&mut bytes, start as u64);
+            bytes.windows(MARK.len()).any(|window| window == MARK)
+        })
     }
 
     #[test]

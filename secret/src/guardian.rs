@@ -13,7 +13,7 @@ use std::io::{self, PipeWriter, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
 
-use crate::maps::{split_line, wipeable};
+use crate::maps::wipeable;
 use crate::process;
 
 /// The guardian's name among the processes (proc_pid_comm(5)).
@@ -132,16 +132,10 @@ unsafe fn wipe_everything_but(stack: (usize, usize)) {
     let mut text = [0u8; MAPS];
     // SAFETY: system calls on our own buffer.
     let length = unsafe { read_file(c"/proc/self/maps", &mut text) };
-    let mut rest = text.get(..length).unwrap_or_default();
-    let mut room = ranges.iter_mut();
-    while let Some((line, tail)) = split_line(rest) {
-        rest = tail;
-        if let Some((start, end)) = wipeable(line)
-            && (end <= stack.0 || start >= stack.1)
-            && let Some(range) = room.next()
-        {
-            *range = (start, end);
-        }
+    let others = wipeable(text.get(..length).unwrap_or_default())
+        .filter(|(start, end)| *end <= stack.0 || *start >= stack.1);
+    for (range, other) in ranges.iter_mut().zip(others) {
+        *range = other;
     }
     for (start, end) in ranges {
         // SAFETY: a writable mapping that nobody uses any more.

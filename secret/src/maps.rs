@@ -2,8 +2,20 @@
 //!
 //! Nothing here calls the C library or panics: the guardian reads its maps while it wipes them.
 
+/// The ranges of the mappings that hold memory of the process alone, in `maps`. A file that is mapped to be written is left as
+/// it is.
+pub(crate) fn wipeable(maps: &[u8]) -> impl Iterator<Item = (usize, usize)> {
+    let mut rest = maps;
+    let lines = std::iter::from_fn(move || {
+        let (line, tail) = split_line(rest)?;
+        rest = tail;
+        Some(line)
+    });
+    lines.filter_map(range)
+}
+
 /// A line without its end, and the rest; `None` without a whole line.
-pub(crate) fn split_line(text: &[u8]) -> Option<(&[u8], &[u8])> {
+fn split_line(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let mut at = 0;
     while *text.get(at)? != b'\n' {
         at += 1;
@@ -11,9 +23,8 @@ pub(crate) fn split_line(text: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((text.get(..at)?, text.get(at + 1..)?))
 }
 
-/// The range of a mapping that holds memory of the process alone: proc_pid_maps(5), such as
-/// `7f00000-7f01000 rw-p 00000000 00:00 0 [heap]`. A file that is mapped to be written is left as it is.
-pub(crate) fn wipeable(line: &[u8]) -> Option<(usize, usize)> {
+/// Of a line such as `7f00000-7f01000 rw-p 00000000 00:00 0 [heap]`.
+fn range(line: &[u8]) -> Option<(usize, usize)> {
     let (start, rest) = hexadecimal(line)?;
     let (end, rest) = hexadecimal(rest.get(1..)?)?;
     let writable = *rest.get(2)? == b'w';

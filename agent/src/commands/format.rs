@@ -55,16 +55,17 @@ pub fn run(
     key_file: Option<&Path>,
 ) -> Result<SecretBytes, NewVolumeError> {
     let device = device::find(argument)?;
-    // Before anybody types for nothing; right before the header is written it is looked at again.
-    drop(Empty::find(&device)?);
+    let empty = Empty::find(&device)?;
     let Some(destination) = &new.recovery_sheet else {
+        // Nobody types for nothing, nor keeps the device from others meanwhile: it is looked at again.
+        drop(empty);
         let passphrase = passphrase(&device, key_file)?;
         New::on(Empty::find(&device)?)?.add_passphrase(&passphrase)?;
         log::info!("made a LUKS2 volume on '{}'", device.display());
         return Ok(passphrase);
     };
     let key = recovery_key::generate()?;
-    let volume = New::on(Empty::find(&device)?)?;
+    let volume = New::on(empty)?;
     let uuid = volume.uuid.clone();
     let made = format!("luks-{uuid}");
     let sheet = Luks {

@@ -35,8 +35,6 @@ pub(super) struct Server {
     rest: Duration,
     /// The fault of each address since the last answer.
     faults: Vec<Option<String>>,
-    /// It refuses this machine, whatever that asks for.
-    refuses: bool,
     pub(super) said: Said,
 }
 
@@ -46,9 +44,14 @@ pub(super) enum Said {
     Nothing,
     Unreachable(String),
     Busy,
-    Pending { id: String, code: String },
+    Pending {
+        id: String,
+        code: String,
+    },
     Waiting(String),
     Denied(String),
+    /// This machine, whatever it asks for.
+    Refused,
     Destroyed,
 }
 
@@ -131,8 +134,7 @@ impl Asking {
             }
             Answer::Refused => {
                 server.reached();
-                server.refuses = true;
-                server.said = Said::Denied("the key server refuses this machine".to_owned());
+                server.said = Said::Refused;
                 server.due = now + LONGEST_PACE;
             }
             Answer::Verdicts(verdicts) => {
@@ -149,8 +151,10 @@ impl Asking {
     /// answer, is busy, or refuses the machine is still left alone for its time.
     pub(super) fn has_news_for(&mut self, now: Duration, server: ServerIndex) {
         let server = &mut self.servers[server];
-        let rests = server.refuses || matches!(server.said, Said::Unreachable(_) | Said::Busy);
-        if !rests {
+        if !matches!(
+            server.said,
+            Said::Unreachable(_) | Said::Busy | Said::Refused
+        ) {
             server.due = server.due.min(now);
         }
     }
@@ -184,7 +188,6 @@ impl Server {
             address: 0,
             due: Duration::ZERO,
             rest: FIRST_REST,
-            refuses: false,
             said: Said::Nothing,
         }
     }
@@ -211,7 +214,6 @@ impl Server {
 
     fn reached(&mut self) {
         self.rest = FIRST_REST;
-        self.refuses = false;
         self.faults.fill(None);
     }
 }

@@ -59,6 +59,9 @@ impl Said {
             }
             Self::Waiting(reason) => Some(format!("not yet: {reason}")),
             Self::Denied(reason) => Some(format!("the key server denied: {reason}")),
+            Self::Refused => {
+                Some("the key server denied: the key server refuses this machine".to_owned())
+            }
             Self::Destroyed => Some("the key server destroyed the share for good".to_owned()),
         }
     }

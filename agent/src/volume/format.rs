@@ -9,7 +9,6 @@ mod topology;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
@@ -17,10 +16,9 @@ use latchkey_secret::{SecretBytes, process};
 use libcryptsetup_rs::consts::flags::CryptVolumeKey;
 use libcryptsetup_rs::consts::vals::{EncryptionFormat, KeyslotsSize, MetadataSize};
 use libcryptsetup_rs::{CryptDevice, CryptParamsLuks2, CryptParamsLuks2Ref, Either};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::context::{self, CryptError};
-use super::header::{HeaderCopy, HeaderError};
+use super::header::{HeaderCopy, HeaderError, anonymous_file, path_of};
 pub use empty::Empty;
 use empty::MARK;
 
@@ -135,8 +133,8 @@ impl New {
     /// # Errors
     /// `Crypt`, `Memory`.
     pub fn on(device: Empty) -> Result<Self, FormatError> {
-        let copy = memory().map_err(FormatError::Memory)?;
-        let path = PathBuf::from(format!("/proc/self/fd/{}", copy.as_raw_fd()));
+        let copy = anonymous_file(&[]).map_err(FormatError::Memory)?;
+        let path = path_of(&copy);
         let make = || -> Result<CryptDevice, CryptError> {
             let mut context = context::detached(&path, &device.path)?;
             context.set_data_offset(device.data / SECTOR as u64)?;
@@ -251,13 +249,6 @@ impl New {
         }
         Ok(())
     }
-}
-
-/// A file in memory with room for a header and its keyslots.
-fn memory() -> io::Result<File> {
-    let file = File::from(memfd_create(c"header", MFdFlags::MFD_CLOEXEC)?);
-    file.set_len(DATA)?;
-    Ok(file)
 }
 
 #[cfg(test)]

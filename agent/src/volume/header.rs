@@ -216,8 +216,7 @@ impl HeaderCopy {
     /// # Errors
     /// What libcryptsetup says.
     pub(crate) fn context(&self) -> Result<CryptDevice, CryptError> {
-        let path = format!("/proc/self/fd/{}", self.copy.as_raw_fd());
-        let mut context = context::detached(Path::new(&path), &self.data)?;
+        let mut context = context::detached(&path_of(&self.copy), &self.data)?;
         context::load(&mut context, EncryptionFormat::Luks2)?;
         Ok(context)
     }
@@ -321,6 +320,11 @@ pub(super) fn seal(copy: &File) -> Result<(), HeaderError> {
     fcntl(copy, FcntlArg::F_ADD_SEALS(seals))
         .map(drop)
         .map_err(|errno| HeaderError::Memory(errno.into()))
+}
+
+/// By which libcryptsetup opens a file that has no name, as long as it is open here.
+pub(super) fn path_of(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// A sparse file in memory, of [`HEADER_LIMIT`] bytes, that begins with `content`.

@@ -5,7 +5,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -125,8 +124,7 @@ impl Luks1Copy {
     /// # Errors
     /// What libcryptsetup says.
     pub(crate) fn context(&self) -> Result<CryptDevice, CryptError> {
-        let path = format!("/proc/self/fd/{}", self.copy.as_raw_fd());
-        let mut context = context::detached(Path::new(&path), &self.data)?;
+        let mut context = context::detached(&header::path_of(&self.copy), &self.data)?;
         context::load(&mut context, EncryptionFormat::Luks1)?;
         Ok(context)
     }

@@ -130,6 +130,18 @@ impl Server {
         }
     }
 
+    /// The volumes whose shares it has.
+    pub fn live_volumes(&self) -> Vec<String> {
+        let volumes = self.admin(&["volumes", "--json"]).succeeded().out;
+        let volumes: serde_json::Value = serde_json::from_str(&volumes).unwrap();
+        let live =
+            |one: &&serde_json::Value| one["retired"].is_null() && one["destroyed"].is_null();
+        let volumes = volumes.as_array().unwrap().iter().filter(live);
+        volumes
+            .map(|one| one["id"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
     pub fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
@@ -306,6 +318,18 @@ impl Machine {
         let dir = found.next().unwrap().unwrap().path();
         assert!(found.next().is_none());
         dir
+    }
+
+    /// Removes the backups of headers.
+    pub fn remove_backups(&self) {
+        for path in self.state("header-") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+
+    /// So that the next `bind` has to write it.
+    pub fn forget_network(&self) {
+        let _ = std::fs::remove_file(self.path("etc/latchkey/network.json"));
     }
 
     /// Files in /var/lib/latchkey whose names begin with `prefix`.

@@ -4,8 +4,6 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 
-use serde_json::Value;
-
 use crate::common::machine::{Machine, PASSPHRASE, Server, Volume};
 use crate::header;
 use crate::points::{Killer, Points, Tape, kills};
@@ -81,8 +79,7 @@ impl Rig {
     }
 
     fn follow(&self, volume: &Volume, mut decide: impl FnMut(Step, &Change) -> Fate) -> End {
-        // So that each run has to write it.
-        let _ = std::fs::remove_file(self.machine.path("etc/latchkey/network.json"));
+        self.machine.forget_network();
         let command = self.machine.command(&arguments(volume, true));
         let (end, said) =
             Traced::spawn(&command).run(PASSPHRASE, |change| decide(step(volume), change));
@@ -115,18 +112,13 @@ impl Rig {
         volume.opens_with_the_passphrase();
         assert_eq!((volume.count("keyslots"), volume.count("tokens")), (2, 1));
         assert!(self.machine.state("bind-").is_empty());
-        let volumes = self.server.admin(&["volumes", "--json"]).succeeded().out;
-        let volumes: Value = serde_json::from_str(&volumes).unwrap();
-        let live = |one: &&Value| one["retired"].is_null() && one["destroyed"].is_null();
-        assert_eq!(volumes.as_array().unwrap().iter().filter(live).count(), 1);
+        assert_eq!(self.server.live_volumes().len(), 1);
     }
 
     fn forget(&self, volume: &Volume) {
         self.machine.unbind(volume).succeeded();
         self.empty_crypttab();
-        for path in self.machine.state("header-") {
-            std::fs::remove_file(path).unwrap();
-        }
+        self.machine.remove_backups();
     }
 
     fn empty_crypttab(&self) {

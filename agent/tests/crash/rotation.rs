@@ -75,7 +75,7 @@ fn a_rotation_that_is_killed_anywhere_leaves_a_volume_that_opens() {
         }
         rig.repair();
         rig.opens(&before);
-        rig.remove_backups();
+        rig.machine.remove_backups();
     }
     tally.covers(tape.keys().map(|step| format!("{step:?}")));
 }
@@ -112,7 +112,7 @@ impl Rig {
             Fate::Live
         });
         assert_eq!(end, End::Exited(0));
-        self.remove_backups();
+        self.machine.remove_backups();
         tape
     }
 
@@ -224,11 +224,5 @@ impl Rig {
         let volume = volumes.as_array().unwrap().iter().find(live).unwrap();
         let envelope = self.token().envelopes.remove(0);
         assert_eq!(volume["generation"], json!(envelope.generation.0));
-    }
-
-    fn remove_backups(&self) {
-        for path in self.machine.state("header-") {
-            std::fs::remove_file(path).unwrap();
-        }
     }
 }

@@ -43,7 +43,7 @@ fn a_binding_that_is_killed_anywhere_is_repaired_by_the_next_run() {
             1 => {
                 rig.repair(Verb::Unbind);
                 rig.is_unbound();
-                rig.remove_backups();
+                rig.machine.remove_backups();
                 rig.repair(Verb::Bind);
             }
             _ => {
@@ -73,7 +73,7 @@ fn a_binding_that_is_killed_anywhere_is_repaired_by_the_next_run() {
             }
         }
         rig.is_unbound();
-        rig.remove_backups();
+        rig.machine.remove_backups();
     }
     tally.covers(tapes.bind.keys().map(|step| format!("bind, {step:?}")));
     tally.covers(tapes.unbind.keys().map(|step| format!("unbind, {step:?}")));
@@ -199,7 +199,7 @@ impl Rig {
             unbind: self.tape(Verb::Unbind, unbind_step),
         };
         self.is_unbound();
-        self.remove_backups();
+        self.machine.remove_backups();
         assert_eq!(tapes.bind.len(), 8, "steps of bind: {:?}", tapes.bind);
         assert_eq!(tapes.unbind.len(), 5, "steps of unbind: {:?}", tapes.unbind);
         tapes
@@ -301,8 +301,7 @@ impl Rig {
     }
 
     fn follow(&self, verb: Verb, decide: impl FnMut(&Change) -> Fate) -> (End, String) {
-        // So that each run has to write it.
-        let _ = std::fs::remove_file(self.machine.path("etc/latchkey/network.json"));
+        self.machine.forget_network();
         let (command, input) = match verb {
             Verb::Bind => (
                 self.machine.command(&bind_arguments(&self.volume)),
@@ -388,14 +387,14 @@ impl Rig {
         let backups = self.whole_backups();
         assert!(range.contains(&backups), "{backups} backups");
         let volume = list[0]["binding"]["volume"].as_str().unwrap().to_owned();
-        assert_eq!(self.live(), [volume]);
+        assert_eq!(self.server.live_volumes(), [volume]);
     }
 
     #[track_caller]
     fn is_unbound(&self) {
         let json = header::newest(&self.volume.bytes()).unwrap();
         assert!(has(&json, false), "{json}");
-        let live = self.live();
+        let live = self.server.live_volumes();
         assert!(live.is_empty(), "{live:?}");
         self.whole_backups();
     }
@@ -410,25 +409,8 @@ impl Rig {
         backups.len()
     }
 
-    /// The volumes whose shares the key server has.
-    fn live(&self) -> Vec<String> {
-        let volumes = self.server.admin(&["volumes", "--json"]).succeeded().out;
-        let volumes: Value = serde_json::from_str(&volumes).unwrap();
-        let live = |one: &&Value| one["retired"].is_null() && one["destroyed"].is_null();
-        let volumes = volumes.as_array().unwrap().iter().filter(live);
-        volumes
-            .map(|one| one["id"].as_str().unwrap().to_owned())
-            .collect()
-    }
-
     fn backups(&self) -> Vec<PathBuf> {
         self.machine.state("header-")
-    }
-
-    fn remove_backups(&self) {
-        for path in self.backups() {
-            std::fs::remove_file(path).unwrap();
-        }
     }
 }
 
