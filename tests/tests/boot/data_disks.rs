@@ -9,14 +9,37 @@ use latchkey_tests::keyserver::KeyServer;
 use latchkey_tests::machine::{Disk, Machine, Spec};
 use latchkey_tests::stage::{Failure, Outcome, Stage, ensure};
 
+/// Shell lines that make a volume and leave it open; `$DISK`, `$NAME` and `$PASSPHRASE` are set.
+pub const LUKS2: &str = "\
+    printf %s \"$PASSPHRASE\" | cryptsetup luksFormat --batch-mode --type luks2 --pbkdf pbkdf2 \\\n\
+    --pbkdf-force-iterations 1000 --key-file - $DISK\n\
+    printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - $DISK $NAME";
+/// Plain dm-crypt by a passphrase.
+pub const WORDS: &str = "\
+    printf '%s\\n' \"$PASSPHRASE\" | cryptsetup open --type plain --cipher twofish-xts-plain64 \\\n\
+    --hash sha512 --key-size 512 --offset 2048 --skip 16 $DISK $NAME";
+/// What crypttab says of [`WORDS`].
+pub const WORDS_OPTIONS: &str =
+    "plain,cipher=twofish-xts-plain64,hash=sha512,size=512,offset=2048,skip=16";
+/// Plain dm-crypt by a raw key, which is in `/root/volume.key`.
+pub const KEYED: &str = "\
+    head -c 64 /dev/urandom > /root/volume.key\n\
+    cryptsetup open --type plain --cipher aes-xts-plain64 --hash plain --key-size 512 \\\n\
+    --key-file /root/volume.key $DISK $NAME";
+/// What crypttab says of [`KEYED`].
+pub const KEYED_OPTIONS: &str = "plain,cipher=aes-xts-plain64,hash=plain,size=512";
+
+/// How `bind` and `recovery-key` get the passphrase.
+pub const BY_PASSPHRASE: &str = "--key-file /run/rig/passphrase";
+
 /// A volume that is made on a disk of its own.
 pub struct DataDisk {
     /// The mapping's.
     pub name: String,
-    /// Shell lines that make it and leave it open; `$DISK`, `$NAME` and `$PASSPHRASE` are set.
+    /// As [`LUKS2`].
     pub make: &'static str,
     /// How it is bound.
-    pub bind: &'static str,
+    pub bind: String,
     /// Whether `bind` must not change the beginning of the disk: there is no header that it could write to.
     pub bare: bool,
 }
@@ -33,13 +56,7 @@ pub struct Bound {
 impl Bound {
     /// Makes the volumes in a guest with `root`, and binds them all.
     pub fn all(stage: &Stage, root: Disk, disks: &[DataDisk]) -> Result<Self, Failure> {
-        let data: Vec<PathBuf> = disks
-            .iter()
-            .map(|disk| stage.folder().join(format!("{}.raw", disk.name)))
-            .collect();
-        for path in &data {
-            File::create(path)?.set_len(32 << 20)?;
-        }
+        let data = images(stage, disks.iter().map(|disk| &*disk.name))?;
         let (mut server, archive) = stage.own_installation()?;
         server.start(PORT)?;
         let mut bound = Self {
@@ -76,11 +93,41 @@ impl Bound {
 
     /// The machine with all of its disks; `boot` names its logs.
     pub fn machine(&self, stage: &Stage, boot: &str) -> Spec {
-        let spec = stage.machine(&self.root, boot);
-        self.data
-            .iter()
-            .fold(spec, |spec, disk| spec.data_disk(disk))
+        with_disks(stage.machine(&self.root, boot), &self.data)
     }
+}
+
+/// Empty disks, in the scenario's folder.
+pub fn images<'a>(
+    stage: &Stage,
+    names: impl Iterator<Item = &'a str>,
+) -> Result<Vec<PathBuf>, Failure> {
+    let image = |name| {
+        let path = stage.folder().join(format!("{name}.raw"));
+        File::create(&path)?.set_len(32 << 20)?;
+        Ok(path)
+    };
+    names.map(image).collect()
+}
+
+/// The machine with `disks`, in this order.
+pub fn with_disks<'a>(spec: Spec, disks: impl IntoIterator<Item = &'a PathBuf>) -> Spec {
+    disks
+        .into_iter()
+        .fold(spec, |spec, disk| spec.data_disk(disk))
+}
+
+/// Shell lines that make a volume on disk `number`, leave it open, and write what [`holds`] looks for.
+pub fn filling(number: usize, name: &str, make: &str) -> String {
+    format!(
+        "set -e\n\
+         PASSPHRASE='{PASSPHRASE}' DISK=/dev/disk/by-id/virtio-data{number} NAME={name}\n\
+         {make}\n\
+         mkfs.ext4 -q /dev/mapper/{name}\n\
+         mount /dev/mapper/{name} /mnt\n\
+         echo 'this is {name}' > /mnt/file\n\
+         umount /mnt\n"
+    )
 }
 
 /// Makes the volume, writes to it, and binds it.
@@ -90,17 +137,12 @@ fn making(number: usize, disk: &DataDisk) -> String {
     } = disk;
     let untouched = if disk.bare { 4 } else { 0 };
     format!(
-        "set -e\n\
-         exec 2>&1\n\
-         PASSPHRASE='{PASSPHRASE}' DISK=/dev/disk/by-id/virtio-data{number} NAME={name}\n\
-         {make}\n\
-         mkfs.ext4 -q /dev/mapper/{name}\n\
-         mount /dev/mapper/{name} /mnt\n\
-         echo 'this is {name}' > /mnt/file\n\
-         umount /mnt\n\
+        "exec 2>&1\n\
+         {}\
          dd if=$DISK bs=1M count={untouched} status=none | sha256sum > /run/rig/before\n\
          latchkey bind $DISK --name {name} {bind} --no-initramfs\n\
-         dd if=$DISK bs=1M count={untouched} status=none | sha256sum | cmp - /run/rig/before"
+         dd if=$DISK bs=1M count={untouched} status=none | sha256sum | cmp - /run/rig/before",
+        filling(number, name, make)
     )
 }
 

@@ -8,7 +8,9 @@ use latchkey_tests::guest::PASSPHRASE;
 use latchkey_tests::machine::Machine;
 use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
 
-use crate::data_disks::{Bound, DataDisk, holds};
+use crate::data_disks::{
+    BY_PASSPHRASE, Bound, DataDisk, KEYED, KEYED_OPTIONS, WORDS, WORDS_OPTIONS, holds,
+};
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "a LUKS1 root, two plain volumes, a detached header and integrity open by themselves; of exchanged disks none is mapped",
@@ -21,35 +23,34 @@ fn data_disks() -> [DataDisk; 4] {
     [
         DataDisk {
             name: "words".to_owned(),
-            make: "printf '%s\\n' \"$PASSPHRASE\" | cryptsetup open --type plain --cipher twofish-xts-plain64 \\\n\
-                   --hash sha512 --key-size 512 --offset 2048 --skip 16 $DISK words",
-            bind: "--options plain,cipher=twofish-xts-plain64,hash=sha512,size=512,offset=2048,skip=16,initramfs \
-                   --key-file /run/rig/passphrase",
+            make: WORDS,
+            bind: format!("--options {WORDS_OPTIONS},initramfs {BY_PASSPHRASE}"),
             bare: true,
         },
         DataDisk {
             name: "keyed".to_owned(),
-            make: "head -c 64 /dev/urandom > /root/volume.key\n\
-                   cryptsetup open --type plain --cipher aes-xts-plain64 --hash plain --key-size 512 \\\n\
-                   --key-file /root/volume.key $DISK keyed",
-            bind: "--options plain,cipher=aes-xts-plain64,hash=plain,size=512,initramfs,nofail \
-                   --volume-key-file /root/volume.key",
+            make: KEYED,
+            bind: format!(
+                "--options {KEYED_OPTIONS},initramfs,nofail --volume-key-file /root/volume.key"
+            ),
             bare: true,
         },
         DataDisk {
             name: "headless".to_owned(),
-            make: "printf %s \"$PASSPHRASE\" | cryptsetup luksFormat --batch-mode --type luks2 --pbkdf pbkdf2 \\\n\
-                   --pbkdf-force-iterations 1000 --key-file - --header /etc/headless.header $DISK\n\
-                   printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - --header /etc/headless.header $DISK headless",
-            bind: "--options luks,header=/etc/headless.header,initramfs --key-file /run/rig/passphrase",
+            make: "\
+                printf %s \"$PASSPHRASE\" | cryptsetup luksFormat --batch-mode --type luks2 --pbkdf pbkdf2 \\\n\
+                --pbkdf-force-iterations 1000 --key-file - --header /etc/headless.header $DISK\n\
+                printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - --header /etc/headless.header $DISK $NAME",
+            bind: format!("--options luks,header=/etc/headless.header,initramfs {BY_PASSPHRASE}"),
             bare: true,
         },
         DataDisk {
             name: "tagged".to_owned(),
-            make: "printf %s \"$PASSPHRASE\" | cryptsetup luksFormat --batch-mode --type luks2 --integrity hmac-sha256 \\\n\
-                   --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file - $DISK\n\
-                   printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - $DISK tagged",
-            bind: "--options luks,initramfs --key-file /run/rig/passphrase",
+            make: "\
+                printf %s \"$PASSPHRASE\" | cryptsetup luksFormat --batch-mode --type luks2 --integrity hmac-sha256 \\\n\
+                --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file - $DISK\n\
+                printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - $DISK $NAME",
+            bind: format!("--options luks,initramfs {BY_PASSPHRASE}"),
             bare: false,
         },
     ]

@@ -1,13 +1,15 @@
 //! What a recovery sheet is good for: a machine that never had latchkey opens the volume by what stands on it.
 
-use std::fs::File;
 use std::path::PathBuf;
 
 use latchkey_tests::guest::PASSPHRASE;
 use latchkey_tests::machine::Machine;
 use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage};
 
-use crate::data_disks::holds;
+use crate::data_disks::{
+    BY_PASSPHRASE, KEYED, KEYED_OPTIONS, LUKS2, WORDS, WORDS_OPTIONS, filling, holds, images,
+    with_disks,
+};
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "recovery sheets of LUKS1, LUKS2 and two plain volumes open them on a machine without latchkey",
@@ -16,7 +18,7 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
 
 struct Kind {
     name: &'static str,
-    /// Shell lines that make it and leave it open.
+    /// As [`LUKS2`].
     make: &'static str,
     /// Its options in crypttab.
     options: &'static str,
@@ -27,55 +29,41 @@ struct Kind {
 const KINDS: [Kind; 4] = [
     Kind {
         name: "new",
-        make: "printf %s \"$PASSPHRASE\" | cryptsetup luksFormat --batch-mode --type luks2 --pbkdf pbkdf2 \\\n\
-               --pbkdf-force-iterations 1000 --key-file - $DISK\n\
-               printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - $DISK new",
+        make: LUKS2,
         options: "luks",
-        proof: "--key-file /run/rig/passphrase",
+        proof: BY_PASSPHRASE,
     },
     Kind {
         name: "old",
-        make: "printf %s \"$PASSPHRASE\" | cryptsetup luksFormat --batch-mode --type luks1 \\\n\
-               --pbkdf-force-iterations 1000 --key-file - $DISK\n\
-               printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - $DISK old",
+        make: "\
+            printf %s \"$PASSPHRASE\" | cryptsetup luksFormat --batch-mode --type luks1 \\\n\
+            --pbkdf-force-iterations 1000 --key-file - $DISK\n\
+            printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - $DISK $NAME",
         options: "luks",
-        proof: "--key-file /run/rig/passphrase",
+        proof: BY_PASSPHRASE,
     },
     Kind {
         name: "words",
-        make: "printf '%s\\n' \"$PASSPHRASE\" | cryptsetup open --type plain --cipher twofish-xts-plain64 \\\n\
-               --hash sha512 --key-size 512 --offset 2048 --skip 16 $DISK words",
-        options: "plain,cipher=twofish-xts-plain64,hash=sha512,size=512,offset=2048,skip=16",
-        proof: "--key-file /run/rig/passphrase",
+        make: WORDS,
+        options: WORDS_OPTIONS,
+        proof: BY_PASSPHRASE,
     },
     Kind {
         name: "keyed",
-        make: "head -c 64 /dev/urandom > /run/rig/volume.key\n\
-               cryptsetup open --type plain --cipher aes-xts-plain64 --hash plain --key-size 512 \\\n\
-               --key-file /run/rig/volume.key $DISK keyed",
-        options: "plain,cipher=aes-xts-plain64,hash=plain,size=512",
-        proof: "--volume-key-file /run/rig/volume.key",
+        make: KEYED,
+        options: KEYED_OPTIONS,
+        proof: "--volume-key-file /root/volume.key",
     },
 ];
 
 fn recovery(stage: &Stage) -> Outcome {
     stage.needs_initramfs_tools("What opens by a sheet does not depend on what boots.")?;
-    let disks: Vec<PathBuf> = KINDS
-        .iter()
-        .map(|kind| stage.folder().join(format!("{}.raw", kind.name)))
-        .collect();
-    for path in &disks {
-        File::create(path)?.set_len(32 << 20)?;
-    }
+    let disks = images(stage, KINDS.iter().map(|kind| kind.name))?;
     let sheets = sheets(stage, &disks)?;
     // Made anew: it never had latchkey.
     let other = stage.plain_disk()?;
     // The folder with latchkey is not plugged in here, so that the disks' letters differ.
-    let spec = disks
-        .iter()
-        .fold(stage.machine(&other, "without").systemd(), |spec, disk| {
-            spec.data_disk(disk)
-        });
+    let spec = with_disks(stage.machine(&other, "without").systemd(), &disks);
     let mut machine = Machine::start(&spec)?;
     machine.answer(stage.native_prompt(), PASSPHRASE)?;
     machine.up()?;
@@ -103,7 +91,7 @@ fn sheets(stage: &Stage, disks: &[PathBuf]) -> Result<Vec<String>, Failure> {
     let (_, archive) = stage.own_installation()?;
     let disk = stage.plain_disk()?;
     let spec = stage.machine(&disk, "with").systemd().payload(&archive);
-    let spec = disks.iter().fold(spec, |spec, disk| spec.data_disk(disk));
+    let spec = with_disks(spec, disks);
     let mut machine = Machine::start(&spec)?;
     machine.answer(stage.native_prompt(), PASSPHRASE)?;
     machine.up()?;
@@ -122,15 +110,10 @@ fn sheets(stage: &Stage, disks: &[PathBuf]) -> Result<Vec<String>, Failure> {
             proof,
         } = kind;
         let said = machine.check(&format!(
-            "set -e\n\
-             PASSPHRASE='{PASSPHRASE}' DISK=/dev/disk/by-id/virtio-data{number}\n\
-             {make}\n\
-             mkfs.ext4 -q /dev/mapper/{name}\n\
-             mount /dev/mapper/{name} /mnt\n\
-             echo 'this is {name}' > /mnt/file\n\
-             umount /mnt\n\
+            "{}\
              echo {name} $DISK none {options} >> /etc/crypttab\n\
-             latchkey recovery-key $DISK {proof} 2>/run/rig/said || {{ cat /run/rig/said; exit 1; }}"
+             latchkey recovery-key $DISK {proof} 2>/run/rig/said || {{ cat /run/rig/said; exit 1; }}",
+            filling(number, name, make)
         ))?;
         // What cryptsetup said stands before it.
         let begin = said.find("Recovery sheet for").ok_or(said.clone())?;

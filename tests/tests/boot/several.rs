@@ -12,7 +12,7 @@ use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
 use latchkey_tests::tool;
 use serde_json::Value;
 
-use crate::data_disks::{Bound, DataDisk, holds};
+use crate::data_disks::{BY_PASSPHRASE, Bound, DataDisk, LUKS2, holds, with_disks};
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "D4 eight volumes open in one boot with one request; D3, D6, D7 one that is broken, read-only or there twice holds up no other",
@@ -112,11 +112,7 @@ fn troubled(stage: &Stage, bound: &Bound, disks: &[DataDisk]) -> Outcome {
 fn with_trouble(stage: &Stage, bound: &Bound, copy: &Path) -> Spec {
     let mut disks: Vec<_> = bound.data.iter().collect();
     let read_only = disks.remove(READ_ONLY - 1);
-    let spec = disks
-        .iter()
-        .fold(stage.machine(&bound.root, "troubled"), |spec, disk| {
-            spec.data_disk(disk)
-        });
+    let spec = with_disks(stage.machine(&bound.root, "troubled"), disks);
     let drive = |id: &str, file: &Path, more: &str| {
         format!("file={},format=raw,if=none,id={id}{more}", file.display())
     };
@@ -157,13 +153,11 @@ fn opened(machine: &mut Machine, name: &str) -> Result<Duration, Failure> {
 fn data_disk(number: usize) -> DataDisk {
     DataDisk {
         name: format!("data{number}"),
-        make: "printf %s \"$PASSPHRASE\" | cryptsetup luksFormat --batch-mode --type luks2 --pbkdf pbkdf2 \\\n\
-               --pbkdf-force-iterations 1000 --key-file - $DISK\n\
-               printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - $DISK $NAME",
+        make: LUKS2,
         bind: match number {
-            BROKEN | TWICE => "--options luks,initramfs,nofail --key-file /run/rig/passphrase",
-            READ_ONLY => "--options luks,initramfs,readonly --key-file /run/rig/passphrase",
-            _ => "--options luks,initramfs --key-file /run/rig/passphrase",
+            BROKEN | TWICE => format!("--options luks,initramfs,nofail {BY_PASSPHRASE}"),
+            READ_ONLY => format!("--options luks,initramfs,readonly {BY_PASSPHRASE}"),
+            _ => format!("--options luks,initramfs {BY_PASSPHRASE}"),
         },
         bare: false,
     }
