@@ -303,7 +303,7 @@ mod tests {
     use super::*;
     use crate::volume::crypttab::{Options, PlainOptions};
     use crate::volume::envelopes;
-    use crate::volume::open::volume_key_id;
+    use crate::volume::identity::volume_key_id;
     use crate::volume::plain::Settings;
     use crate::volume::testing::{PASSPHRASE, Volume, passphrase, sealed};
 

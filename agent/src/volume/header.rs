@@ -183,6 +183,46 @@ impl HeaderCopy {
             .map_err(HeaderError::Memory)
     }
 
+    /// Puts `digest` in the place of the one that keyslot `slot` has in the copy, so that another volume key passes.
+    ///
+    /// # Errors
+    /// `Memory`; `Damaged` if libcryptsetup does not take it, when a context is made.
+    pub fn replace_digest(&self, slot: u32, digest: &Value) -> Result<(), HeaderError> {
+        let mut json = self.json.clone();
+        let slot = Value::from(slot.to_string());
+        let of_slot = |digest: &&mut Value| {
+            let slots = digest["keyslots"].as_array();
+            slots.is_some_and(|slots| slots.contains(&slot))
+        };
+        let digests = json["digests"].as_object_mut();
+        let mut digests = digests.into_iter().flat_map(|all| all.values_mut());
+        if let (Some(old), Some(new)) = (digests.find(of_slot), digest.as_object()) {
+            for (field, value) in new {
+                old[field] = value.clone();
+            }
+        }
+        self.write(&json).map_err(HeaderError::Memory)
+    }
+
+    /// Writes both copies of the header anew, with `json`.
+    fn write(&self, json: &Value) -> io::Result<()> {
+        let text = serde_json::to_vec(json)?;
+        let mut binary = vec![0; BINARY];
+        self.copy.read_exact_at(&mut binary, 0)?;
+        let size = primary_size(&binary).ok_or(io::ErrorKind::InvalidData)?;
+        for start in [0, size] {
+            let mut copy = vec![0; usize::try_from(size).map_err(io::Error::other)?];
+            self.copy.read_exact_at(&mut copy[..BINARY], start)?;
+            let room = copy[BINARY..].get_mut(..text.len());
+            room.ok_or(io::ErrorKind::FileTooLarge)?
+                .copy_from_slice(&text);
+            let checksum = checksum(&copy);
+            copy[CHECKSUM.start..][..checksum.len()].copy_from_slice(&checksum);
+            self.copy.write_all_at(&copy, start)?;
+        }
+        Ok(())
+    }
+
     /// Makes the copy unchangeable, for this process too (memfd_create(2), F_ADD_SEALS).
     ///
     /// # Errors
@@ -265,11 +305,15 @@ pub fn require_primary(device: &Path) -> Result<(), HeaderError> {
 
 /// Whether a copy has the checksum that is written in it. libcryptsetup makes no other than SHA-256.
 fn is_whole(copy: &[u8]) -> bool {
+    copy[CHECKSUM_NAME].starts_with(b"sha256\0") && copy[CHECKSUM].starts_with(&checksum(copy))
+}
+
+fn checksum(copy: &[u8]) -> [u8; 32] {
     let mut digest = Sha256::new();
     digest.update(&copy[..CHECKSUM.start]);
     digest.update([0; CHECKSUM.end - CHECKSUM.start]);
     digest.update(&copy[CHECKSUM.end..]);
-    copy[CHECKSUM_NAME].starts_with(b"sha256\0") && copy[CHECKSUM].starts_with(&digest.finalize())
+    digest.finalize().into()
 }
 
 /// Whether a first copy is a mixture of two writes of the header that the second copy is of, with nothing foreign in it:

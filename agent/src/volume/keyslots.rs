@@ -23,6 +23,7 @@ use serde_json::Value;
 use super::context::{self, CryptError};
 use super::gate::{self, GateError, Position};
 use super::header::{self, HeaderCopy, HeaderError};
+use super::identity;
 use super::luks1::{self, Luks1Copy};
 use super::open::{self, KeyError};
 use super::tokens;
@@ -477,7 +478,7 @@ pub fn bound_facts(
         AnyHeader::Luks2(header) => {
             header.copy_keyslot(slot)?;
             header.seal()?;
-            let id = open::volume_key_id(&key_in(header.context())?, header.uuid());
+            let id = identity::volume_key_id(&key_in(header.context())?, header.uuid());
             let bound = gate::facts(header.json(), slot, id).map_err(unfit)?;
             let uuid = header.uuid().to_owned();
             gate::check(&uuid, header.json(), &uuid, &bound, position).map_err(unfit)?;
@@ -489,7 +490,7 @@ pub fn bound_facts(
         }
         AnyHeader::Luks1(header) => {
             let uuid = header.facts().uuid.clone();
-            let id = open::volume_key_id(&key_in(header.context())?, &uuid);
+            let id = identity::volume_key_id(&key_in(header.context())?, &uuid);
             let bound = luks1::bound_facts(header.facts(), slot, id).map_err(unfit)?;
             luks1::check(header.facts(), &uuid, &bound).map_err(unfit)?;
             let bound = Bound::Luks1(bound);

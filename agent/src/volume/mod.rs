@@ -15,6 +15,7 @@ pub mod envelopes;
 pub mod format;
 pub mod gate;
 pub mod header;
+pub mod identity;
 pub mod keyslots;
 pub mod luks1;
 pub mod mapping;

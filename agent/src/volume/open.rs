@@ -6,8 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hmac::{Hmac, KeyInit, Mac};
-use latchkey_protocol::encoding::{Bytes, length_prefixed};
+use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::envelope::{
     Bound, BoundLuks1, BoundLuks2, BoundPlain, MachineSecret, Token,
 };
@@ -15,19 +14,17 @@ use latchkey_secret::{SecretBytes, SecretError, process};
 use libcryptsetup_rs::CryptDevice;
 use libcryptsetup_rs::consts::flags::CryptActivate;
 use nix::errno::Errno;
-use sha2::Sha256;
-use subtle::ConstantTimeEq;
 
 use super::context::CryptError;
 use super::crypttab::{Entry, Options};
 use super::gate::{self, GateError, Position};
 use super::header::{HeaderCopy, HeaderError};
+use super::identity::{self, is_bound_key};
 use super::luks1::{self, Luks1Copy};
 use super::mapping;
 use super::place::{HeaderPlace, Kind, Place};
 use super::plain::{self, ContentError, Settings, SettingsError};
 
-const KEY_ID_DOMAIN: &[u8] = b"latchkey volume key v1";
 /// Most bytes of a volume key that dm-crypt takes: AES-XTS has 64, HMAC-SHA-512 for integrity another 64.
 pub(crate) const VOLUME_KEY_LIMIT: usize = 512;
 
@@ -57,8 +54,10 @@ pub enum OpenError {
         #[source]
         source: GateError,
     },
-    /// The machine secret does not open the bound keyslot.
-    #[error("the machine secret does not open keyslot {slot} of '{device}'")]
+    /// The machine secret does not open the bound keyslot, or that holds another volume key than the bound one.
+    #[error(
+        "the machine secret does not open keyslot {slot} of '{device}' to the volume key that was bound"
+    )]
     WrongSecret {
         /// The device.
         device: PathBuf,
@@ -77,7 +76,7 @@ pub enum OpenError {
         #[source]
         source: ContentError,
     },
-    /// The keyslot holds another volume key than the bound one, or the machine secret of a plain volume is wrong.
+    /// The keyslot of LUKS1 holds another volume key than the bound one, or the machine secret of a plain volume is wrong.
     #[error(
         "refused to open '{device}' automatically: its volume key is not the one that was bound"
     )]
@@ -229,6 +228,8 @@ impl Attempt<'_> {
         gate::check(header.uuid(), header.json(), self.uuid, bound, position)
             .map_err(|source| self.gate(source))?;
         header.copy_keyslot(bound.keyslot)?;
+        let digest = identity::luks2_digest(self.uuid, &bound.volume_key_id);
+        header.replace_digest(bound.keyslot, &digest)?;
         header.seal()?;
         let mut context = header.context().map_err(|source| self.failed(source))?;
         let key = self.keyslot(&mut context, bound.keyslot)?;
@@ -368,24 +369,6 @@ pub(crate) fn activate(
     );
     process::wipe_stack();
     Ok(result?)
-}
-
-/// HMAC-SHA-256 of a volume key: tells volume keys apart and gives nothing of them away.
-///
-/// # Panics
-/// Never: HMAC takes keys of any length.
-pub fn volume_key_id(key: &SecretBytes, uuid: &str) -> Bytes<32> {
-    let mut mac =
-        Hmac::<Sha256>::new_from_slice(key.expose_secret()).expect("HMAC takes keys of any length");
-    mac.update(&length_prefixed(&[KEY_ID_DOMAIN, uuid.as_bytes()]));
-    let id = Bytes(mac.finalize().into_bytes().into());
-    process::wipe_stack();
-    id
-}
-
-/// Whether `key` is the volume key that was bound, in constant time.
-pub(crate) fn is_bound_key(key: &SecretBytes, uuid: &str, bound: &Bytes<32>) -> bool {
-    volume_key_id(key, uuid).0.ct_eq(&bound.0).into()
 }
 
 fn flags(options: &Options) -> CryptActivate {

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::backup::{self, BackupError};
 use super::gate::{GateError, Position};
 use super::header::{HeaderCopy, HeaderError};
+use super::identity;
 use super::keyslots::{self, KeyslotError};
 use super::open::{self, OpenError, check_automatically};
 use super::testing::{BoundVolume, PASSPHRASE, Volume, passphrase};
@@ -84,7 +85,7 @@ fn what_was_copied_is_opened_whatever_the_device_says_later() {
     let secret = bound.secret.0.expose_secret();
     let key = open::volume_key(&mut context, facts.keyslot, secret).unwrap();
     assert_eq!(
-        open::volume_key_id(&key, &bound.token.uuid),
+        identity::volume_key_id(&key, &bound.token.uuid),
         facts.volume_key_id
     );
     typed.matches_bound(&bound.token).unwrap();
@@ -118,6 +119,50 @@ fn the_second_copy_of_a_header_is_enough() {
 }
 
 #[test]
+fn the_bound_volume_key_counts_and_not_the_digest_in_the_header() {
+    let bound = Volume::luks2().bind();
+    for (field, value) in [
+        ("digest", "o9xRdd8WmjFUiZFRwtSyEVgsqrQKUbS9WtpdqGkIGXw="),
+        ("salt", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+    ] {
+        let header = HeaderCopy::read(bound.volume.path()).unwrap();
+        let before = header.json()["digests"]["0"][field].clone();
+        bound
+            .volume
+            .forge(|json| json["digests"]["0"][field] = value.into());
+        check(&bound).unwrap();
+        let error = check_passphrase(bound.volume.path(), &passphrase(PASSPHRASE)).unwrap_err();
+        assert!(
+            matches!(error, PassphraseError::WrongPassphrase(_)),
+            "{error}"
+        );
+        bound
+            .volume
+            .forge(|json| json["digests"]["0"][field] = before.clone());
+    }
+    check_passphrase(bound.volume.path(), &passphrase(PASSPHRASE)).unwrap();
+}
+
+#[test]
+fn a_digest_is_replaced_in_both_copies_and_nothing_else_is() {
+    let bound = Volume::luks2().bind();
+    bound.volume.wipe(0, 4096);
+    let header = HeaderCopy::read(bound.volume.path()).unwrap();
+    let id = bound.luks2_facts().volume_key_id;
+    let digest = identity::luks2_digest(&bound.token.uuid, &id);
+    header.replace_digest(1, &digest).unwrap();
+    header.seal().unwrap();
+    let mut expected = header.json().clone();
+    for (field, value) in digest.as_object().unwrap() {
+        expected["digests"]["0"][field] = value.clone();
+    }
+    assert_ne!(expected, *header.json());
+    let mut context = header.context().unwrap();
+    let json = context.status_handle().dump_json().unwrap();
+    assert_eq!(json, expected);
+}
+
+#[test]
 fn the_volume_key_of_another_volume_is_refused() {
     // T9: the attacker knows the token and gives his own volume the same UUID, keyslot and machine secret.
     let bound = Volume::luks2().bind();
@@ -128,7 +173,7 @@ fn the_volume_key_of_another_volume_is_refused() {
     drop(context);
     keyslots::add_keyslot(own.path(), 1, &passphrase(PASSPHRASE), &bound.secret).unwrap();
     let error = check_automatically(&own.place(), &bound.token, &bound.secret).unwrap_err();
-    assert!(matches!(error, OpenError::WrongVolumeKey { .. }), "{error}");
+    assert!(matches!(error, OpenError::WrongSecret { .. }), "{error}");
     let typed = check_passphrase(own.path(), &passphrase(PASSPHRASE)).unwrap();
     assert_eq!(typed.matches_bound(&bound.token), Err(Mismatch::VolumeKey));
 }
@@ -698,7 +743,7 @@ fn mappings_are_made_from_the_checked_copy_and_taken_down() {
     };
     facts.volume_key_id.0[0] ^= 1;
     let error = open(&bound).unwrap_err();
-    assert!(matches!(error, OpenError::WrongVolumeKey { .. }), "{error}");
+    assert!(matches!(error, OpenError::WrongSecret { .. }), "{error}");
     assert!(!name_is_taken(name));
 
     // Between check and mapping the header goes away: the copy is what is opened.

@@ -22,6 +22,7 @@ use super::context::CryptError;
 use super::crypttab::Entry;
 use super::gate::{self, GateError, Position};
 use super::header::{HeaderCopy, HeaderError};
+use super::identity;
 use super::luks1::{self, Luks1Copy};
 use super::open::{self, KeyError, Opened, VOLUME_KEY_LIMIT};
 use super::place::{HeaderPlace, Place};
@@ -203,7 +204,7 @@ fn check_plain(
         KeyError::Secret(error) => PassphraseError::Secret(error),
         KeyError::Crypt(source) => failed(source),
     })?;
-    if !open::is_bound_key(&key, &token.uuid, &bound.volume_key_id) {
+    if !identity::is_bound_key(&key, &token.uuid, &bound.volume_key_id) {
         return Err(wrong());
     }
     Ok(TypedKey {
@@ -284,7 +285,7 @@ impl TypedKey {
             }
             _ => return Err(Mismatch::Kind),
         };
-        if open::is_bound_key(&self.key, &self.uuid, bound_key) {
+        if identity::is_bound_key(&self.key, &self.uuid, bound_key) {
             Ok(())
         } else {
             Err(Mismatch::VolumeKey)

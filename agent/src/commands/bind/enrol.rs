@@ -15,8 +15,9 @@ use crate::date;
 use crate::files::{Files, FilesError};
 use crate::volume::backup::{self, BackupError};
 use crate::volume::crypttab::Entry;
+use crate::volume::identity;
 use crate::volume::keyslots::{self, KeyslotError};
-use crate::volume::open::{self, KeyError};
+use crate::volume::open::KeyError;
 use crate::volume::place::HeaderPlace;
 use crate::volume::plain::{self, ContentError, Settings};
 use crate::volume::tokens;
@@ -253,7 +254,7 @@ impl Look<'_> {
         log::info!("the volume holds {content}");
         // Any name will do: nothing on the device has one.
         let uuid = VolumeId::random().map_err(BindError::Random)?.to_string();
-        let id = open::volume_key_id(&key, &uuid);
+        let id = identity::volume_key_id(&key, &uuid);
         Ok(Ok(Enrolment::Plain {
             uuid,
             secret,
