@@ -67,6 +67,8 @@ pub enum Event {
     NotActivated(VolumeIndex, String),
     /// [`Action::Activate`] found something that the native unlocker has to decide: what.
     Left(VolumeIndex, String),
+    /// There is a mapping of its name that we did not make: whose.
+    Taken(VolumeIndex, String),
     /// The boot goes on without us.
     Stop,
 }

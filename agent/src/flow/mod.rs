@@ -146,6 +146,7 @@ impl Flow {
                 volume.state = State::Locked;
             }
             Event::Left(index, why) => self.volumes[index].leave(index, &why, &mut actions),
+            Event::Taken(index, why) => self.taken(index, &why, &mut actions),
             Event::Stop => {
                 self.finish(Outcome::Stopped, &mut actions);
                 return actions;
@@ -245,6 +246,18 @@ impl Flow {
         };
         actions.push(Action::Say(format!("'{}' was opened {how}", volume.name)));
         volume.state = State::Open;
+    }
+
+    fn taken(&mut self, index: VolumeIndex, why: &str, actions: &mut Vec<Action>) {
+        // While we open it the mapping may be ours.
+        if !self.volumes[index].is_locked() {
+            return;
+        }
+        if self.prompt == Prompt::Shown(index) {
+            actions.push(Action::EndPrompt);
+            self.prompt = Prompt::Absent;
+        }
+        self.volumes[index].leave(index, why, actions);
     }
 
     fn not_opened(

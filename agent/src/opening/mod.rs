@@ -31,7 +31,8 @@ use crate::unit_name;
 use crate::unlock::service_manager;
 use crate::volume::CryptError;
 use crate::volume::crypttab::{Entry, Key};
-use crate::volume::mapping;
+use crate::volume::mapping::{self, Holder};
+use crate::volume::place::Place;
 use asking::Asker;
 use typing::Typing;
 
@@ -218,7 +219,7 @@ impl Opener<'_> {
                 typed = typing.answer() => if let Some(how) = typing.try_answer(typed) {
                     return Ok(Ended::Open(how));
                 },
-                _ = look.tick() => if mapping::name_is_taken(&self.entry.name) {
+                _ = look.tick() => if self.is_open() {
                     return Ok(Ended::Open("open".to_owned()));
                 },
                 () = sleep_until(begin + GRACE), if !is_ready => {
@@ -230,6 +231,13 @@ impl Opener<'_> {
                 _ = interrupt.recv() => return Ok(Ended::Stopped),
             }
         }
+    }
+
+    /// Whether somebody else opened the volume.
+    fn is_open(&self) -> bool {
+        let place = Place::of_entry(self.entry, self.files).ok().flatten();
+        place
+            .is_some_and(|place| mapping::holder(&self.entry.name, &place.device) == Holder::Volume)
     }
 
     /// To the unit's status, and to the journal where it is news.

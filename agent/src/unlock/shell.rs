@@ -9,7 +9,7 @@ use latchkey_protocol::RequestId;
 use latchkey_secret::SecretBytes;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use tokio::time::{Instant as TokioInstant, sleep, sleep_until};
+use tokio::time::{Instant as TokioInstant, interval, sleep, sleep_until};
 
 use super::asker::Answered;
 use super::boot::Boot;
@@ -18,7 +18,7 @@ use super::credentials::Credentials;
 use super::prompt::{Companion, Failures, Prompt, PromptResult, Question, Way};
 use super::runtime::Runtime;
 use super::session::Session;
-use super::worker::{Job, Worker};
+use super::worker::{Job, Worker, is_taken};
 use crate::failure::{chain, printable};
 use crate::files::Files;
 use crate::flow::{Action, Answer, Event, Flow, Header, Outcome, Plan, ServerIndex, VolumeIndex};
@@ -27,6 +27,8 @@ use crate::volume::crypttab::Entry;
 
 /// How often to look for a device that is missing.
 const DEVICE_PAUSE: Duration = Duration::from_millis(50);
+/// How often to look whether somebody else opened a volume.
+const MAPPING_PAUSE: Duration = Duration::from_secs(1);
 /// How long the network's configuration may take to go.
 const NETWORK_LIMIT: Duration = Duration::from_secs(5);
 
@@ -156,6 +158,7 @@ impl Shell {
         self.start_network();
         let (mut flow, actions) = Flow::start(plan);
         let mut outcome = self.perform(actions).await;
+        let mut look = interval(MAPPING_PAUSE);
         while outcome.is_none() {
             self.look_for_devices();
             let wake = self.started + self.wake.unwrap_or(Duration::from_secs(3600));
@@ -165,6 +168,10 @@ impl Shell {
                 _ = terminate.recv() => Some(Event::Stop),
                 Some(message) = self.messages.recv() => self.received(message),
                 Some(event) = next(&mut self.network) => Some(self.network_event(event)),
+                _ = look.tick() => {
+                    self.look_for_mappings();
+                    None
+                }
                 () = sleep(DEVICE_PAUSE), if missing => None,
                 () = sleep_until(TokioInstant::from_std(wake)) => Some(Event::Tick),
             };
@@ -210,6 +217,19 @@ impl Shell {
         self.devices
             .iter()
             .any(|device| matches!(device, Device::Missing))
+    }
+
+    /// Sees which volumes somebody else opened, of those that are not done.
+    fn look_for_mappings(&self) {
+        for (index, device) in self.devices.iter().enumerate() {
+            let name = &self.entries[index].name;
+            if let Device::Present(path) = device
+                && self.runtime.holds(name)
+                && let Some(why) = is_taken(name, path)
+            {
+                let _ = self.sender.send(Message::Worker(Event::Taken(index, why)));
+            }
+        }
     }
 
     fn look_for_devices(&mut self) {

@@ -3,7 +3,7 @@
 //! Key derivation can take seconds; meanwhile the network, the prompt and the key servers go on.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
@@ -17,6 +17,7 @@ use crate::files::Files;
 use crate::flow::{Event, Header, Refusal, Tried, VolumeIndex};
 use crate::volume::binding::{self, At};
 use crate::volume::crypttab::Entry;
+use crate::volume::mapping::{self, Holder};
 use crate::volume::open::{OpenError, open_automatically};
 use crate::volume::place::{HeaderPlace, Kind, Place};
 use crate::volume::plain::{self, ContentError};
@@ -130,6 +131,9 @@ impl Volumes {
 
     fn probe(&mut self, volume: VolumeIndex, device: PathBuf) -> Header {
         let entry = &self.entries[volume];
+        if let Some(why) = is_taken(&entry.name, &device) {
+            return Header::LeftAlone(why);
+        }
         let place = Place::of(&entry.options, device, self.files.root());
         let (header, token) = look(&self.files, &entry.name, &place);
         self.found[volume] = Some((place, token));
@@ -161,7 +165,7 @@ impl Volumes {
                 _ => Refusal::Share(error.to_string()),
             })?;
         match open_automatically(&self.entries[volume], place, token, &secret) {
-            Ok(_) => Ok(()),
+            Ok(_) | Err(OpenError::AlreadyOpen(_)) => Ok(()),
             Err(error @ OpenError::Secret(_)) => Err(Refusal::Share(chain(&error))),
             Err(error) => Err(Refusal::Gate(chain(&error))),
         }
@@ -199,8 +203,10 @@ impl Volumes {
                 .map(|mismatch| chain(&mismatch)),
             _ => None,
         };
-        key.activate(&self.entries[volume])?;
-        Ok(warning)
+        match key.activate(&self.entries[volume]) {
+            Ok(_) | Err(PassphraseError::AlreadyOpen(_)) => Ok(warning),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
@@ -223,6 +229,15 @@ impl From<PassphraseError> for NotMapped {
             } => Self::Unknown(why),
             _ => Self::Failed(why),
         }
+    }
+}
+
+/// Why no mapping of that name can be made for the volume on `device`: there is one, which somebody else made.
+pub fn is_taken(name: &str, device: &Path) -> Option<String> {
+    match mapping::holder(name, device) {
+        Holder::Nobody => None,
+        Holder::Volume => Some("somebody opened it".to_owned()),
+        Holder::Other(what) => Some(format!("{what} has its name")),
     }
 }
 
@@ -296,7 +311,6 @@ fn is_of_another_kind(place: &Place, token: &Token) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
 
     use latchkey_protocol::envelope::{BoundLuks1, MachineSecret};
 

@@ -116,25 +116,9 @@ impl HeaderCopy {
             source,
         };
         let source = File::open(device).map_err(unreadable)?;
-        let mut metadata = vec![0; BINARY];
-        source.read_exact_at(&mut metadata, 0).map_err(unreadable)?;
-        // A reformatted device may still hold the second copy of the LUKS2 header that it had before.
-        if metadata.starts_with(MAGIC_LUKS1) {
-            return Err(HeaderError::NotLuks2(device.to_owned()));
-        }
-        let size = match primary_size(&metadata) {
-            Some(size) => {
-                let rest = read_rest(&source, &mut metadata, 2 * size);
-                rest.map_err(unreadable)?;
-                size
-            }
-            // Only the secondary header is left: it lies at one of the known places.
-            None => read_until_secondary(&source, &mut metadata)
-                .map_err(unreadable)?
-                .ok_or_else(|| HeaderError::NotLuks2(device.to_owned()))?,
-        };
-        debug_assert_eq!(metadata.len() as u64, 2 * size);
-
+        let metadata = read_metadata(|area, at| source.read_exact_at(area, at))
+            .map_err(unreadable)?
+            .ok_or_else(|| HeaderError::NotLuks2(device.to_owned()))?;
         let copy = anonymous_file(&metadata).map_err(HeaderError::Memory)?;
         let mut header = Self {
             copy,
@@ -332,20 +316,58 @@ fn primary_size(binary: &[u8]) -> Option<u64> {
     (binary.starts_with(MAGIC_PRIMARY) && METADATA_SIZES.contains(&size)).then_some(size)
 }
 
-/// Reads on until a secondary header was found and read to its end; returns the size of one area.
-fn read_until_secondary(source: &File, metadata: &mut Vec<u8>) -> io::Result<Option<u64>> {
+/// Both metadata areas; `None` if there is no LUKS2 header. One area that the disk cannot read is zeros, as if something had
+/// been written over it: libcryptsetup takes the other.
+fn read_metadata(read: impl Fn(&mut [u8], u64) -> io::Result<()>) -> io::Result<Option<Vec<u8>>> {
+    let mut binary = vec![0; BINARY];
+    let broken = unless_broken(read(&mut binary, 0))?;
+    // A reformatted device may still hold the second copy of the LUKS2 header that it had before.
+    if binary.starts_with(MAGIC_LUKS1) {
+        return Ok(None);
+    }
+    let size = match primary_size(&binary) {
+        Some(size) => Some(size),
+        None => size_by_secondary(&read)?,
+    };
+    let Some(size) = size else {
+        return broken.map_or(Ok(None), Err);
+    };
+    let half = usize::try_from(size).map_err(io::Error::other)?;
+    let mut metadata = vec![0; 2 * half];
+    let (primary, secondary) = metadata.split_at_mut(half);
+    let first = unless_broken(read(primary, 0))?;
+    let second = unless_broken(read(secondary, size))?;
+    match (first, second) {
+        (Some(error), Some(_)) => return Err(error),
+        (Some(_), None) => primary.fill(0),
+        (None, Some(_)) => secondary.fill(0),
+        (None, None) => {}
+    }
+    Ok(Some(metadata))
+}
+
+/// The size of one area, of which only the second begins as it should: it lies at one of the known places.
+fn size_by_secondary(read: impl Fn(&mut [u8], u64) -> io::Result<()>) -> io::Result<Option<u64>> {
+    let mut binary = vec![0; BINARY];
     for size in METADATA_SIZES {
-        let start = usize::try_from(size).map_err(io::Error::other)?;
-        match read_rest(source, metadata, size + BINARY as u64) {
+        match unless_broken(read(&mut binary, size)) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-            result => result?,
-        }
-        if metadata[start..].starts_with(MAGIC_SECONDARY) {
-            read_rest(source, metadata, 2 * size)?;
-            return Ok(Some(size));
+            result => match result? {
+                None if binary.starts_with(MAGIC_SECONDARY) => return Ok(Some(size)),
+                _ => {}
+            },
         }
     }
     Ok(None)
+}
+
+/// Tells what the disk could not read from a file that ends.
+fn unless_broken(read: io::Result<()>) -> io::Result<Option<io::Error>> {
+    match read {
+        Ok(()) => Ok(None),
+        Err(error) if error.raw_os_error().is_some() => Ok(Some(error)),
+        Err(error) => Err(error),
+    }
 }
 
 /// Reads from where `metadata` ends to `length`.
@@ -378,4 +400,61 @@ pub(super) fn anonymous_file(content: &[u8]) -> io::Result<File> {
     file.set_len(HEADER_LIMIT)?;
     file.write_all_at(content, 0)?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AREA: usize = 0x4000;
+
+    /// What is read of two whole areas where the sectors at `broken` cannot be.
+    fn read_with(broken: &[usize]) -> io::Result<Option<Vec<u8>>> {
+        let disk = disk();
+        read_metadata(|area, at| {
+            let from = usize::try_from(at).unwrap();
+            let range = from..from + area.len();
+            if broken.iter().any(|sector| range.contains(sector)) {
+                area.fill(0xff);
+                return Err(io::Error::from_raw_os_error(nix::libc::EIO));
+            }
+            let bytes = disk.get(range).ok_or(io::ErrorKind::UnexpectedEof)?;
+            area.copy_from_slice(bytes);
+            Ok(())
+        })
+    }
+
+    fn disk() -> Vec<u8> {
+        let mut disk = vec![0x7b; 2 * AREA];
+        for (at, magic) in [(0, MAGIC_PRIMARY), (AREA, MAGIC_SECONDARY)] {
+            disk[at..at + 8].copy_from_slice(magic);
+            disk[at + 8..at + 16].copy_from_slice(&(AREA as u64).to_be_bytes());
+        }
+        disk
+    }
+
+    #[test]
+    fn of_two_copies_one_that_can_be_read_is_enough() {
+        // D5.
+        let whole = disk();
+        assert_eq!(read_with(&[]).unwrap().unwrap(), whole);
+        for (broken, lost) in [
+            (0, 0..AREA),
+            (512, 0..AREA),
+            (AREA - 512, 0..AREA),
+            (AREA, AREA..2 * AREA),
+            (2 * AREA - 512, AREA..2 * AREA),
+        ] {
+            let mut expected = whole.clone();
+            expected[lost].fill(0);
+            assert!(
+                read_with(&[broken]).unwrap().unwrap() == expected,
+                "{broken}"
+            );
+        }
+        for broken in [[0, AREA], [512, AREA + 4096], [4096, 2 * AREA - 512]] {
+            let error = read_with(&broken).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(nix::libc::EIO), "{broken:?}");
+        }
+    }
 }

@@ -33,6 +33,37 @@ pub struct Mapping {
     pub device: PathBuf,
 }
 
+/// Who has a mapping's name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// Nobody: it can be made.
+    Nobody,
+    /// The volume that it is for: somebody opened that already.
+    Volume,
+    /// Something else: what, for people.
+    Other(String),
+}
+
+/// Who has the name `name`, which is for the volume on `device`.
+pub fn holder(name: &str, device: &Path) -> Holder {
+    holder_below(Path::new("/"), name, device)
+}
+
+fn holder_below(root: &Path, name: &str, device: &Path) -> Holder {
+    let device = fs::canonicalize(device).unwrap_or_else(|_| device.to_owned());
+    let taken = devices(root)
+        .into_iter()
+        .find(|path| read(&path.join("dm/name")).as_deref() == Some(name));
+    match taken.map(|path| read_mapping(&path)) {
+        None => Holder::Nobody,
+        Some(Some(mapping)) if mapping.device == device => Holder::Volume,
+        Some(Some(mapping)) => {
+            Holder::Other(format!("the volume on '{}'", mapping.device.display()))
+        }
+        Some(None) => Holder::Other("a mapping that encrypts nothing".to_owned()),
+    }
+}
+
 /// The mapping called `name`, if dm-crypt made it.
 pub fn mapping(name: &str) -> Option<Mapping> {
     all_below(Path::new("/"))
@@ -251,6 +282,26 @@ mod tests {
                 .map(|(format, uuid)| (format.as_str(), uuid.as_deref()));
             assert_eq!(parsed, expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_name_is_the_volumes_or_somebody_elses() {
+        let root = sysfs(&[
+            (
+                "dm-0",
+                "root",
+                &format!("CRYPT-LUKS2-{VOLUME}-root"),
+                "vda3",
+            ),
+            ("dm-1", "data", "LVM-x", "vdb"),
+        ]);
+        let holder = |name: &str, device: &str| holder_below(root.path(), name, Path::new(device));
+        assert_eq!(holder("other", "/dev/vda3"), Holder::Nobody);
+        assert_eq!(holder("root", "/dev/vda3"), Holder::Volume);
+        let other = Holder::Other("the volume on '/dev/vda3'".to_owned());
+        assert_eq!(holder("root", "/dev/vdb"), other);
+        let other = Holder::Other("a mapping that encrypts nothing".to_owned());
+        assert_eq!(holder("data", "/dev/vdb"), other);
     }
 
     #[test]

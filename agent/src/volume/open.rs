@@ -21,7 +21,7 @@ use super::gate::{self, GateError, Position};
 use super::header::{HeaderCopy, HeaderError};
 use super::identity::{self, is_bound_key};
 use super::luks1::{self, Luks1Copy};
-use super::mapping;
+use super::mapping::{self, Holder};
 use super::place::{HeaderPlace, Kind, Place};
 use super::plain::{self, ContentError, Settings, SettingsError};
 
@@ -84,9 +84,17 @@ pub enum OpenError {
         /// The device.
         device: PathBuf,
     },
-    /// There is a mapping of that name already.
+    /// Somebody else opened it.
     #[error("'{0}' is open already")]
     AlreadyOpen(String),
+    /// Another mapping has its name.
+    #[error("{by} has the name '{name}'")]
+    NameTaken {
+        /// The mapping's name.
+        name: String,
+        /// What has it.
+        by: String,
+    },
     /// No memory for a secret.
     #[error(transparent)]
     Secret(#[from] SecretError),
@@ -118,16 +126,15 @@ pub fn open_automatically(
     if let Bound::Plain(_) = token.bound {
         look_into(&place.device, context, key)?;
     }
-    activate(context, &entry.name, &entry.options, key).map_err(|source| {
-        if source.is(Errno::EEXIST) {
-            OpenError::AlreadyOpen(entry.name.clone())
-        } else {
-            OpenError::Crypt {
-                device: place.device.clone(),
-                name: entry.name.clone(),
-                source,
-            }
-        }
+    let name = || entry.name.clone();
+    activate(context, entry, &place.device, key).map_err(|error| match error {
+        ActivateError::AlreadyOpen => OpenError::AlreadyOpen(name()),
+        ActivateError::NameTaken(by) => OpenError::NameTaken { name: name(), by },
+        ActivateError::Crypt(source) => OpenError::Crypt {
+            device: place.device.clone(),
+            name: name(),
+            source,
+        },
     })?;
     Ok(Opened {
         name: entry.name.clone(),
@@ -354,21 +361,41 @@ pub(crate) fn volume_key(
     Ok(key)
 }
 
-/// Makes the mapping. The header's persistent flags are added by libcryptsetup.
+/// Why there is no new mapping.
+#[derive(Debug)]
+pub(crate) enum ActivateError {
+    /// The volume has the one that it is to have.
+    AlreadyOpen,
+    /// Something else has its name: what.
+    NameTaken(String),
+    Crypt(CryptError),
+}
+
+/// Makes the mapping of `entry` on `device`. The header's persistent flags are added by libcryptsetup.
 pub(crate) fn activate(
     context: &mut CryptDevice,
-    name: &str,
-    options: &Options,
+    entry: &Entry,
+    device: &Path,
     key: &SecretBytes,
-) -> Result<(), CryptError> {
+) -> Result<(), ActivateError> {
+    let name = &entry.name;
     mapping::close_left_over(name);
     let result = context.activate_handle().activate_by_volume_key(
         Some(name),
         Some(key.expose_secret()),
-        flags(options),
+        flags(&entry.options),
     );
     process::wipe_stack();
-    Ok(result?)
+    let error = match result {
+        Ok(()) => return Ok(()),
+        Err(error) => CryptError::from(error),
+    };
+    // libcryptsetup says EEXIST of a name, EBUSY of a device that has a mapping.
+    Err(match mapping::holder(name, device) {
+        Holder::Volume => ActivateError::AlreadyOpen,
+        Holder::Other(by) if error.is(Errno::EEXIST) => ActivateError::NameTaken(by),
+        Holder::Other(_) | Holder::Nobody => ActivateError::Crypt(error),
+    })
 }
 
 fn flags(options: &Options) -> CryptActivate {

@@ -24,7 +24,7 @@ use super::gate::{self, GateError, Position};
 use super::header::{HeaderCopy, HeaderError};
 use super::identity;
 use super::luks1::{self, Luks1Copy};
-use super::open::{self, KeyError, Opened, VOLUME_KEY_LIMIT};
+use super::open::{self, ActivateError, KeyError, Opened, VOLUME_KEY_LIMIT};
 use super::place::{HeaderPlace, Place};
 use super::plain::{self, ContentError, Settings};
 
@@ -84,9 +84,17 @@ pub enum PassphraseError {
     /// Neither LUKS2 nor LUKS1.
     #[error("'{0}' has no LUKS header")]
     NotLuks(PathBuf),
-    /// There is a mapping of that name already.
+    /// Somebody else opened it.
     #[error("'{0}' is open already")]
     AlreadyOpen(String),
+    /// Another mapping has its name.
+    #[error("{by} has the name '{name}'")]
+    NameTaken {
+        /// The mapping's name.
+        name: String,
+        /// What has it.
+        by: String,
+    },
     /// No memory for a secret.
     #[error(transparent)]
     Secret(#[from] SecretError),
@@ -130,7 +138,7 @@ enum Header {
 /// Finds a keyslot that `passphrase` opens, and takes the volume key from it. Makes no mapping.
 ///
 /// # Errors
-/// Every variant of [`PassphraseError`] but `AlreadyOpen`. `Memory` only if no other keyslot opens.
+/// Every variant of [`PassphraseError`] but those of mappings. `Memory` only if no other keyslot opens.
 pub fn check_passphrase(
     device: &Path,
     passphrase: &SecretBytes,
@@ -150,7 +158,7 @@ pub fn volume_key(device: &Path, passphrase: &SecretBytes) -> Result<SecretBytes
 /// `keyslot=` is the only one that counts. Without its binding a plain volume is left to that.
 ///
 /// # Errors
-/// Every variant of [`PassphraseError`] but `AlreadyOpen`. `Memory` only if no other keyslot opens.
+/// Every variant of [`PassphraseError`] but those of mappings. `Memory` only if no other keyslot opens.
 pub fn check_typed(
     entry: &Entry,
     place: &Place,
@@ -236,17 +244,11 @@ impl TypedKey {
     /// passphrase on the wrong device makes noise of it.
     ///
     /// # Errors
-    /// `AlreadyOpen`, `Content`, `Crypt`.
+    /// `AlreadyOpen`, `NameTaken`, `Content`, `Crypt`.
     pub fn activate(&self, entry: &Entry) -> Result<Opened, PassphraseError> {
-        let failed = |source: CryptError| {
-            if source.is(Errno::EEXIST) {
-                PassphraseError::AlreadyOpen(entry.name.clone())
-            } else {
-                PassphraseError::Crypt {
-                    device: self.device.clone(),
-                    source,
-                }
-            }
+        let failed = |source: CryptError| PassphraseError::Crypt {
+            device: self.device.clone(),
+            source,
         };
         let mut context = self.context().map_err(failed)?;
         if let Header::Plain(_) = self.header {
@@ -255,7 +257,14 @@ impl TypedKey {
                 source,
             })?;
         }
-        open::activate(&mut context, &entry.name, &entry.options, &self.key).map_err(failed)?;
+        let name = || entry.name.clone();
+        open::activate(&mut context, entry, &self.device, &self.key).map_err(
+            |error| match error {
+                ActivateError::AlreadyOpen => PassphraseError::AlreadyOpen(name()),
+                ActivateError::NameTaken(by) => PassphraseError::NameTaken { name: name(), by },
+                ActivateError::Crypt(source) => failed(source),
+            },
+        )?;
         Ok(Opened {
             name: entry.name.clone(),
             device: self.device.clone(),
