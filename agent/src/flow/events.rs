@@ -49,6 +49,8 @@ pub enum Event {
     Found(VolumeIndex),
     /// A volume's device appeared and its header was read.
     Device(VolumeIndex, Header),
+    /// What people should know of a volume before they type its passphrase.
+    Warned(VolumeIndex, String),
     /// The answer to the [`Action::Ask`] of that number.
     Answered(u64, Answer),
     /// [`Action::Open`] made the mapping.

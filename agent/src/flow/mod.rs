@@ -117,6 +117,12 @@ impl Flow {
             Event::Device(volume, header) => {
                 self.device_appeared(now, volume, header, &mut actions);
             }
+            Event::Warned(index, why) => {
+                let volume = &self.volumes[index];
+                if !volume.is_done() {
+                    actions.push(Action::Say(format!("'{}': {why}", volume.name)));
+                }
+            }
             Event::Answered(number, answer) => self.answered(now, number, answer, &mut actions),
             Event::Opened(volume) => self.opened(volume, &mut actions),
             Event::NotOpened(volume, refusal) => {

@@ -21,7 +21,7 @@ use crate::volume::mapping::{self, Holder};
 use crate::volume::open::{OpenError, open_automatically};
 use crate::volume::place::{HeaderPlace, Kind, Place};
 use crate::volume::plain::{self, ContentError};
-use crate::volume::typed::{PassphraseError, TypedKey, check_typed};
+use crate::volume::typed::{self, PassphraseError, TypedKey, check_typed};
 
 /// The thread.
 #[derive(Debug)]
@@ -30,10 +30,10 @@ pub struct Worker {
     thread: JoinHandle<()>,
 }
 
-/// Something to do; each is answered by one event.
+/// Something to do, and the event that answers it.
 #[derive(Debug)]
 pub enum Job {
-    /// Read the header of a volume's device: `Device`.
+    /// Read the header of a volume's device: `Device`, and `Warned` if there is something to warn of.
     Probe(VolumeIndex, PathBuf),
     /// Open it with a released share: `Opened` or `NotOpened`.
     Open {
@@ -107,7 +107,13 @@ impl Volumes {
     fn work(mut self, jobs: &Receiver<Job>, event: impl Fn(Event)) {
         while let Ok(job) = jobs.recv() {
             event(match job {
-                Job::Probe(volume, device) => Event::Device(volume, self.probe(volume, device)),
+                Job::Probe(volume, device) => {
+                    event(Event::Device(volume, self.probe(volume, device)));
+                    match self.warning(volume) {
+                        Some(why) => Event::Warned(volume, why),
+                        None => continue,
+                    }
+                }
                 Job::Open {
                     volume,
                     server,
@@ -138,6 +144,13 @@ impl Volumes {
         let (header, token) = look(&self.files, &entry.name, &place);
         self.found[volume] = Some((place, token));
         header
+    }
+
+    /// Which keyslots nobody can open on this machine, so that it is known before somebody types in vain.
+    fn warning(&self, volume: VolumeIndex) -> Option<String> {
+        let (place, token) = self.found[volume].as_ref()?;
+        token.as_ref()?;
+        typed::beyond_memory(place.luks_header()?, typed::total_memory()?)
     }
 
     fn open(

@@ -15,7 +15,7 @@ use super::keyslots::{self, KeyslotError};
 use super::open::{self, OpenError, check_automatically};
 use super::testing::{BoundVolume, PASSPHRASE, Volume, passphrase};
 use super::tokens::{self, TokenError};
-use super::typed::{Attempt, Mismatch, PassphraseError, check_passphrase};
+use super::typed::{Attempt, Mismatch, PassphraseError, beyond_memory, check_passphrase};
 
 fn check(bound: &BoundVolume) -> Result<(), OpenError> {
     check_automatically(&bound.volume.place(), &bound.token, &bound.secret)
@@ -379,6 +379,7 @@ fn a_killed_keyslot_is_told_and_the_passphrase_still_works() {
 
 #[test]
 fn a_keyslot_that_needs_too_much_memory_hinders_no_other() {
+    // M1.
     let volume = Volume::luks2();
     let second = volume.add_passphrase("second");
     volume.forge(|json| {
@@ -403,6 +404,18 @@ fn a_keyslot_that_needs_too_much_memory_hinders_no_other() {
             .contains("needs 4096 MiB of memory, more than this machine has"),
         "{error}"
     );
+    let warning = |total| beyond_memory(volume.path(), total);
+    assert_eq!(
+        warning(1 << 20).as_deref(),
+        Some(
+            "keyslot 0 needs 4096 MiB of memory, this machine has 1024: its passphrase cannot be tried, those of other \
+             keyslots can"
+        )
+    );
+    assert_eq!(warning(8 << 20), None);
+    volume.forge(|json| json["keyslots"][second.to_string()]["priority"] = 0.into());
+    let alone = warning(1 << 20).unwrap();
+    assert!(alone.contains("no passphrase can be tried"), "{alone}");
 }
 
 #[test]

@@ -492,8 +492,32 @@ fn memory_cost(json: &Value, slot: u32) -> u64 {
         .unwrap_or(0)
 }
 
+/// Says which of the keyslots that a passphrase may open need more than `total` KiB of memory, if any does.
+pub fn beyond_memory(header: &Path, total: u64) -> Option<String> {
+    let header = HeaderCopy::read(header).ok()?;
+    let needed = |slot: u32| Some((slot, memory_cost(header.json(), slot)));
+    let (beyond, usable): (Vec<_>, Vec<_>) = usable_keyslots(header.json())
+        .into_iter()
+        .filter_map(needed)
+        .partition(|(_, needed)| *needed > total);
+    let mebibytes = beyond
+        .iter()
+        .map(|(_, needed)| needed.div_ceil(1024))
+        .max()?;
+    let slots: Vec<_> = beyond.iter().map(|(slot, _)| slot.to_string()).collect();
+    let slots = slots.join(", ");
+    let hope = match usable.is_empty() {
+        true => "no passphrase can be tried on this machine",
+        false => "its passphrase cannot be tried, those of other keyslots can",
+    };
+    Some(format!(
+        "keyslot {slots} needs {mebibytes} MiB of memory, this machine has {}: {hope}",
+        total / 1024
+    ))
+}
+
 /// KiB of memory that the machine has.
-fn total_memory() -> Option<u64> {
+pub fn total_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text
         .lines()

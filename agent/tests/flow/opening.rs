@@ -57,6 +57,39 @@ fn a_share_that_comes_while_a_passphrase_is_tried_waits_for_it() {
 }
 
 #[test]
+fn a_volume_that_somebody_else_opened_needs_no_prompt() {
+    // K7.
+    let mut rig = Rig::ready();
+    let actions = rig.event(Event::Taken(0, "somebody opened it".into()));
+    assert_eq!(actions[0], Action::EndPrompt);
+    assert!(actions.contains(&Action::Leave(0)), "{actions:?}");
+    assert!(rig.wiped && !rig.prompt);
+    assert_eq!(rig.finished, Some(Outcome::NothingBound));
+}
+
+#[test]
+fn the_mapping_that_is_being_made_is_nobody_elses() {
+    let mut rig = Rig::ready();
+    rig.answer(released());
+    let actions = rig.event(Event::Taken(0, "somebody opened it".into()));
+    assert!(!actions.contains(&Action::Leave(0)), "{actions:?}");
+    rig.event(Event::Opened(0));
+    assert_eq!(rig.finished, Some(Outcome::Open));
+}
+
+#[test]
+fn what_cannot_be_typed_is_said_beside_the_prompt() {
+    // M1.
+    let mut rig = Rig::ready();
+    let actions = rig.event(Event::Warned(0, "keyslot 0 needs 1024 MiB".into()));
+    Rig::expect(
+        &actions,
+        |action| matches!(action, Action::Say(line) if line.contains("needs 1024 MiB")),
+    );
+    assert!(rig.prompt);
+}
+
+#[test]
 fn the_gate_ends_automatic_opening_and_keeps_the_prompt() {
     let mut rig = Rig::ready();
     rig.answer(released());
