@@ -210,6 +210,27 @@ impl Machine {
         Ok(())
     }
 
+    /// Pulls out the device that QEMU calls `id`; returns when the guest let it go.
+    ///
+    /// # Errors
+    /// `Qmp` if QEMU refuses, `StillRuns` if the guest does not.
+    pub fn unplug(&mut self, id: &str) -> Result<(), MachineError> {
+        self.qmp.execute("device_del", json!({ "id": id }))?;
+        let begin = Instant::now();
+        loop {
+            let devices = json!({ "path": "/machine/peripheral" });
+            let devices = self.qmp.execute("qom-list", devices)?;
+            let mut devices = devices.as_array().into_iter().flatten();
+            if !devices.any(|device| device["name"] == id) {
+                return Ok(());
+            }
+            if begin.elapsed() > PATIENCE {
+                return Err(MachineError::StillRuns { limit: PATIENCE });
+            }
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+
     /// Slows reading from the disk down to so many bytes per second, or lets it run free again.
     ///
     /// # Errors

@@ -27,6 +27,7 @@ mod secrets;
 mod servers;
 mod several;
 mod thieves;
+mod trouble;
 mod typing;
 mod unattended;
 mod verdicts;
