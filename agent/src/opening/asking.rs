@@ -207,6 +207,8 @@ impl<'a> Asker<'a> {
                 match open_automatically(self.entry, place, token, &secret) {
                     Ok(_) => Round::Open(format!("open: key server {} released it", id.short())),
                     Err(OpenError::AlreadyOpen(_)) => Round::Open("open".to_owned()),
+                    // Whoever has the name may give it back.
+                    Err(error @ OpenError::NameTaken { .. }) => Round::Wait(chain(&error), None),
                     Err(error) => Round::Wait(chain(&error), Some(LONG_PAUSE)),
                 }
             }

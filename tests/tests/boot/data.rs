@@ -10,7 +10,8 @@ use latchkey_tests::machine::{Machine, Spec};
 use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "a data volume opens in the running system when its key server is back, and the boot does not wait for it",
+    name: "a data volume opens in the running system when its key server is back, and the boot does not wait for it; K7, K8 what \
+           somebody else opened is open, a name that is taken is not",
     play: data_volume,
 }];
 
@@ -110,6 +111,7 @@ fn data_volume(stage: &Stage) -> Outcome {
     let said = status(&mut machine)?;
     ensure(said.contains("open: key server"), || said.clone())?;
     by_hand(&mut machine, &mut server)?;
+    taken(&mut machine, &mut server)?;
     machine.power_off()?;
     let console = std::fs::read(stage.logs().join("away.log"))?;
     let console = String::from_utf8_lossy(&console);
@@ -164,6 +166,35 @@ fn by_hand(machine: &mut Machine, server: &mut KeyServer) -> Outcome {
     machine.check_within(FOLLOWED, LIMIT)?;
     let said = status(machine)?;
     ensure(said.contains("a passphrase was typed"), || said.clone())
+}
+
+/// Rows K7 and K8: somebody else opens the volume, or gives its name to something else.
+fn taken(machine: &mut Machine, server: &mut KeyServer) -> Outcome {
+    let unit = r"'latchkey@my\x2ddata.service'";
+    let again = format!("systemctl stop {unit}; systemctl start {unit}");
+    machine.check(&format!(
+        "{again}
+         printf %s '{PASSPHRASE}' |
+             cryptsetup open --key-file - /dev/disk/by-id/virtio-data0 my-data
+         {STARTED}"
+    ))?;
+    machine.check_within(FOLLOWED, LIMIT)?;
+    machine.check(&format!("systemctl stop {unit}"))?;
+    machine.check(CLOSED)?;
+
+    server.start(PORT)?;
+    machine.check(&format!(
+        "dmsetup create my-data --table '0 8 zero'; systemctl start {unit}; sleep 5"
+    ))?;
+    let said = status(machine)?;
+    ensure(
+        said.contains("a mapping that encrypts nothing has the name 'my-data'"),
+        || format!("systemctl status says '{said}'"),
+    )?;
+    machine.check("dmsetup table my-data | grep zero && ! mountpoint -q /srv/data")?;
+    machine.check(&format!("dmsetup remove my-data\n{STARTED}"))?;
+    machine.check_within(FOLLOWED, LIMIT)?;
+    Ok(())
 }
 
 /// A machine that is up, with all of its boot done.
