@@ -14,6 +14,7 @@ mod memory;
 mod packet;
 pub mod process;
 pub mod udev;
+pub mod udev_wait;
 pub mod wiping_free;
 pub mod x25519;
 

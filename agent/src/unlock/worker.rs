@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use latchkey_protocol::envelope::{Bound, EnvelopeError, PlainSecret, Released, Token};
 use latchkey_protocol::{Generation, ServerId, Share};
-use latchkey_secret::SecretBytes;
+use latchkey_secret::{SecretBytes, udev_wait};
 
 use super::shown::shown;
 use crate::failure::chain;
@@ -22,6 +23,9 @@ use crate::volume::open::{OpenError, open_automatically};
 use crate::volume::place::{HeaderPlace, Kind, Place};
 use crate::volume::plain::{self, ContentError};
 use crate::volume::typed::{self, PassphraseError, TypedKey, check_typed};
+
+/// How long the next volume may take to come, of several that are opened one after the other.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// The thread.
 #[derive(Debug)]
@@ -105,7 +109,8 @@ struct Volumes {
 
 impl Volumes {
     fn work(mut self, jobs: &Receiver<Job>, event: impl Fn(Event)) {
-        while let Ok(job) = jobs.recv() {
+        udev_wait::defer();
+        while let Some(job) = next(jobs) {
             event(match job {
                 Job::Probe(volume, device) => {
                     event(Event::Device(volume, self.probe(volume, device)));
@@ -221,6 +226,17 @@ impl Volumes {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// The next job; what was opened before is waited for when there is none at once, and at the end.
+fn next(jobs: &Receiver<Job>) -> Option<Job> {
+    if udev_wait::is_pending() {
+        match jobs.recv_timeout(PAUSE) {
+            Ok(job) => return Some(job),
+            Err(_) => udev_wait::wait(),
+        }
+    }
+    jobs.recv().ok()
 }
 
 /// Why a volume that a passphrase opens was not mapped.

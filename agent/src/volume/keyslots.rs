@@ -530,7 +530,7 @@ fn named_by_tokens(json: &Value) -> Vec<u32> {
 fn cheapest_kdf() -> CryptPbkdfType {
     CryptPbkdfType {
         type_: CryptKdf::Pbkdf2,
-        hash: Some("sha256".to_owned()),
+        hash: Some("sha512".to_owned()),
         time_ms: 0,
         iterations: ITERATIONS,
         max_memory_kb: 0,

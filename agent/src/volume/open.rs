@@ -10,9 +10,10 @@ use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::envelope::{
     Bound, BoundLuks1, BoundLuks2, BoundPlain, MachineSecret, Token,
 };
-use latchkey_secret::{SecretBytes, SecretError, process};
+use latchkey_secret::{SecretBytes, SecretError, process, udev_wait};
 use libcryptsetup_rs::CryptDevice;
 use libcryptsetup_rs::consts::flags::CryptActivate;
+use libcryptsetup_rs::consts::vals::EncryptionFormat;
 use nix::errno::Errno;
 
 use super::context::CryptError;
@@ -371,6 +372,15 @@ pub(crate) enum ActivateError {
     Crypt(CryptError),
 }
 
+fn has_integrity(context: &mut CryptDevice) -> bool {
+    let format = context.format_handle().get_type();
+    let json = match format {
+        Ok(EncryptionFormat::Luks2) => context.status_handle().dump_json(),
+        _ => return false,
+    };
+    json.is_ok_and(|json| json["segments"]["0"].get("integrity").is_some())
+}
+
 /// Makes the mapping of `entry` on `device`. The header's persistent flags are added by libcryptsetup.
 pub(crate) fn activate(
     context: &mut CryptDevice,
@@ -380,11 +390,16 @@ pub(crate) fn activate(
 ) -> Result<(), ActivateError> {
     let name = &entry.name;
     mapping::close_left_over(name);
-    let result = context.activate_handle().activate_by_volume_key(
-        Some(name),
-        Some(key.expose_secret()),
-        flags(&entry.options),
-    );
+    // A mapping with integrity is two, and the upper one needs the lower one's link.
+    let has_integrity = has_integrity(context);
+    let mut make = || {
+        let mut handle = context.activate_handle();
+        handle.activate_by_volume_key(Some(name), Some(key.expose_secret()), flags(&entry.options))
+    };
+    let result = match has_integrity {
+        true => make(),
+        false => udev_wait::later(make),
+    };
     process::wipe_stack();
     let error = match result {
         Ok(()) => return Ok(()),
