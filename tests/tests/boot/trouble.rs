@@ -27,8 +27,8 @@ const BAD_DATA: usize = 6;
 const SLOW: usize = 7;
 
 const SECTOR: u64 = 512;
-/// A sector of the first JSON area behind what is in use, where udev looks for no file system.
-const UNUSED_JSON: u64 = 24;
+/// A sector of the second copy of the header, where udev looks for no file system: without reading it would not know the UUID.
+const SECOND_COPY: u64 = 40;
 /// The byte at which cryptsetup lets the data begin.
 const DATA: u64 = 16 << 20;
 
@@ -85,7 +85,7 @@ pub fn faulty(stage: &Stage, bound: &Bound) -> Outcome {
     let mut spec = stage.machine(&bound.root, "faulty").memory_mib(512);
     for number in 1..=bound.data.len() {
         let sector = match number {
-            BAD_HEADER => Some(UNUSED_JSON),
+            BAD_HEADER => Some(SECOND_COPY),
             BAD_KEYSLOT => Some(bound_keyslot(disk(number))? / SECTOR),
             BAD_DATA => Some(DATA / SECTOR),
             _ => None,
