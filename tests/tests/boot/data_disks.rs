@@ -54,9 +54,15 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Makes the volumes in a guest with `root`, and binds them all.
-    pub fn all(stage: &Stage, root: Disk, disks: &[DataDisk]) -> Result<Self, Failure> {
-        let data = images(stage, disks.iter().map(|disk| &*disk.name))?;
+    /// Makes the volumes in a guest with `root`, and binds them all; `spare` names empty disks that come after theirs.
+    pub fn all(
+        stage: &Stage,
+        root: Disk,
+        disks: &[DataDisk],
+        spare: &[&str],
+    ) -> Result<Self, Failure> {
+        let names = disks.iter().map(|disk| &*disk.name);
+        let data = images(stage, names.chain(spare.iter().copied()))?;
         let (mut server, archive) = stage.own_installation()?;
         server.start(PORT)?;
         let mut bound = Self {

@@ -1,5 +1,5 @@
-//! Every kind of volume beside each other: a LUKS1 root, plain dm-crypt by passphrase and by key, a detached header, and one
-//! with integrity protection.
+//! Every kind of volume beside each other: a LUKS1 root, plain dm-crypt by passphrase and by key, headers that are detached, in
+//! a file and on a disk, and one with integrity protection.
 
 use std::time::Duration;
 
@@ -13,13 +13,14 @@ use crate::data_disks::{
 };
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "a LUKS1 root, two plain volumes, a detached header and integrity open by themselves; of exchanged disks none is mapped",
+    name: "a LUKS1 root, two plain volumes, two detached headers and integrity open by themselves; K6 of exchanged disks none is \
+           mapped",
     play: all_kinds,
 }];
 
 const LIMIT: Duration = Duration::from_secs(300);
 
-fn data_disks() -> [DataDisk; 4] {
+fn data_disks() -> [DataDisk; 5] {
     [
         DataDisk {
             name: "words".to_owned(),
@@ -53,6 +54,17 @@ fn data_disks() -> [DataDisk; 4] {
             bind: format!("--options luks,initramfs {BY_PASSPHRASE}"),
             bare: false,
         },
+        DataDisk {
+            name: "apart".to_owned(),
+            make: "\
+                printf %s \"$PASSPHRASE\" | cryptsetup luksFormat --batch-mode --type luks2 --pbkdf pbkdf2 \\\n\
+                --pbkdf-force-iterations 1000 --key-file - --header /dev/disk/by-id/virtio-data5 $DISK\n\
+                printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - --header /dev/disk/by-id/virtio-data5 $DISK $NAME",
+            bind: format!(
+                "--options luks,header=/dev/disk/by-id/virtio-data5,initramfs {BY_PASSPHRASE}"
+            ),
+            bare: true,
+        },
     ]
 }
 
@@ -61,11 +73,18 @@ pub fn all_kinds(stage: &Stage) -> Outcome {
     let disks = data_disks();
     let root = StolenDisk::copy_of(&stage.plain_disk()?, stage.folder())?;
     root.put_luks1_header()?;
-    let mut kinds = Bound::all(stage, root.put_back()?, &disks)?;
+    let mut kinds = Bound::all(stage, root.put_back()?, &disks, &["header"])?;
     ensure(kinds.said.contains("LUKS1"), || kinds.said.clone())?;
 
     let mut machine = Machine::start(&kinds.machine(stage, "by themselves"))?;
-    for name in ["vda2_crypt", "words", "keyed", "headless", "tagged"] {
+    for name in [
+        "vda2_crypt",
+        "words",
+        "keyed",
+        "headless",
+        "tagged",
+        "apart",
+    ] {
         machine.expect_beside(&format!("'{name}' was opened automatically"), LIMIT)?;
     }
     stage.note(machine.up()?);
@@ -82,7 +101,7 @@ pub fn all_kinds(stage: &Stage) -> Outcome {
         machine.expect_beside(&format!("'{name}' is not opened automatically"), LIMIT)?;
     }
     machine.expect_beside("what it holds is no file system", LIMIT)?;
-    for name in ["vda2_crypt", "headless", "tagged"] {
+    for name in ["vda2_crypt", "headless", "tagged", "apart"] {
         machine.expect_beside(&format!("'{name}' was opened automatically"), LIMIT)?;
     }
     for name in ["words", "keyed"] {
@@ -100,7 +119,7 @@ pub fn all_kinds(stage: &Stage) -> Outcome {
     kinds.server.stop()?;
     let mut machine = Machine::start(&kinds.machine(stage, "by passphrase"))?;
     machine.answer(stage.prompt(), PASSPHRASE)?;
-    for name in ["vda2_crypt", "words", "headless", "tagged"] {
+    for name in ["vda2_crypt", "words", "headless", "tagged", "apart"] {
         machine.expect_beside(&format!("'{name}' was opened by a typed passphrase"), LIMIT)?;
     }
     ensure(machine.console.count("'keyed' was opened") == 0, || {

@@ -24,7 +24,7 @@ pub const ROOT: &str = "vda2_crypt";
 fn eight(stage: &Stage) -> Outcome {
     stage.needs_initramfs_tools("The volumes are made in a guest of initramfs-tools.")?;
     let disks: Vec<_> = (1..8).map(data_disk).collect();
-    let mut bound = Bound::all(stage, stage.plain_disk()?, &disks)?;
+    let mut bound = Bound::all(stage, stage.plain_disk()?, &disks, &[])?;
 
     // cryptsetup, by which it is measured, waits for a udev that runs.
     let mut machine = Machine::start(&bound.machine(stage, "eight").systemd())?;
