@@ -286,6 +286,7 @@ mod tests {
 
     #[test]
     fn a_name_is_the_volumes_or_somebody_elses() {
+        // K7, K8.
         let root = sysfs(&[
             (
                 "dm-0",

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use latchkey_protocol::envelope::{Bound, MachineSecret, Released};
 use latchkey_protocol::ids::Generation;
+use latchkey_secret::SecretBytes;
 use serde_json::json;
 
 use super::backup::{self, BackupError};
@@ -47,12 +48,19 @@ fn a_wrong_secret_and_a_wrong_passphrase_are_told_as_such() {
         matches!(error, PassphraseError::WrongPassphrase(_)),
         "{error}"
     );
-    // K1, K2: 32 other bytes; K3: the right ones and a newline.
-    let mut longer = passphrase(&"x".repeat(33));
-    longer.expose_secret_mut()[..32].copy_from_slice(bound.secret.0.expose_secret());
-    longer.expose_secret_mut()[32] = b'\n';
-    for wrong in [MachineSecret::random().unwrap(), MachineSecret(longer)] {
-        bound.secret = wrong;
+    let right = bound.secret.0.expose_secret().to_vec();
+    let followed_by = |more: &[u8]| [&right[..], more].concat();
+    // K1, K2: 32 other bytes; K3: the right ones and a newline, a NUL, 480 more, one too few.
+    for wrong in [
+        vec![7; 32],
+        followed_by(b"\n"),
+        followed_by(b"\0"),
+        followed_by(&[0; 480]),
+        right[..31].to_vec(),
+    ] {
+        let mut secret = SecretBytes::zeroed(wrong.len()).unwrap();
+        secret.expose_secret_mut().copy_from_slice(&wrong);
+        bound.secret = MachineSecret(secret);
         let error = check(&bound).unwrap_err();
         assert!(matches!(error, OpenError::WrongSecret { .. }), "{error}");
     }
@@ -109,6 +117,7 @@ fn a_sealed_copy_takes_no_more_bytes() {
 
 #[test]
 fn the_second_copy_of_a_header_is_enough() {
+    // K4.
     let bound = Volume::luks2().bind();
     bound.volume.wipe(0, 4096);
     check(&bound).unwrap();
@@ -369,6 +378,7 @@ fn a_requirement_that_is_not_known_is_left_to_cryptsetup() {
 
 #[test]
 fn a_killed_keyslot_is_told_and_the_passphrase_still_works() {
+    // K4.
     let bound = Volume::luks2().bind();
     keyslots::destroy_keyslot(bound.volume.path(), 1, None).unwrap();
     assert_refused(&bound, &GateError::NoKeyslot(1));

@@ -113,7 +113,7 @@ fn with(mut json: Value, pointer: &str, value: Option<Value>) -> Value {
     json
 }
 
-/// FAULTS T10, T12, T13: one change to the good header per line, and the refusal that it must meet.
+/// FAULTS K5, T10, T12, T13: one change to the good header per line, and the refusal that it must meet.
 const FORGED: &str = r#"
 # the data segment
 /segments/0/encryption = "cipher_null-ecb" -> the data segment's cipher is null
