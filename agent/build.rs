@@ -4,7 +4,7 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     // Every `free` and `realloc`, of Rust and of C, goes to `latchkey_secret::wiping_free`.
     println!("cargo:rustc-link-arg-bins=-Wl,--wrap=free,--wrap=realloc");
-    // What libcryptsetup waits for after each mapping goes through `volume::udev_wait`.
+    // What libcryptsetup waits for after each mapping goes through `latchkey_secret::udev_wait`.
     println!("cargo:rustc-link-arg=-Wl,--wrap=dm_udev_wait");
     // Relative relocations as a bitmap (DT_RELR) in place of 24 bytes each. A static program relocates itself, so no
     // loader has to know them.

@@ -38,13 +38,16 @@ const DOMAIN: &[u8] = b"latchkey envelope v1";
 pub struct MachineSecret(pub SecretBytes);
 
 impl MachineSecret {
+    /// Bytes of the secret that a keyslot holds.
+    pub const LENGTH: usize = 32;
+
     /// 256 random bits, the content of a keyslot.
     ///
     /// # Errors
     /// `Secret` if there is no memory or no randomness.
     pub fn random() -> Result<Self, SecretError> {
-        let random = Secret::<32>::random()?;
-        let mut secret = SecretBytes::with_capacity(32)?;
+        let random = Secret::<{ Self::LENGTH }>::random()?;
+        let mut secret = SecretBytes::with_capacity(Self::LENGTH)?;
         secret.push(random.expose_secret())?;
         Ok(Self(secret))
     }

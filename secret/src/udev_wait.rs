@@ -7,10 +7,17 @@
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_int;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 unsafe extern "C" {
     fn __real_dm_udev_wait(cookie: u32) -> c_int;
+    fn dm_udev_wait_immediate(cookie: u32, ready: *mut c_int) -> c_int;
 }
+
+/// How long udev may take for all of them; one that was ended meanwhile never gives a cookie back.
+const LIMIT: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(5);
 
 thread_local! {
     /// Whether this thread puts off what it has to wait for.
@@ -30,12 +37,25 @@ pub fn is_pending() -> bool {
     COOKIES.with_borrow(|cookies| !cookies.is_empty())
 }
 
-/// Returns when udev is done with all mappings that this thread made.
-pub fn wait() {
+/// Returns when udev is done with all mappings that this thread made, or after ten seconds; whether it is.
+pub fn wait() -> bool {
+    let begin = Instant::now();
+    let mut is_done = true;
     for cookie in COOKIES.take() {
-        // SAFETY: the cookie is one of libdevmapper's, and nobody has waited for it.
-        unsafe { __real_dm_udev_wait(cookie) };
+        is_done &= loop {
+            let mut ready = 0;
+            // SAFETY: the cookie is one of libdevmapper's, and nobody has waited for it; `ready` outlives the call.
+            let known = unsafe { dm_udev_wait_immediate(cookie, &raw mut ready) } != 0;
+            if !known || ready != 0 {
+                break true;
+            }
+            if begin.elapsed() >= LIMIT {
+                break false;
+            }
+            sleep(PAUSE);
+        };
     }
+    is_done
 }
 
 /// Does `act`, which makes one mapping that nothing else of it needs a link to in `/dev`.

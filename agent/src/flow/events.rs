@@ -201,6 +201,8 @@ pub enum Action {
     TryPassphrase(Vec<VolumeIndex>),
     /// Map this volume with the key that the typed passphrase opened.
     Activate(VolumeIndex),
+    /// Forget the volume keys that the typed passphrase opened, those that were mapped excepted.
+    ForgetTyped,
     /// Wipe boot key, session key, shares and machine secrets, and take the network down: nothing more will be
     /// asked.
     Wipe,

@@ -29,7 +29,7 @@ use volume::{State, Volume};
 
 /// How much longer the boot takes for volumes that it does not need, once the others are open.
 const OPTIONAL_LIMIT: Duration = Duration::from_secs(10);
-/// How long a header that is being read holds up the request for the others, so that there is one for all.
+/// How long a header that is being read holds up the request for those that were, so that there is one for all.
 const READING_LIMIT: Duration = Duration::from_secs(1);
 
 /// The state machine.
@@ -175,6 +175,8 @@ impl Flow {
         }
         volume.read_since = None;
         volume.state = State::Locked;
+        self.reading_goes_on(now);
+        let volume = &mut self.volumes[index];
         let by_key = matches!(header, Header::BoundByKey(..));
         match header {
             Header::NotBound => volume.state = State::NotBound,
@@ -311,6 +313,7 @@ impl Flow {
                         actions.push(Action::Activate(index));
                     }
                 }
+                actions.push(Action::ForgetTyped);
             }
             Tried::Wrong => {
                 self.wrong += 1;
@@ -464,6 +467,15 @@ impl Flow {
             Some((index, volume.id?, *generation))
         };
         self.volumes.iter().enumerate().filter_map(wanted).collect()
+    }
+
+    /// Headers are read one after the other: as long as they are, the others only wait for their turn.
+    fn reading_goes_on(&mut self, now: Duration) {
+        for volume in &mut self.volumes {
+            if let Some(since) = &mut volume.read_since {
+                *since = now;
+            }
+        }
     }
 
     /// Until when headers that are being read are waited for, if any is.

@@ -18,7 +18,7 @@ use super::credentials::Credentials;
 use super::prompt::{Companion, Failures, Prompt, PromptResult, Question, Way};
 use super::runtime::Runtime;
 use super::session::Session;
-use super::worker::{Job, Worker, is_taken};
+use super::worker::{Job, Told, Worker, is_taken};
 use crate::failure::{chain, printable};
 use crate::files::Files;
 use crate::flow::{Action, Answer, Event, Flow, Header, Outcome, Plan, ServerIndex, VolumeIndex};
@@ -38,6 +38,8 @@ pub struct Shell {
     console: Console,
     entries: Vec<Entry>,
     devices: Vec<Device>,
+    /// Volumes that are open, with udev still at them.
+    unlinked: Vec<VolumeIndex>,
     session: Option<Session>,
     request: Option<RequestId>,
     network: NetworkState,
@@ -72,6 +74,7 @@ struct PromptState {
 
 enum Message {
     Worker(Event),
+    Linked,
     Answered(Answered),
     Prompt(u64, PromptResult),
 }
@@ -91,8 +94,11 @@ impl Shell {
     ) -> io::Result<Self> {
         let (sender, messages) = mpsc::unbounded_channel();
         let to_worker = sender.clone();
-        let worker = Worker::start(files.clone(), entries.clone(), move |event| {
-            let _ = to_worker.send(Message::Worker(event));
+        let worker = Worker::start(files.clone(), entries.clone(), move |told| {
+            let _ = to_worker.send(match told {
+                Told::Event(event) => Message::Worker(event),
+                Told::Linked => Message::Linked,
+            });
         })?;
         let to_session = sender.clone();
         let answered = move |answered| {
@@ -112,6 +118,7 @@ impl Shell {
             console,
             devices: entries.iter().map(|_| Device::Missing).collect(),
             entries,
+            unlinked: Vec::new(),
             request: session.as_ref().map(Session::request),
             session,
             network,
@@ -187,15 +194,13 @@ impl Shell {
         Ok(outcome.unwrap_or(Outcome::Stopped))
     }
 
-    /// A volume that is open, or not bound, need not be waited for.
-    fn hand_over(&self, event: &Event) {
-        let (Event::Opened(volume)
-        | Event::Activated(volume, _)
-        | Event::Device(volume, Header::NotBound)) = event
-        else {
-            return;
-        };
-        self.leave(*volume);
+    /// A volume that is not bound need not be waited for, nor one that is open, once it is found in `/dev`.
+    fn hand_over(&mut self, event: &Event) {
+        match event {
+            Event::Opened(volume) | Event::Activated(volume, _) => self.unlinked.push(*volume),
+            Event::Device(volume, Header::NotBound) => self.leave(*volume),
+            _ => {}
+        }
     }
 
     fn leave(&self, volume: VolumeIndex) {
@@ -289,6 +294,12 @@ impl Shell {
     fn received(&mut self, message: Message) -> Option<Event> {
         match message {
             Message::Worker(event) => Some(event),
+            Message::Linked => {
+                for volume in std::mem::take(&mut self.unlinked) {
+                    self.leave(volume);
+                }
+                None
+            }
             Message::Answered(answered) => Some(self.answered(answered)),
             Message::Prompt(number, result) => {
                 if number != self.prompt.number {
@@ -373,6 +384,7 @@ impl Shell {
                     }
                 }
                 Action::Activate(volume) => self.worker.queue(Job::Activate(volume)),
+                Action::ForgetTyped => self.worker.queue(Job::Forget),
                 Action::Wipe => self.wipe().await,
                 Action::Say(line) | Action::Status(line) => self.console.say(&printable(&line)),
                 Action::WaitForDevices(waiting) => {

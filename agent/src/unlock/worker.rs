@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -24,14 +26,24 @@ use crate::volume::place::{HeaderPlace, Kind, Place};
 use crate::volume::plain::{self, ContentError};
 use crate::volume::typed::{self, PassphraseError, TypedKey, check_typed};
 
-/// How long the next volume may take to come, of several that are opened one after the other.
+/// How long the next job may take to come, of several that follow one another.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The thread.
 #[derive(Debug)]
 pub struct Worker {
     jobs: Sender<Job>,
+    is_over: Arc<AtomicBool>,
     thread: JoinHandle<()>,
+}
+
+/// What the thread tells.
+#[derive(Debug)]
+pub enum Told {
+    /// Something for the flow.
+    Event(Event),
+    /// The links in `/dev` to all that was opened are there, as far as udev makes them.
+    Linked,
 }
 
 /// Something to do, and the event that answers it.
@@ -54,19 +66,23 @@ pub enum Job {
     Try(Vec<VolumeIndex>, SecretBytes),
     /// Map a volume that the passphrase opened: `Activated` or `NotActivated`.
     Activate(VolumeIndex),
+    /// Drop what the passphrase opened and was not mapped: no answer.
+    Forget,
 }
 
 impl Worker {
-    /// Starts the thread; events go to `event`.
+    /// Starts the thread; what it has to tell goes to `tell`.
     ///
     /// # Errors
     /// The thread could not be started.
     pub fn start(
         files: Files,
         entries: Vec<Entry>,
-        event: impl Fn(Event) + Send + 'static,
+        tell: impl Fn(Told) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (jobs, received) = channel();
+        let is_over = Arc::new(AtomicBool::new(false));
+        let told = is_over.clone();
         let thread = std::thread::Builder::new()
             .name("volumes".to_owned())
             .spawn(move || {
@@ -76,10 +92,16 @@ impl Worker {
                     entries,
                     found,
                     typed: BTreeMap::new(),
+                    unwarned: Vec::new(),
+                    is_over: told,
                 }
-                .work(&received, event);
+                .work(&received, tell);
             })?;
-        Ok(Self { jobs, thread })
+        Ok(Self {
+            jobs,
+            is_over,
+            thread,
+        })
     }
 
     /// Queues a job.
@@ -91,6 +113,7 @@ impl Worker {
 
     /// Waits for the job that is being done, drops the others, and with them every secret.
     pub fn end(self) {
+        self.is_over.store(true, Ordering::Relaxed);
         drop(self.jobs);
         if self.thread.join().is_err() {
             log::error!("the thread that opens volumes ended badly");
@@ -105,19 +128,20 @@ struct Volumes {
     found: Vec<Option<(Place, Option<Token>)>>,
     /// Volume keys that a typed passphrase opened.
     typed: BTreeMap<VolumeIndex, TypedKey>,
+    /// Volumes of which nothing was said yet that people should know.
+    unwarned: Vec<VolumeIndex>,
+    is_over: Arc<AtomicBool>,
 }
 
 impl Volumes {
-    fn work(mut self, jobs: &Receiver<Job>, event: impl Fn(Event)) {
+    fn work(mut self, jobs: &Receiver<Job>, tell: impl Fn(Told)) {
         udev_wait::defer();
-        while let Some(job) = next(jobs) {
-            event(match job {
+        while let Some(job) = self.next(jobs, &tell) {
+            let event = match job {
                 Job::Probe(volume, device) => {
-                    event(Event::Device(volume, self.probe(volume, device)));
-                    match self.warning(volume) {
-                        Some(why) => Event::Warned(volume, why),
-                        None => continue,
-                    }
+                    // The key servers are asked as soon as the headers were read, people may be warned later.
+                    self.unwarned.push(volume);
+                    Event::Device(volume, self.probe(volume, device))
                 }
                 Job::Open {
                     volume,
@@ -136,8 +160,18 @@ impl Volumes {
                     Err(NotMapped::Unknown(why)) => Event::Left(volume, why),
                     Err(NotMapped::Failed(why)) => Event::NotActivated(volume, why),
                 },
-            });
+                Job::Forget => {
+                    self.typed.clear();
+                    continue;
+                }
+            };
+            let is_open = matches!(event, Event::Opened(_) | Event::Activated(..));
+            tell(Told::Event(event));
+            if is_open && !udev_wait::is_pending() {
+                tell(Told::Linked);
+            }
         }
+        udev_wait::wait();
     }
 
     fn probe(&mut self, volume: VolumeIndex, device: PathBuf) -> Header {
@@ -151,11 +185,39 @@ impl Volumes {
         header
     }
 
+    /// The next job. When there is none at once, what can wait is done: warnings, and waiting for udev.
+    fn next(&mut self, jobs: &Receiver<Job>, tell: &impl Fn(Told)) -> Option<Job> {
+        let mut job = None;
+        if udev_wait::is_pending() || !self.unwarned.is_empty() {
+            job = jobs.recv_timeout(PAUSE).ok();
+            if job.is_none() {
+                self.catch_up(tell);
+            }
+        }
+        let job = job.or_else(|| jobs.recv().ok());
+        job.filter(|_| !self.is_over.load(Ordering::Relaxed))
+    }
+
+    fn catch_up(&mut self, tell: &impl Fn(Told)) {
+        if udev_wait::is_pending() {
+            if !udev_wait::wait() {
+                log::warn!("udev does not say that it is done with the new mappings");
+            }
+            tell(Told::Linked);
+        }
+        for volume in std::mem::take(&mut self.unwarned) {
+            if let Some(why) = self.warning(volume) {
+                tell(Told::Event(Event::Warned(volume, why)));
+            }
+        }
+    }
+
     /// Which keyslots nobody can open on this machine, so that it is known before somebody types in vain.
     fn warning(&self, volume: VolumeIndex) -> Option<String> {
         let (place, token) = self.found[volume].as_ref()?;
         token.as_ref()?;
-        typed::beyond_memory(place.luks_header()?, typed::total_memory()?)
+        let only = self.entries[volume].options.keyslot;
+        typed::beyond_memory(place.luks_header()?, only, typed::total_memory()?)
     }
 
     fn open(
@@ -183,7 +245,7 @@ impl Volumes {
                 _ => Refusal::Share(error.to_string()),
             })?;
         match open_automatically(&self.entries[volume], place, token, &secret) {
-            Ok(_) | Err(OpenError::AlreadyOpen(_)) => Ok(()),
+            Ok(_) => Ok(()),
             Err(error @ OpenError::Secret(_)) => Err(Refusal::Share(chain(&error))),
             Err(error) => Err(Refusal::Gate(chain(&error))),
         }
@@ -221,22 +283,9 @@ impl Volumes {
                 .map(|mismatch| chain(&mismatch)),
             _ => None,
         };
-        match key.activate(&self.entries[volume]) {
-            Ok(_) | Err(PassphraseError::AlreadyOpen(_)) => Ok(warning),
-            Err(error) => Err(error.into()),
-        }
+        key.activate(&self.entries[volume])?;
+        Ok(warning)
     }
-}
-
-/// The next job; what was opened before is waited for when there is none at once, and at the end.
-fn next(jobs: &Receiver<Job>) -> Option<Job> {
-    if udev_wait::is_pending() {
-        match jobs.recv_timeout(PAUSE) {
-            Ok(job) => return Some(job),
-            Err(_) => udev_wait::wait(),
-        }
-    }
-    jobs.recv().ok()
 }
 
 /// Why a volume that a passphrase opens was not mapped.

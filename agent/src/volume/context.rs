@@ -17,6 +17,14 @@ pub struct CryptError {
 }
 
 impl CryptError {
+    /// The copies of a header in memory are not one and the same header.
+    pub(crate) fn of_two_headers() -> Self {
+        Self {
+            text: "the two copies of the header are two headers".to_owned(),
+            errno: None,
+        }
+    }
+
     /// Whether the errno is `errno`.
     pub fn is(&self, errno: nix::errno::Errno) -> bool {
         self.errno == Some(errno as i32)

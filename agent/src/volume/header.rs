@@ -1,7 +1,7 @@
 //! A copy of a LUKS2 header, so that what was checked is what is opened.
 //!
-//! Somebody who controls the storage may answer each read differently. So every byte of the header is read once,
-//! into an anonymous file in memory; libcryptsetup gets that file as a detached header and the device for the data
+//! Somebody who controls the storage may answer each read differently. So the header is read once, but for a look at what it
+//! is, into an anonymous file in memory; libcryptsetup gets that file as a detached header and the device for the data
 //! only. The data segment is never read, and keyslot areas only when they are asked for.
 
 use std::fs::File;
@@ -49,6 +49,8 @@ pub struct HeaderCopy {
     data: PathBuf,
     json: Value,
     uuid: String,
+    /// What the copy says since it was written to.
+    rewritten: Option<Value>,
 }
 
 /// The header could not be copied.
@@ -127,6 +129,7 @@ impl HeaderCopy {
             data: data.to_owned(),
             json: Value::Null,
             uuid: String::new(),
+            rewritten: None,
         };
         let damaged = |source| HeaderError::Damaged {
             device: device.to_owned(),
@@ -167,11 +170,11 @@ impl HeaderCopy {
             .map_err(HeaderError::Memory)
     }
 
-    /// Puts `digest` in the place of the one that keyslot `slot` has in the copy, so that another volume key passes.
+    /// Puts `digest` in the place of the one that keyslot `slot` has in the copy, for the contexts that are made from here on.
     ///
     /// # Errors
-    /// `Memory`; `Damaged` if libcryptsetup does not take it, when a context is made.
-    pub fn replace_digest(&self, slot: u32, digest: &Value) -> Result<(), HeaderError> {
+    /// `Memory`.
+    pub fn replace_digest(&mut self, slot: u32, digest: &Value) -> Result<(), HeaderError> {
         let mut json = self.json.clone();
         let slot = Value::from(slot.to_string());
         let of_slot = |digest: &&mut Value| {
@@ -185,12 +188,15 @@ impl HeaderCopy {
                 old[field] = value.clone();
             }
         }
-        self.write(&json).map_err(HeaderError::Memory)
+        self.write(&json).map_err(HeaderError::Memory)?;
+        self.rewritten = Some(json);
+        Ok(())
     }
 
-    /// Writes both copies of the header anew, with `json`.
+    /// Writes both copies of the header anew, with `json`. libcryptsetup has made them alike when it read them.
     fn write(&self, json: &Value) -> io::Result<()> {
-        let text = serde_json::to_vec(json)?;
+        // There is a NUL behind it.
+        let text = [&serde_json::to_vec(json)?[..], &[0]].concat();
         let mut binary = vec![0; BINARY];
         self.copy.read_exact_at(&mut binary, 0)?;
         let size = primary_size(&binary).ok_or(io::ErrorKind::InvalidData)?;
@@ -198,7 +204,7 @@ impl HeaderCopy {
             let mut copy = vec![0; usize::try_from(size).map_err(io::Error::other)?];
             self.copy.read_exact_at(&mut copy[..BINARY], start)?;
             let room = copy[BINARY..].get_mut(..text.len());
-            room.ok_or(io::ErrorKind::FileTooLarge)?
+            room.ok_or(io::ErrorKind::StorageFull)?
                 .copy_from_slice(&text);
             let checksum = checksum(&copy);
             copy[CHECKSUM.start..][..checksum.len()].copy_from_slice(&checksum);
@@ -242,6 +248,12 @@ impl HeaderCopy {
     pub(crate) fn context(&self) -> Result<CryptDevice, CryptError> {
         let mut context = context::detached(&path_of(&self.copy), &self.data)?;
         context::load(&mut context, EncryptionFormat::Luks2)?;
+        if let Some(written) = &self.rewritten {
+            let read = context.status_handle().dump_json()?;
+            if read != *written || context::uuid(&mut context)? != self.uuid {
+                return Err(CryptError::of_two_headers());
+            }
+        }
         Ok(context)
     }
 
@@ -337,6 +349,12 @@ fn read_metadata(read: impl Fn(&mut [u8], u64) -> io::Result<()>) -> io::Result<
     let (primary, secondary) = metadata.split_at_mut(half);
     let first = unless_broken(read(primary, 0))?;
     let second = unless_broken(read(secondary, size))?;
+    // What lies there may be left of another time, with LUKS1 in front of it that cannot be read.
+    if let Some(error) = broken
+        && !is_whole(secondary)
+    {
+        return Err(error);
+    }
     match (first, second) {
         (Some(error), Some(_)) => return Err(error),
         (Some(_), None) => primary.fill(0),
@@ -405,6 +423,8 @@ pub(super) fn anonymous_file(content: &[u8]) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volume::identity;
+    use crate::volume::testing::Volume;
 
     const AREA: usize = 0x4000;
 
@@ -429,8 +449,32 @@ mod tests {
         for (at, magic) in [(0, MAGIC_PRIMARY), (AREA, MAGIC_SECONDARY)] {
             disk[at..at + 8].copy_from_slice(magic);
             disk[at + 8..at + 16].copy_from_slice(&(AREA as u64).to_be_bytes());
+            let copy = &mut disk[at..at + AREA];
+            copy[CHECKSUM_NAME][..7].copy_from_slice(b"sha256\0");
+            let checksum = checksum(copy);
+            copy[CHECKSUM][..32].copy_from_slice(&checksum);
         }
         disk
+    }
+
+    #[test]
+    fn the_copy_that_is_opened_is_the_one_that_was_checked() {
+        let bound = Volume::luks2().bind();
+        let facts = bound.luks2_facts();
+        let mut header = HeaderCopy::read(bound.volume.path()).unwrap();
+        let digest = identity::luks2_digest(header.uuid(), &facts.volume_key_id);
+        header.replace_digest(facts.keyslot, &digest).unwrap();
+        header.context().unwrap();
+        // The first copy loses its checksum, the second gets another UUID and a right checksum.
+        let mut second = vec![0; AREA];
+        header.copy.write_all_at(&[0; 64], 448).unwrap();
+        header.copy.read_exact_at(&mut second, AREA as u64).unwrap();
+        second[UUID][0] ^= 1;
+        let checksum = checksum(&second);
+        second[CHECKSUM][..32].copy_from_slice(&checksum);
+        header.copy.write_all_at(&second, AREA as u64).unwrap();
+        let error = header.context().map(drop).unwrap_err();
+        assert!(error.to_string().contains("two headers"), "{error}");
     }
 
     #[test]

@@ -5,10 +5,12 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use libcryptsetup_rs::consts::flags::CryptDeactivate;
 use libcryptsetup_rs::{CryptInit, LibcryptErr};
+use nix::sys::stat::{major, minor};
 
 use super::context::{self, CryptError};
 
@@ -46,22 +48,41 @@ pub enum Holder {
 
 /// Who has the name `name`, which is for the volume on `device`.
 pub fn holder(name: &str, device: &Path) -> Holder {
-    holder_below(Path::new("/"), name, device)
+    let number = fs::metadata(device).map(|device| device.rdev());
+    let number = number.map(|number| format!("{}:{}", major(number), minor(number)));
+    holder_below(Path::new("/"), name, number.ok().as_deref())
 }
 
-fn holder_below(root: &Path, name: &str, device: &Path) -> Holder {
-    let device = fs::canonicalize(device).unwrap_or_else(|_| device.to_owned());
+/// `number` is the device's, as the kernel writes it (`8:3`): its names differ from place to place.
+fn holder_below(root: &Path, name: &str, number: Option<&str>) -> Holder {
+    let name = mangled(name);
     let taken = devices(root)
         .into_iter()
-        .find(|path| read(&path.join("dm/name")).as_deref() == Some(name));
-    match taken.map(|path| read_mapping(&path)) {
-        None => Holder::Nobody,
-        Some(Some(mapping)) if mapping.device == device => Holder::Volume,
-        Some(Some(mapping)) => {
-            Holder::Other(format!("the volume on '{}'", mapping.device.display()))
-        }
-        Some(None) => Holder::Other("a mapping that encrypts nothing".to_owned()),
+        .find(|path| read(&path.join("dm/name")) == Some(name.clone()));
+    let Some(path) = taken else {
+        return Holder::Nobody;
+    };
+    let Some(mapping) = read_mapping(&path) else {
+        return Holder::Other("a mapping that encrypts nothing".to_owned());
+    };
+    let class = root.join("sys/class/block");
+    let is_on = |kernel_name: &OsString| read(&class.join(kernel_name).join("dev"));
+    let on = below(&path).first().and_then(is_on);
+    if on.is_some() && on.as_deref() == number {
+        Holder::Volume
+    } else {
+        Holder::Other(format!("the volume on '{}'", mapping.device.display()))
     }
+}
+
+/// A mapping's name as the kernel has it: libdevmapper writes what udev could not take as `\xNN`.
+fn mangled(name: &str) -> String {
+    let mangle = |byte: u8| match byte {
+        b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => char::from(byte).to_string(),
+        _ if b"#+-.:=@_".contains(&byte) => char::from(byte).to_string(),
+        _ => format!("\\x{byte:02x}"),
+    };
+    name.bytes().map(mangle).collect()
 }
 
 /// The mapping called `name`, if dm-crypt made it.
@@ -82,7 +103,7 @@ pub fn mapping_on(device: &Path) -> Option<Mapping> {
 pub fn name_is_taken(name: &str) -> bool {
     devices(Path::new("/"))
         .iter()
-        .any(|device| read(&device.join("dm/name")).as_deref() == Some(name))
+        .any(|device| read(&device.join("dm/name")) == Some(mangled(name)))
 }
 
 /// The plain mappings whose name begins with `prefix`, seen from another root directory. device-mapper's UUID must say
@@ -287,22 +308,24 @@ mod tests {
     #[test]
     fn a_name_is_the_volumes_or_somebody_elses() {
         // K7, K8.
+        let uuid = format!("CRYPT-LUKS2-{VOLUME}-root");
         let root = sysfs(&[
-            (
-                "dm-0",
-                "root",
-                &format!("CRYPT-LUKS2-{VOLUME}-root"),
-                "vda3",
-            ),
+            ("dm-0", "root", &uuid, "vda3"),
             ("dm-1", "data", "LVM-x", "vdb"),
+            ("dm-2", "my\\x20data", &uuid, "vda3"),
         ]);
-        let holder = |name: &str, device: &str| holder_below(root.path(), name, Path::new(device));
-        assert_eq!(holder("other", "/dev/vda3"), Holder::Nobody);
-        assert_eq!(holder("root", "/dev/vda3"), Holder::Volume);
+        let class = root.path().join("sys/class/block");
+        fs::create_dir_all(class.join("vda3")).unwrap();
+        fs::write(class.join("vda3/dev"), "254:3\n").unwrap();
+        let holder = |name: &str, number: &str| holder_below(root.path(), name, Some(number));
+        assert_eq!(holder("other", "254:3"), Holder::Nobody);
+        assert_eq!(holder("root", "254:3"), Holder::Volume);
+        assert_eq!(holder("my data", "254:3"), Holder::Volume);
         let other = Holder::Other("the volume on '/dev/vda3'".to_owned());
-        assert_eq!(holder("root", "/dev/vdb"), other);
+        assert_eq!(holder("root", "254:16"), other);
+        assert_eq!(holder_below(root.path(), "root", None), other);
         let other = Holder::Other("a mapping that encrypts nothing".to_owned());
-        assert_eq!(holder("data", "/dev/vdb"), other);
+        assert_eq!(holder("data", "254:16"), other);
     }
 
     #[test]

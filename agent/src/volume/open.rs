@@ -232,7 +232,7 @@ impl Attempt<'_> {
         bound: &BoundLuks2,
         position: Position,
     ) -> Result<Unlocked, OpenError> {
-        let header = HeaderCopy::read_detached(header, &self.place.device)?;
+        let mut header = HeaderCopy::read_detached(header, &self.place.device)?;
         gate::check(header.uuid(), header.json(), self.uuid, bound, position)
             .map_err(|source| self.gate(source))?;
         header.copy_keyslot(bound.keyslot)?;
@@ -286,6 +286,13 @@ impl Attempt<'_> {
     }
 
     fn keyslot(&self, context: &mut CryptDevice, slot: u32) -> Result<SecretBytes, OpenError> {
+        // HMAC fills a short key up with zeros, so that one more in the secret would make no difference.
+        if self.secret.0.expose_secret().len() != MachineSecret::LENGTH {
+            return Err(OpenError::WrongSecret {
+                device: self.place.device.clone(),
+                slot,
+            });
+        }
         let key = volume_key(context, slot, self.secret.0.expose_secret());
         process::wipe_stack();
         key.map_err(|error| match error {

@@ -156,7 +156,7 @@ fn the_bound_volume_key_counts_and_not_the_digest_in_the_header() {
 fn a_digest_is_replaced_in_both_copies_and_nothing_else_is() {
     let bound = Volume::luks2().bind();
     bound.volume.wipe(0, 4096);
-    let header = HeaderCopy::read(bound.volume.path()).unwrap();
+    let mut header = HeaderCopy::read(bound.volume.path()).unwrap();
     let id = bound.luks2_facts().volume_key_id;
     let digest = identity::luks2_digest(&bound.token.uuid, &id);
     header.replace_digest(1, &digest).unwrap();
@@ -414,7 +414,7 @@ fn a_keyslot_that_needs_too_much_memory_hinders_no_other() {
             .contains("needs 4096 MiB of memory, more than this machine has"),
         "{error}"
     );
-    let warning = |total| beyond_memory(volume.path(), total);
+    let warning = |total| beyond_memory(volume.path(), None, total);
     assert_eq!(
         warning(1 << 20).as_deref(),
         Some(

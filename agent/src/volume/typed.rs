@@ -363,7 +363,7 @@ impl Attempt<'_> {
         key
     }
 
-    fn luks2(&self, header: HeaderCopy) -> Result<TypedKey, PassphraseError> {
+    fn luks2(&self, mut header: HeaderCopy) -> Result<TypedKey, PassphraseError> {
         let device = header.data().to_owned();
         if is_reencrypting(header.json()) {
             return Err(PassphraseError::Reencryption(device));
@@ -382,6 +382,10 @@ impl Attempt<'_> {
         for slot in self.chosen(usable) {
             match self.keyslot(&header, &mut context, slot) {
                 Ok(Some(key)) => {
+                    // It has passed the header's digest. The mapping need not wait for that a second time.
+                    let id = identity::volume_key_id(&key, header.uuid());
+                    let digest = identity::luks2_digest(header.uuid(), &id);
+                    header.replace_digest(slot, &digest)?;
                     return Ok(TypedKey {
                         device,
                         uuid: header.uuid().to_owned(),
@@ -492,11 +496,13 @@ fn memory_cost(json: &Value, slot: u32) -> u64 {
         .unwrap_or(0)
 }
 
-/// Says which of the keyslots that a passphrase may open need more than `total` KiB of memory, if any does.
-pub fn beyond_memory(header: &Path, total: u64) -> Option<String> {
+/// Says which of the keyslots that a passphrase may open need more than `total` KiB of memory, if any does; `only` is the
+/// one that crypttab names.
+pub fn beyond_memory(header: &Path, only: Option<u32>, total: u64) -> Option<String> {
     let header = HeaderCopy::read(header).ok()?;
     let needed = |slot: u32| Some((slot, memory_cost(header.json(), slot)));
-    let (beyond, usable): (Vec<_>, Vec<_>) = usable_keyslots(header.json())
+    let usable = only.map_or_else(|| usable_keyslots(header.json()), |slot| vec![slot]);
+    let (beyond, usable): (Vec<_>, Vec<_>) = usable
         .into_iter()
         .filter_map(needed)
         .partition(|(_, needed)| *needed > total);

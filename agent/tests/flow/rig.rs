@@ -196,7 +196,10 @@ impl Rig {
                     );
                     self.finished = Some(*outcome);
                 }
-                Action::Say(_) | Action::Status(_) | Action::WaitForDevices(_) => {}
+                Action::Say(_)
+                | Action::Status(_)
+                | Action::WaitForDevices(_)
+                | Action::ForgetTyped => {}
             }
         }
         self.log.extend(actions);

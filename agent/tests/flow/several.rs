@@ -60,6 +60,23 @@ fn headers_that_are_being_read_are_asked_for_in_one_request() {
 }
 
 #[test]
+fn headers_that_take_long_one_after_the_other_are_waited_for() {
+    let mut rig = Rig::new(plan(4, 1));
+    rig.event(Event::NetworkUp);
+    for volume in 0..4 {
+        rig.event(Event::Found(volume));
+    }
+    for volume in 0..3 {
+        rig.now += Duration::from_millis(900);
+        rig.event(Event::Device(volume, bound(1)));
+        assert!(rig.asked.is_none(), "the next one is being read");
+    }
+    rig.now += Duration::from_millis(900);
+    rig.event(Event::Device(3, bound(1)));
+    assert_eq!(rig.asked.as_ref().unwrap().3, [0, 1, 2, 3]);
+}
+
+#[test]
 fn a_header_that_cannot_be_read_holds_up_the_others_for_a_second() {
     let mut rig = Rig::new(plan(2, 1));
     rig.event(Event::NetworkUp);

@@ -13,7 +13,7 @@ use latchkey::unlock::credentials::Credentials;
 use latchkey::unlock::planned_servers;
 use latchkey::unlock::session::Session;
 use latchkey::unlock::volumes::of_this_boot;
-use latchkey::unlock::worker::{Job, Worker};
+use latchkey::unlock::worker::{Job, Told, Worker};
 use latchkey::volume::header::HeaderCopy;
 use latchkey::volume::tokens;
 use latchkey_protocol::RequestId;
@@ -95,8 +95,10 @@ impl Boot {
         let entries = of_this_boot(files, &facts.command_line, |line| panic!("{line}")).unwrap();
         let (sender, messages) = channel();
         let to_worker = sender.clone();
-        let worker = Worker::start(files.clone(), entries, move |event| {
-            let _ = to_worker.send(Message::Worker(event));
+        let worker = Worker::start(files.clone(), entries, move |told| {
+            if let Told::Event(event) = told {
+                let _ = to_worker.send(Message::Worker(event));
+            }
         });
         let credentials = Credentials::take(files, |problem| panic!("{problem}")).unwrap();
         let plan = Plan {

@@ -34,7 +34,8 @@ pub struct BoundLuks2 {
     pub sector_size: u32,
     /// Byte at which the data segment begins.
     pub offset: u64,
-    /// HMAC-SHA-256 of the volume key over `latchkey volume key v1` and the UUID, each length-prefixed.
+    /// PBKDF2-HMAC-SHA-256 of the volume key with one iteration; the salt is SHA-256 of `latchkey volume key v1` and the UUID,
+    /// each length-prefixed.
     pub volume_key_id: Bytes<32>,
     /// How the data is authenticated, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -40,6 +40,10 @@ def u64(number):
     return number.to_bytes(8, "big")
 
 
+def key_id_salt(uuid_text):
+    return hashlib.sha256(lp(b"latchkey volume key v1", uuid_text.encode())).digest()
+
+
 def lp(*fields):
     return b"".join(u32(len(field)) + field for field in fields)
 
@@ -235,9 +239,7 @@ def envelope_case(name, servers, secret_length, bound, uuid_text, kind="luks2"):
             kind: FACTS[kind]
             | {
                 "volume-key-id": b64(
-                    hmac.new(
-                        volume_key, lp(b"latchkey volume key v1", uuid_text.encode()), hashlib.sha256
-                    ).digest()
+                    hashlib.pbkdf2_hmac("sha256", volume_key, key_id_salt(uuid_text), 1, 32)
                 ),
             }
             | bound
