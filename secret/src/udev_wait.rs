@@ -40,22 +40,26 @@ pub fn is_pending() -> bool {
 /// Returns when udev is done with all mappings that this thread made, or after ten seconds; whether it is.
 pub fn wait() -> bool {
     let begin = Instant::now();
-    let mut is_done = true;
-    for cookie in COOKIES.take() {
-        is_done &= loop {
-            let mut ready = 0;
-            // SAFETY: the cookie is one of libdevmapper's, and nobody has waited for it; `ready` outlives the call.
-            let known = unsafe { dm_udev_wait_immediate(cookie, &raw mut ready) } != 0;
-            if !known || ready != 0 {
-                break true;
-            }
-            if begin.elapsed() >= LIMIT {
-                break false;
-            }
-            sleep(PAUSE);
-        };
+    while !is_over() {
+        if begin.elapsed() >= LIMIT {
+            return false;
+        }
+        sleep(PAUSE);
     }
-    is_done
+    true
+}
+
+/// Whether udev is done with all of them now.
+pub fn is_over() -> bool {
+    COOKIES.with_borrow_mut(|cookies| {
+        cookies.retain(|cookie| {
+            let mut ready = 0;
+            // SAFETY: the cookie is one of libdevmapper's that nobody has waited for; `ready` outlives the call.
+            let known = unsafe { dm_udev_wait_immediate(*cookie, &raw mut ready) } != 0;
+            known && ready == 0
+        });
+        cookies.is_empty()
+    })
 }
 
 /// Does `act`, which makes one mapping that nothing else of it needs a link to in `/dev`.

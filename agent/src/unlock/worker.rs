@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ use crate::volume::plain::{self, ContentError};
 use crate::volume::typed::{self, PassphraseError, TypedKey, check_typed};
 
 /// How long the next job may take to come, of several that follow one another.
-const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// The thread.
 #[derive(Debug)]
@@ -171,7 +171,9 @@ impl Volumes {
                 tell(Told::Linked);
             }
         }
-        udev_wait::wait();
+        if !udev_wait::wait() {
+            log::warn!("udev does not say that it is done with the new mappings");
+        }
     }
 
     fn probe(&mut self, volume: VolumeIndex, device: PathBuf) -> Header {
@@ -185,24 +187,23 @@ impl Volumes {
         header
     }
 
-    /// The next job. When there is none at once, what can wait is done: warnings, and waiting for udev.
+    /// The next job. While there is none, what can wait is done: warnings, and waiting for udev.
     fn next(&mut self, jobs: &Receiver<Job>, tell: &impl Fn(Told)) -> Option<Job> {
-        let mut job = None;
-        if udev_wait::is_pending() || !self.unwarned.is_empty() {
-            job = jobs.recv_timeout(PAUSE).ok();
-            if job.is_none() {
-                self.catch_up(tell);
+        let job = loop {
+            if !udev_wait::is_pending() && self.unwarned.is_empty() {
+                break jobs.recv().ok();
             }
-        }
-        let job = job.or_else(|| jobs.recv().ok());
+            match jobs.recv_timeout(PAUSE) {
+                Ok(job) => break Some(job),
+                Err(RecvTimeoutError::Timeout) => self.catch_up(tell),
+                Err(RecvTimeoutError::Disconnected) => break None,
+            }
+        };
         job.filter(|_| !self.is_over.load(Ordering::Relaxed))
     }
 
     fn catch_up(&mut self, tell: &impl Fn(Told)) {
-        if udev_wait::is_pending() {
-            if !udev_wait::wait() {
-                log::warn!("udev does not say that it is done with the new mappings");
-            }
+        if udev_wait::is_pending() && udev_wait::is_over() {
             tell(Told::Linked);
         }
         for volume in std::mem::take(&mut self.unwarned) {
