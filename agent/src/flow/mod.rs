@@ -242,10 +242,7 @@ impl Flow {
 
     fn opened(&mut self, index: VolumeIndex, actions: &mut Vec<Action>) {
         // Taken away first, so that what is said does not bring it back.
-        if self.prompt == Prompt::Shown(index) {
-            actions.push(Action::EndPrompt);
-            self.prompt = Prompt::Absent;
-        }
+        self.end_prompt_of(index, actions);
         let volume = &mut self.volumes[index];
         let how = if volume.state == State::OpeningTyped {
             "by a typed passphrase"
@@ -261,11 +258,15 @@ impl Flow {
         if !self.volumes[index].is_locked() {
             return;
         }
+        self.end_prompt_of(index, actions);
+        self.volumes[index].leave(index, why, actions);
+    }
+
+    fn end_prompt_of(&mut self, index: VolumeIndex, actions: &mut Vec<Action>) {
         if self.prompt == Prompt::Shown(index) {
             actions.push(Action::EndPrompt);
             self.prompt = Prompt::Absent;
         }
-        self.volumes[index].leave(index, why, actions);
     }
 
     fn not_opened(

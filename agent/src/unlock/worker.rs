@@ -82,7 +82,7 @@ impl Worker {
     ) -> std::io::Result<Self> {
         let (jobs, received) = channel();
         let is_over = Arc::new(AtomicBool::new(false));
-        let told = is_over.clone();
+        let tells = is_over.clone();
         let thread = std::thread::Builder::new()
             .name("volumes".to_owned())
             .spawn(move || {
@@ -93,7 +93,7 @@ impl Worker {
                     found,
                     typed: BTreeMap::new(),
                     unwarned: Vec::new(),
-                    is_over: told,
+                    is_over: tells,
                 }
                 .work(&received, tell);
             })?;

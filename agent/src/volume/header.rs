@@ -1,7 +1,7 @@
 //! A copy of a LUKS2 header, so that what was checked is what is opened.
 //!
-//! Somebody who controls the storage may answer each read differently. So the header is read once, but for a look at what it
-//! is, into an anonymous file in memory; libcryptsetup gets that file as a detached header and the device for the data
+//! Somebody who controls the storage may answer each read differently. So every byte of the header that is used is read
+//! once, into an anonymous file in memory; libcryptsetup gets that file as a detached header and the device for the data
 //! only. The data segment is never read, and keyslot areas only when they are asked for.
 
 use std::fs::File;
@@ -347,17 +347,17 @@ fn read_metadata(read: impl Fn(&mut [u8], u64) -> io::Result<()>) -> io::Result<
     let half = usize::try_from(size).map_err(io::Error::other)?;
     let mut metadata = vec![0; 2 * half];
     let (primary, secondary) = metadata.split_at_mut(half);
-    let first = unless_broken(read(primary, 0))?;
+    let (start, rest) = primary.split_at_mut(BINARY);
+    start.copy_from_slice(&binary);
+    let first = match broken {
+        None => unless_broken(read(rest, BINARY as u64))?,
+        broken => broken,
+    };
     let second = unless_broken(read(secondary, size))?;
-    // What lies there may be left of another time, with LUKS1 in front of it that cannot be read.
-    if let Some(error) = broken
-        && !is_whole(secondary)
-    {
-        return Err(error);
-    }
     match (first, second) {
-        (Some(error), Some(_)) => return Err(error),
-        (Some(_), None) => primary.fill(0),
+        // What lies second alone may be left of another time, with LUKS1 in front of it that cannot be read.
+        (Some(_), None) if is_whole(secondary) => primary.fill(0),
+        (Some(error), _) => return Err(error),
         (None, Some(_)) => secondary.fill(0),
         (None, None) => {}
     }

@@ -500,11 +500,11 @@ fn memory_cost(json: &Value, slot: u32) -> u64 {
 /// one that crypttab names.
 pub fn beyond_memory(header: &Path, only: Option<u32>, total: u64) -> Option<String> {
     let header = HeaderCopy::read(header).ok()?;
-    let needed = |slot: u32| Some((slot, memory_cost(header.json(), slot)));
+    let needed = |slot: u32| (slot, memory_cost(header.json(), slot));
     let usable = only.map_or_else(|| usable_keyslots(header.json()), |slot| vec![slot]);
     let (beyond, usable): (Vec<_>, Vec<_>) = usable
         .into_iter()
-        .filter_map(needed)
+        .map(needed)
         .partition(|(_, needed)| *needed > total);
     let mebibytes = beyond
         .iter()

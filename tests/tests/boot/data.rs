@@ -183,10 +183,16 @@ fn taken(machine: &mut Machine, server: &mut KeyServer) -> Outcome {
     machine.check(CLOSED)?;
 
     server.start(PORT)?;
-    machine.check(&format!(
-        "dmsetup create my-data --table '0 8 zero'; systemctl start {unit}; sleep 5"
-    ))?;
-    let said = status(machine)?;
+    let said = machine.check_within(
+        &format!(
+            "dmsetup create my-data --table '0 8 zero'; systemctl start {unit}
+             until said=$(systemctl show --value --property StatusText {unit}); echo \"$said\" | grep -q 'has the name'; do
+                 sleep 1
+             done
+             echo \"$said\""
+        ),
+        LIMIT,
+    )?;
     ensure(
         said.contains("a mapping that encrypts nothing has the name 'my-data'"),
         || format!("systemctl status says '{said}'"),
