@@ -22,6 +22,7 @@ pub mod wait;
 pub mod worker;
 
 mod ending;
+mod look;
 mod shell;
 pub(crate) mod shown;
 
