@@ -13,12 +13,11 @@
 
 mod asking;
 mod events;
+mod requests;
 mod status;
 mod volume;
 
 use std::time::Duration;
-
-use latchkey_protocol::{Generation, VolumeId};
 
 use asking::Asking;
 pub use events::{
@@ -29,8 +28,6 @@ use volume::{State, Volume};
 
 /// How much longer the boot takes for volumes that it does not need, once the others are open.
 const OPTIONAL_LIMIT: Duration = Duration::from_secs(10);
-/// How long a header that is being read holds up the request for those that were, so that there is one for all.
-const READING_LIMIT: Duration = Duration::from_secs(1);
 
 /// The state machine.
 #[derive(Debug)]
@@ -448,61 +445,6 @@ impl Flow {
             let server = volume.released.remove(0);
             volume.state = State::OpeningAutomatically(server);
             actions.push(Action::Open(index, server));
-        }
-    }
-
-    fn may_ask(&self) -> bool {
-        self.credentials && matches!(self.network, Network::Up) && !self.asking.is_under_way()
-    }
-
-    /// The volumes that this server should be asked for.
-    fn wants(&self, server: ServerIndex) -> Vec<(VolumeIndex, VolumeId, Generation)> {
-        let wanted = |(index, volume): (VolumeIndex, &Volume)| {
-            if !volume.is_locked() || volume.refused.is_some() || !volume.released.is_empty() {
-                return None;
-            }
-            let (_, generation) = volume
-                .envelopes
-                .iter()
-                .find(|(other, _)| *other == server)?;
-            Some((index, volume.id?, *generation))
-        };
-        self.volumes.iter().enumerate().filter_map(wanted).collect()
-    }
-
-    /// Headers are read one after the other: as long as they are, the others only wait for their turn.
-    fn reading_goes_on(&mut self, now: Duration) {
-        for volume in &mut self.volumes {
-            if let Some(since) = &mut volume.read_since {
-                *since = now;
-            }
-        }
-    }
-
-    /// Until when headers that are being read are waited for, if any is.
-    fn reading_limit(&self, now: Duration) -> Option<Duration> {
-        let began = self.volumes.iter().filter_map(|volume| volume.read_since);
-        let limit = began.min()? + READING_LIMIT;
-        (now < limit).then_some(limit)
-    }
-
-    fn ask(&mut self, now: Duration, actions: &mut Vec<Action>) {
-        if !self.may_ask() || self.reading_limit(now).is_some() {
-            return;
-        }
-        let due: Vec<_> = self.asking.due(now).collect();
-        for server in due {
-            let volumes = self.wants(server);
-            if !volumes.is_empty() {
-                let (number, address) = self.asking.begin(server);
-                actions.push(Action::Ask {
-                    number,
-                    server,
-                    address,
-                    volumes,
-                });
-                return;
-            }
         }
     }
 
