@@ -1,11 +1,15 @@
-//! Puts a bootable disk together in a plain file: an MBR with GRUB, an ext4 `/boot`, and a LUKS2 volume whose data
-//! segment is encrypted here. No loop device, no device-mapper.
+//! Puts a bootable disk together in a plain file: an MBR with GRUB, an ext4 `/boot`, and a second partition, mostly a LUKS2
+//! volume, whose data are encrypted here. No loop device, no device-mapper.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use aes::Aes256Enc;
+use sha2::{Digest, Sha512};
+use twofish::Twofish;
 
 use crate::layout::{self, Layout};
 use crate::lvm::{self, Volume};
@@ -42,7 +46,7 @@ const VOLUMES: [Volume; 2] = [
 pub struct Parts<'a> {
     /// The root file system as a folder; its `boot` becomes the first partition.
     pub tree: &'a Path,
-    /// What the LUKS2 volume holds.
+    /// What the second partition holds.
     pub layout: Layout,
     /// UUID of the `/boot` file system.
     pub boot_uuid: &'a str,
@@ -50,7 +54,7 @@ pub struct Parts<'a> {
     pub luks_uuid: &'a str,
     /// UUID of the root file system.
     pub root_uuid: &'a str,
-    /// The passphrase of keyslot 0.
+    /// The passphrase of keyslot 0, or of plain dm-crypt.
     pub passphrase: &'a str,
 }
 
@@ -97,40 +101,58 @@ pub fn make(parts: &Parts, scratch: &Path, target: &Path) -> Result<(), DiskErro
     boot_loader(&boot_tree.join("grub"), parts.layout, &disk, target)?;
     copy(&boot, &mut disk, BOOT_START, |_, _| ()).map_err(at(target))?;
 
-    let mut key = [0_u8; KEY];
-    File::open("/dev/urandom")
-        .and_then(|mut random| random.read_exact(&mut key))
-        .map_err(at(target))?;
-    let header = luks_header(parts, &key, scratch)?;
-    copy(&header, &mut disk, LUKS_START, |_, _| ()).map_err(at(target))?;
-    let xts = Xts::new(&key);
-    let mut encrypt = |image: &Path, start: u64| {
-        copy(
-            image,
-            &mut disk,
-            LUKS_START + LUKS_HEADER + start,
-            |sector, data| xts.encrypt(start / SECTOR as u64 + sector, data),
-        )
-        .map_err(at(target))
-    };
     match parts.layout {
-        Layout::Root => encrypt(&root, 0),
+        Layout::Clear => copy(&root, &mut disk, LUKS_START, |_, _| ()).map_err(at(target)),
+        Layout::Plain => {
+            let xts = Xts::<Twofish>::new(&Sha512::digest(parts.passphrase).into());
+            copy(&root, &mut disk, LUKS_START, |sector, data| {
+                xts.encrypt(sector, data);
+            })
+            .map_err(at(target))
+        }
+        Layout::Root => luks(parts, &[(&root, 0)], scratch, &mut disk, target),
         Layout::Lvm => {
             let head = scratch.join("head.lvm");
             fs::write(&head, lvm::head(layout::GROUP, &VOLUMES)).map_err(at(&head))?;
             let swap = swap(scratch)?;
             let starts = lvm::starts(&VOLUMES);
-            encrypt(&head, 0)?;
-            encrypt(&root, starts[0])?;
-            encrypt(&swap, starts[1])
+            let images: [(&Path, u64); 3] = [(&head, 0), (&root, starts[0]), (&swap, starts[1])];
+            luks(parts, &images, scratch, &mut disk, target)
         }
     }
 }
 
-/// Bytes of what is encrypted.
+/// Makes a LUKS2 volume of the second partition; each of `images` goes to a byte of its data.
+fn luks(
+    parts: &Parts,
+    images: &[(&Path, u64)],
+    scratch: &Path,
+    disk: &mut File,
+    target: &Path,
+) -> Result<(), DiskError> {
+    let mut key = [0_u8; KEY];
+    File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut key))
+        .map_err(at(target))?;
+    let header = luks_header(parts, &key, scratch)?;
+    copy(&header, disk, LUKS_START, |_, _| ()).map_err(at(target))?;
+    let xts = Xts::<Aes256Enc>::new(&key);
+    for (image, start) in images {
+        copy(
+            image,
+            disk,
+            LUKS_START + LUKS_HEADER + start,
+            |sector, data| xts.encrypt(start / SECTOR as u64 + sector, data),
+        )
+        .map_err(at(target))?;
+    }
+    Ok(())
+}
+
+/// Bytes of what is encrypted; of what would be.
 fn volume_size(layout: Layout) -> u64 {
     match layout {
-        Layout::Root => ROOT_SIZE,
+        Layout::Root | Layout::Plain | Layout::Clear => ROOT_SIZE,
         Layout::Lvm => lvm::size(&VOLUMES),
     }
 }

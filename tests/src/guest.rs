@@ -55,7 +55,7 @@ pub enum GuestError {
 pub struct Guest {
     /// What it is to become: its first initramfs is that of [`Flavour::image`].
     pub flavour: Flavour,
-    /// What its LUKS2 volume holds.
+    /// What its second partition holds.
     pub layout: Layout,
     /// What more is installed, if anything.
     pub more: Option<&'static str>,
@@ -195,17 +195,16 @@ fn recipe_key(flavour: Flavour, layout: Layout, packages: &[&str]) -> Key {
     for (name, content) in RECIPE {
         key = key.with(name, content);
     }
-    match layout {
-        Layout::Root => key,
-        Layout::Lvm => key
-            .with("lvm.sh", LVM)
-            .with("lvm", lvm::FORMAT)
-            .with("words", layout.kernel_words()),
-    }
+    let Some((name, script)) = layout.script() else {
+        return key;
+    };
+    let key = key.with(name, script);
+    let key = match layout {
+        Layout::Lvm => key.with("lvm", lvm::FORMAT),
+        Layout::Root | Layout::Plain | Layout::Clear => key,
+    };
+    key.with("words", layout.kernel_words())
 }
-
-/// What makes a machine of [`Layout::Lvm`] of one of [`Layout::Root`].
-const LVM: &str = include_str!("../guest/lvm.sh");
 
 fn build(
     folder: &Path,
@@ -221,7 +220,7 @@ fn build(
     let scratch = folder.join("scratch");
     let recipe = scratch.join("recipe");
     fs::create_dir_all(&recipe).map_err(at(&recipe))?;
-    for (name, content) in RECIPE.iter().chain(&[("lvm.sh", LVM)]) {
+    for (name, content) in RECIPE.iter().copied().chain(layout.script()) {
         let path = recipe.join(name);
         fs::write(&path, content).map_err(at(&path))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).map_err(at(&path))?;
@@ -258,15 +257,11 @@ fn bootstrap(
     for option in host_apt_options() {
         mmdebstrap.arg(format!("--aptopt={option}"));
     }
-    let hooks: &[_] = match layout {
-        Layout::Root => &[("essential", "essential.sh"), ("customize", "customize.sh")],
-        Layout::Lvm => &[
-            ("essential", "essential.sh"),
-            ("essential", "lvm.sh"),
-            ("customize", "customize.sh"),
-            ("customize", "lvm.sh"),
-        ],
-    };
+    let mut hooks = vec![("essential", "essential.sh"), ("customize", "customize.sh")];
+    if let Some((script, _)) = layout.script() {
+        hooks.insert(1, ("essential", script));
+        hooks.push(("customize", script));
+    }
     for (hook, script) in hooks {
         mmdebstrap.arg(format!(
             "--{hook}-hook={} \"$1\"",

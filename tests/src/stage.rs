@@ -13,7 +13,7 @@ use crate::flavour::{Flavour, Framework};
 use crate::guest::{self, Guest, GuestError};
 use crate::keyserver::{KeyServer, KeyServerError};
 use crate::layout::Layout;
-use crate::machine::{Disk, MachineError, Spec};
+use crate::machine::{Disk, Machine, MachineError, Spec};
 use crate::native::{self, NativeError};
 use crate::network;
 use crate::product::Product;
@@ -148,6 +148,11 @@ impl Stage {
         self.ground.guest.flavour
     }
 
+    /// How its disk is laid out.
+    pub fn layout(&self) -> Layout {
+        self.ground.guest.layout
+    }
+
     /// What the console shows while the agent asks for the passphrase.
     pub fn prompt(&self) -> &'static str {
         self.flavour().prompt()
@@ -156,6 +161,17 @@ impl Stage {
     /// What the console shows where a machine without latchkey asks for the passphrase.
     pub fn native_prompt(&self) -> &'static str {
         self.flavour().native_prompt()
+    }
+
+    /// Waits until the machine of [`Stage::plain_disk`] is up, and answers its native prompt first, where its root is encrypted.
+    ///
+    /// # Errors
+    /// `Machine` if it does not come up.
+    pub fn first_boot(&self, machine: &mut Machine) -> Result<Sighting, MachineError> {
+        if self.layout() != Layout::Clear {
+            machine.answer(self.ground.guest.first_prompt(), guest::PASSPHRASE)?;
+        }
+        machine.up()
     }
 
     /// Ends a scenario that acts in the initramfs by the means of initramfs-tools, on another framework.
@@ -240,7 +256,7 @@ impl Stage {
 
     /// A machine that boots through its own boot loader; `boot` names its logs.
     pub fn machine(&self, disk: &Disk, boot: &str) -> Spec {
-        Spec::new(disk, &self.logs.join(format!("{boot}.log"))).layout(self.ground.guest.layout)
+        Spec::new(disk, &self.logs.join(format!("{boot}.log"))).layout(self.layout())
     }
 
     /// A machine with the kernel and initramfs that `bind` left in `/boot`, started without boot loader.

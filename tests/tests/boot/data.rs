@@ -86,7 +86,6 @@ const CLOSED: &str = "\
     exit 1";
 
 fn data_volume(stage: &Stage) -> Outcome {
-    stage.needs_initramfs_tools("The scenario answers the native prompt for root.")?;
     let (mut server, archive) = stage.own_installation()?;
     server.start(PORT)?;
     let disk = stage.plain_disk()?;
@@ -102,8 +101,11 @@ fn data_volume(stage: &Stage) -> Outcome {
         format!("systemctl status says '{said}'")
     })?;
     machine.check(CLOSED)?;
-    // Longer than systemd waits for any device, and the network goes and comes meanwhile.
-    machine.check("ifdown --force ens3; sleep 5; ifup ens3; sleep 95")?;
+    // Ten minutes, longer than systemd waits for any device, and the network goes and comes meanwhile.
+    machine.check_within(
+        "ifdown --force ens3; sleep 5; ifup ens3; sleep 595",
+        Duration::from_secs(900),
+    )?;
     machine.check(CLOSED)?;
     server.start(PORT)?;
     let said = machine.check_within(FOLLOWED, LIMIT)?;
@@ -206,9 +208,7 @@ fn taken(machine: &mut Machine, server: &mut KeyServer) -> Outcome {
 /// A machine that is up, with all of its boot done.
 fn boot(stage: &Stage, spec: &Spec) -> Result<Machine, Failure> {
     let mut machine = Machine::start(spec)?;
-    machine.answer(stage.native_prompt(), PASSPHRASE)?;
-    let up = machine.up()?;
-    stage.note(up);
+    stage.note(stage.first_boot(&mut machine)?);
     machine.check_within(BOOTED, LIMIT)?;
     Ok(machine)
 }

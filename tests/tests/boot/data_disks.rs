@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use latchkey_tests::bound::{self, PORT};
 use latchkey_tests::guest::{DEVICE, PASSPHRASE};
 use latchkey_tests::keyserver::KeyServer;
+use latchkey_tests::layout::Layout;
 use latchkey_tests::machine::{Disk, Machine, Spec};
 use latchkey_tests::stage::{Failure, Outcome, Stage, ensure};
 
@@ -44,17 +45,18 @@ pub struct DataDisk {
     pub bare: bool,
 }
 
-/// A machine whose root and data disks are bound.
+/// A machine whose data disks are bound, and its root if it is encrypted.
 pub struct Bound {
     pub root: Disk,
     pub data: Vec<PathBuf>,
     pub server: KeyServer,
-    /// What `bind` said of root.
+    /// What `bind` said of root, or the rebuilding of the initramfs if root is not encrypted.
     pub said: String,
 }
 
 impl Bound {
     /// Makes the volumes in a guest with `root`, and binds them all; `spare` names empty disks that come after theirs.
+    /// The initramfs is built anew at the end.
     pub fn all(
         stage: &Stage,
         root: Disk,
@@ -73,8 +75,7 @@ impl Bound {
         };
         let mut machine =
             Machine::start(&bound.machine(stage, "bind").systemd().payload(&archive))?;
-        machine.answer(stage.native_prompt(), PASSPHRASE)?;
-        machine.up()?;
+        stage.first_boot(&mut machine)?;
         bound::install_and_join(&mut machine, &bound.server, stage.flavour())?;
         machine.check(&format!("printf %s '{PASSPHRASE}' > /run/rig/passphrase"))?;
         for (number, disk) in disks.iter().enumerate() {
@@ -84,13 +85,20 @@ impl Bound {
                 || said.clone(),
             )?;
         }
+        let (last, volumes) = match stage.layout() {
+            Layout::Clear => (stage.flavour().rebuild().to_owned(), disks.len()),
+            _ => (
+                format!("latchkey bind {DEVICE} --key-file /run/rig/passphrase"),
+                disks.len() + 1,
+            ),
+        };
         bound.said = machine.check(&format!(
-            "exec 2>&1; latchkey bind {DEVICE} --key-file /run/rig/passphrase; status=$?\n\
+            "exec 2>&1; {last}; status=$?\n\
              rm /run/rig/passphrase; exit $status"
         ))?;
         let listed = machine.check("latchkey list; cat /etc/crypttab")?;
         ensure(
-            listed.matches("bound to").count() == disks.len() + 1 && !listed.contains('!'),
+            listed.matches("bound to").count() == volumes && !listed.contains('!'),
             || listed.clone(),
         )?;
         machine.power_off()?;

@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use latchkey_tests::attack::StolenDisk;
+use latchkey_tests::flavour::Framework;
 use latchkey_tests::guest::PASSPHRASE;
+use latchkey_tests::layout::Layout;
 use latchkey_tests::machine::Machine;
 use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
 
@@ -18,21 +20,27 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
     play: all_kinds,
 }];
 
+pub const LONGER: &[Scenario] = &[Scenario {
+    name: "two plain volumes, two detached headers and integrity open in the running system of a machine whose root is not encrypted",
+    play: in_the_running_system,
+}];
+
 const LIMIT: Duration = Duration::from_secs(300);
 
-fn data_disks() -> [DataDisk; 5] {
+/// `options` of crypttab say where they open.
+fn data_disks(options: &str) -> [DataDisk; 5] {
     [
         DataDisk {
             name: "words".to_owned(),
             make: WORDS,
-            bind: format!("--options {WORDS_OPTIONS},initramfs {BY_PASSPHRASE}"),
+            bind: format!("--options {WORDS_OPTIONS},{options} {BY_PASSPHRASE}"),
             bare: true,
         },
         DataDisk {
             name: "keyed".to_owned(),
             make: KEYED,
             bind: format!(
-                "--options {KEYED_OPTIONS},initramfs,nofail --volume-key-file /root/volume.key"
+                "--options {KEYED_OPTIONS},{options},nofail --volume-key-file /root/volume.key"
             ),
             bare: true,
         },
@@ -42,7 +50,7 @@ fn data_disks() -> [DataDisk; 5] {
                 printf %s \"$PASSPHRASE\" | cryptsetup luksFormat --batch-mode --type luks2 --pbkdf pbkdf2 \\\n\
                 --pbkdf-force-iterations 1000 --key-file - --header /etc/headless.header $DISK\n\
                 printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - --header /etc/headless.header $DISK $NAME",
-            bind: format!("--options luks,header=/etc/headless.header,initramfs {BY_PASSPHRASE}"),
+            bind: format!("--options luks,header=/etc/headless.header,{options} {BY_PASSPHRASE}"),
             bare: true,
         },
         DataDisk {
@@ -51,7 +59,7 @@ fn data_disks() -> [DataDisk; 5] {
                 printf %s \"$PASSPHRASE\" | cryptsetup luksFormat --batch-mode --type luks2 --integrity hmac-sha256 \\\n\
                 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file - $DISK\n\
                 printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - $DISK $NAME",
-            bind: format!("--options luks,initramfs {BY_PASSPHRASE}"),
+            bind: format!("--options luks,{options} {BY_PASSPHRASE}"),
             bare: false,
         },
         DataDisk {
@@ -61,7 +69,7 @@ fn data_disks() -> [DataDisk; 5] {
                 --pbkdf-force-iterations 1000 --key-file - --header /dev/disk/by-id/virtio-data5 $DISK\n\
                 printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - --header /dev/disk/by-id/virtio-data5 $DISK $NAME",
             bind: format!(
-                "--options luks,header=/dev/disk/by-id/virtio-data5,initramfs {BY_PASSPHRASE}"
+                "--options luks,header=/dev/disk/by-id/virtio-data5,{options} {BY_PASSPHRASE}"
             ),
             bare: true,
         },
@@ -69,8 +77,10 @@ fn data_disks() -> [DataDisk; 5] {
 }
 
 pub fn all_kinds(stage: &Stage) -> Outcome {
-    stage.needs_initramfs_tools("The volumes are made in a guest of initramfs-tools.")?;
-    let disks = data_disks();
+    let disks = data_disks(match stage.flavour().framework {
+        Framework::InitramfsTools => "initramfs",
+        Framework::DracutSystemd | Framework::DracutScript => "x-initrd.attach",
+    });
     let root = StolenDisk::copy_of(&stage.plain_disk()?, stage.folder())?;
     root.put_luks1_header()?;
     let mut kinds = Bound::all(stage, root.put_back()?, &disks, &["header"])?;
@@ -124,6 +134,43 @@ pub fn all_kinds(stage: &Stage) -> Outcome {
     }
     ensure(machine.console.count("'keyed' was opened") == 0, || {
         "a volume of a raw key was opened by a passphrase".to_owned()
+    })
+}
+
+/// A machine of which nothing but data is encrypted, with an initramfs that has the agent: it has nothing to do there.
+fn in_the_running_system(stage: &Stage) -> Outcome {
+    let stage = stage.with_layout(Layout::Clear)?;
+    let disks = data_disks("_netdev");
+    let mut kinds = Bound::all(&stage, stage.plain_disk()?, &disks, &["header"])?;
+    let spec = |kinds: &Bound, boot: &str| kinds.machine(&stage, boot).systemd();
+
+    let mut machine = Machine::start(&spec(&kinds, "by themselves"))?;
+    stage.note(machine.up()?);
+    for disk in &disks {
+        opens(&mut machine, &disk.name)?;
+        holds(&mut machine, &disk.name)?;
+    }
+    machine.power_off()?;
+    kinds.server.stop()?;
+    let audit = kinds.server.admin(&["audit", "--kind", "opened"])?;
+    ensure(audit.contains("as the policy allows"), || audit.clone())
+}
+
+/// The volume's unit says that it was opened by the key server.
+fn opens(machine: &mut Machine, name: &str) -> Outcome {
+    let said = machine.check_within(
+        &format!(
+            "for second in $(seq 240); do
+                 said=$(systemctl show --value --property StatusText latchkey@{name}.service)
+                 case $said in open*) break ;; esac
+                 sleep 1
+             done
+             echo \"$said\""
+        ),
+        LIMIT,
+    )?;
+    ensure(said.contains("open: key server"), || {
+        format!("systemctl status of '{name}' says '{said}'")
     })
 }
 

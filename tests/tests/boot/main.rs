@@ -22,6 +22,7 @@ mod oom;
 mod plymouth;
 mod questions;
 mod recovery;
+mod roots;
 mod rotation;
 mod secrets;
 mod servers;
@@ -61,6 +62,8 @@ const SCENARIOS: &[&[Scenario]] = &[
 const LONGER: &[&[Scenario]] = &[
     thieves::SCENARIOS,
     lvm::SCENARIOS,
+    kinds::LONGER,
+    roots::SCENARIOS,
     data::SCENARIOS,
     rotation::SCENARIOS,
     several::SCENARIOS,

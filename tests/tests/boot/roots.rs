@@ -1,0 +1,115 @@
+//! Roots of other kinds than LUKS2 and LUKS1: in plain dm-crypt, and with the header elsewhere.
+
+use std::time::Duration;
+
+use latchkey_tests::bound::{self, PORT};
+use latchkey_tests::flavour::Framework;
+use latchkey_tests::guest::{DEVICE, MAPPING, PASSPHRASE};
+use latchkey_tests::layout::Layout;
+use latchkey_tests::machine::{Machine, Spec};
+use latchkey_tests::stage::{NotHere, Outcome, Scenario, Stage, ensure};
+
+use crate::data_disks::{images, with_disks};
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "a plain root (twofish, sha512) opens by itself, and by the passphrase",
+        play: plain,
+    },
+    Scenario {
+        name: "a root whose header is a file in the image opens by itself, and by the passphrase",
+        play: header_in_a_file,
+    },
+    Scenario {
+        name: "a root whose header is on a disk of its own opens by itself, and by the passphrase",
+        play: header_on_a_disk,
+    },
+];
+
+const LIMIT: Duration = Duration::from_secs(300);
+const OPENED: &str = "'vda2_crypt' was opened automatically";
+const TYPED: &str = "'vda2_crypt' was opened by a typed passphrase";
+
+/// How a machine tells what its root is.
+const WHAT: &str = "cryptsetup status vda2_crypt; cryptsetup isLuks /dev/vda2 && echo 'a header on the disk'; true";
+
+pub fn plain(stage: &Stage) -> Outcome {
+    needs_crypttab(stage)?;
+    let plain = stage.with_layout(Layout::Plain)?;
+    let disk = plain.bound_disk()?;
+    let mut server = plain.key_server()?;
+    server.start(PORT)?;
+    let mut machine = Machine::start(&plain.bound_machine(&disk, "key server"))?;
+    machine.expect(OPENED, LIMIT)?;
+    stage.note(machine.up()?);
+    let what = machine.check(WHAT)?;
+    ensure(
+        what.contains("PLAIN") && what.contains("twofish-xts-plain64"),
+        || what.clone(),
+    )?;
+    machine.power_off()?;
+
+    server.stop()?;
+    by_passphrase(stage, &plain.bound_machine(&disk, "passphrase"))
+}
+
+fn header_in_a_file(stage: &Stage) -> Outcome {
+    header_at(stage, "/etc/root.header")
+}
+
+fn header_on_a_disk(stage: &Stage) -> Outcome {
+    header_at(stage, "/dev/disk/by-id/virtio-data0")
+}
+
+/// The header of a usual guest is moved to `place`; then the machine is bound.
+fn header_at(stage: &Stage, place: &str) -> Outcome {
+    needs_crypttab(stage)?;
+    let (mut server, archive) = stage.own_installation()?;
+    server.start(PORT)?;
+    let disk = stage.plain_disk()?;
+    let apart = images(stage, ["header"].into_iter())?;
+    let spec = |boot: &str| with_disks(stage.machine(&disk, boot), &apart);
+
+    let mut machine = Machine::start(&spec("bind").systemd().payload(&archive))?;
+    stage.first_boot(&mut machine)?;
+    bound::install_and_join(&mut machine, &server, stage.flavour())?;
+    machine.check(&format!(
+        "set -e
+         exec 2>&1
+         cryptsetup luksHeaderBackup {DEVICE} --header-backup-file /run/rig/header
+         cat /run/rig/header > {place}
+         echo '{MAPPING} PARTUUID=59454b4c-02 none luks,header={place}' > /etc/crypttab
+         printf %s '{PASSPHRASE}' | latchkey bind {DEVICE} --key-file -
+         dd if=/dev/zero of={DEVICE} bs=1M count=16 conv=fsync status=none"
+    ))?;
+    machine.power_off()?;
+
+    let mut machine = Machine::start(&spec("key server"))?;
+    machine.expect(OPENED, LIMIT)?;
+    stage.note(machine.up()?);
+    let what = machine.check(WHAT)?;
+    ensure(!what.contains("a header on the disk"), || what.clone())?;
+    machine.power_off()?;
+
+    server.stop()?;
+    by_passphrase(stage, &spec("passphrase"))
+}
+
+fn by_passphrase(stage: &Stage, spec: &Spec) -> Outcome {
+    let mut machine = Machine::start(spec)?;
+    machine.answer(stage.prompt(), PASSPHRASE)?;
+    machine.expect(TYPED, LIMIT)?;
+    machine.up()?;
+    machine.power_off()?;
+    Ok(())
+}
+
+fn needs_crypttab(stage: &Stage) -> Outcome {
+    match stage.flavour().framework {
+        Framework::InitramfsTools | Framework::DracutSystemd => Ok(()),
+        Framework::DracutScript => Err(NotHere(
+            "dracut's scripts open what has a LUKS header on it: such a machine does not boot without latchkey.",
+        )
+        .into()),
+    }
+}
