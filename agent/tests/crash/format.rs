@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use crate::common::machine::{Machine, PASSPHRASE, Server, Volume};
 use crate::header;
-use crate::points::{Killer, Points, Tape, kills};
+use crate::points::{Killer, Points, Tape, kills_or};
 use crate::tally::Tally;
 use crate::tracer::{Change, End, Fate, Traced};
 
@@ -20,8 +20,8 @@ enum Step {
     Bind,
 }
 
-/// So many fewer kills than of the others: each run derives keys that cost what people's do.
-const KILLS_PER_TURN: usize = 4;
+/// Fewer than of the others, unless LATCHKEY_KILLS says otherwise: each run derives keys that cost what people's do.
+const KILLS: usize = 6;
 
 #[test]
 fn a_format_that_is_killed_anywhere_leaves_an_empty_device_or_a_volume_that_opens() {
@@ -33,7 +33,7 @@ fn a_format_that_is_killed_anywhere_leaves_an_empty_device_or_a_volume_that_open
     let rig = Rig::new();
     let tape = rig.tape();
     assert_eq!(tape.len(), 3, "steps: {tape:?}");
-    for turn in 0..kills().div_ceil(KILLS_PER_TURN) {
+    for turn in 0..kills_or(KILLS) {
         let volume = Volume::plain();
         let point = points.choose(turn, &tape);
         let mut killer = Killer::at(&point);

@@ -30,6 +30,14 @@ pub const KEYED: &str = "\
 /// What crypttab says of [`KEYED`].
 pub const KEYED_OPTIONS: &str = "plain,cipher=aes-xts-plain64,hash=plain,size=512";
 
+/// LUKS2 with its header on a disk of its own, which comes after five others.
+pub const APART: &str = "\
+    printf %s \"$PASSPHRASE\" | cryptsetup luksFormat --batch-mode --type luks2 --pbkdf pbkdf2 \\\n\
+    --pbkdf-force-iterations 1000 --key-file - --header /dev/disk/by-id/virtio-data5 $DISK\n\
+    printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - --header /dev/disk/by-id/virtio-data5 $DISK $NAME";
+/// What crypttab says of [`APART`].
+pub const APART_OPTIONS: &str = "luks,header=/dev/disk/by-id/virtio-data5";
+
 /// How `bind` and `recovery-key` get the passphrase.
 pub const BY_PASSPHRASE: &str = "--key-file /run/rig/passphrase";
 

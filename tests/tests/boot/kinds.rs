@@ -11,7 +11,8 @@ use latchkey_tests::machine::Machine;
 use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
 
 use crate::data_disks::{
-    BY_PASSPHRASE, Bound, DataDisk, KEYED, KEYED_OPTIONS, WORDS, WORDS_OPTIONS, holds,
+    APART, APART_OPTIONS, BY_PASSPHRASE, Bound, DataDisk, KEYED, KEYED_OPTIONS, WORDS,
+    WORDS_OPTIONS, holds,
 };
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
@@ -64,13 +65,8 @@ fn data_disks(options: &str) -> [DataDisk; 5] {
         },
         DataDisk {
             name: "apart".to_owned(),
-            make: "\
-                printf %s \"$PASSPHRASE\" | cryptsetup luksFormat --batch-mode --type luks2 --pbkdf pbkdf2 \\\n\
-                --pbkdf-force-iterations 1000 --key-file - --header /dev/disk/by-id/virtio-data5 $DISK\n\
-                printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - --header /dev/disk/by-id/virtio-data5 $DISK $NAME",
-            bind: format!(
-                "--options luks,header=/dev/disk/by-id/virtio-data5,{options} {BY_PASSPHRASE}"
-            ),
+            make: APART,
+            bind: format!("--options {APART_OPTIONS},{options} {BY_PASSPHRASE}"),
             bare: true,
         },
     ]

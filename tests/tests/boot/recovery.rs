@@ -7,12 +7,12 @@ use latchkey_tests::machine::Machine;
 use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage};
 
 use crate::data_disks::{
-    BY_PASSPHRASE, KEYED, KEYED_OPTIONS, LUKS2, WORDS, WORDS_OPTIONS, filling, holds, images,
-    with_disks,
+    APART, APART_OPTIONS, BY_PASSPHRASE, KEYED, KEYED_OPTIONS, LUKS2, WORDS, WORDS_OPTIONS,
+    filling, holds, images, with_disks,
 };
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "recovery sheets of LUKS1, LUKS2 and two plain volumes open them on a machine without latchkey",
+    name: "recovery sheets of LUKS1, LUKS2, a detached header and two plain volumes open them on a machine without latchkey",
     play: recovery,
 }];
 
@@ -26,7 +26,7 @@ struct Kind {
     proof: &'static str,
 }
 
-const KINDS: [Kind; 4] = [
+const KINDS: [Kind; 5] = [
     Kind {
         name: "new",
         make: LUKS2,
@@ -54,11 +54,18 @@ const KINDS: [Kind; 4] = [
         options: KEYED_OPTIONS,
         proof: "--volume-key-file /root/volume.key",
     },
+    Kind {
+        name: "apart",
+        make: APART,
+        options: APART_OPTIONS,
+        proof: BY_PASSPHRASE,
+    },
 ];
 
 fn recovery(stage: &Stage) -> Outcome {
     stage.needs_initramfs_tools("What opens by a sheet does not depend on what boots.")?;
-    let disks = images(stage, KINDS.iter().map(|kind| kind.name))?;
+    let names = KINDS.iter().map(|kind| kind.name);
+    let disks = images(stage, names.chain(["header"]))?;
     let sheets = sheets(stage, &disks)?;
     // Made anew: it never had latchkey.
     let other = stage.plain_disk()?;
