@@ -15,6 +15,16 @@ pub const LUKS2: &str = "\
     printf %s \"$PASSPHRASE\" | cryptsetup luksFormat --batch-mode --type luks2 --pbkdf pbkdf2 \\\n\
     --pbkdf-force-iterations 1000 --key-file - $DISK\n\
     printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - $DISK $NAME";
+/// LUKS1.
+pub const OLD: &str = "\
+    printf %s \"$PASSPHRASE\" | cryptsetup luksFormat --batch-mode --type luks1 \\\n\
+    --pbkdf-force-iterations 1000 --key-file - $DISK\n\
+    printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - $DISK $NAME";
+/// LUKS2 with integrity protection.
+pub const TAGGED: &str = "\
+    printf %s \"$PASSPHRASE\" | cryptsetup luksFormat --batch-mode --type luks2 --integrity hmac-sha256 \\\n\
+    --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file - $DISK\n\
+    printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - $DISK $NAME";
 /// Plain dm-crypt by a passphrase.
 pub const WORDS: &str = "\
     printf '%s\\n' \"$PASSPHRASE\" | cryptsetup open --type plain --cipher twofish-xts-plain64 \\\n\
@@ -30,13 +40,13 @@ pub const KEYED: &str = "\
 /// What crypttab says of [`KEYED`].
 pub const KEYED_OPTIONS: &str = "plain,cipher=aes-xts-plain64,hash=plain,size=512";
 
-/// LUKS2 with its header on a disk of its own, which comes after five others.
+/// LUKS2 with its header on a disk of its own, which comes after six others.
 pub const APART: &str = "\
     printf %s \"$PASSPHRASE\" | cryptsetup luksFormat --batch-mode --type luks2 --pbkdf pbkdf2 \\\n\
-    --pbkdf-force-iterations 1000 --key-file - --header /dev/disk/by-id/virtio-data5 $DISK\n\
-    printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - --header /dev/disk/by-id/virtio-data5 $DISK $NAME";
+    --pbkdf-force-iterations 1000 --key-file - --header /dev/disk/by-id/virtio-data6 $DISK\n\
+    printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - --header /dev/disk/by-id/virtio-data6 $DISK $NAME";
 /// What crypttab says of [`APART`].
-pub const APART_OPTIONS: &str = "luks,header=/dev/disk/by-id/virtio-data5";
+pub const APART_OPTIONS: &str = "luks,header=/dev/disk/by-id/virtio-data6";
 
 /// How `bind` and `recovery-key` get the passphrase.
 pub const BY_PASSPHRASE: &str = "--key-file /run/rig/passphrase";

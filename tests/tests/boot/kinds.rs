@@ -11,25 +11,25 @@ use latchkey_tests::machine::Machine;
 use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
 
 use crate::data_disks::{
-    APART, APART_OPTIONS, BY_PASSPHRASE, Bound, DataDisk, KEYED, KEYED_OPTIONS, WORDS,
+    APART, APART_OPTIONS, BY_PASSPHRASE, Bound, DataDisk, KEYED, KEYED_OPTIONS, OLD, TAGGED, WORDS,
     WORDS_OPTIONS, holds,
 };
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "a LUKS1 root, two plain volumes, two detached headers and integrity open by themselves; K6 of exchanged disks none is \
-           mapped",
+    name: "a LUKS1 root, LUKS1, two plain volumes, two detached headers and integrity open by themselves; K6 of exchanged disks \
+           none is mapped",
     play: all_kinds,
 }];
 
 pub const LONGER: &[Scenario] = &[Scenario {
-    name: "two plain volumes, two detached headers and integrity open in the running system of a machine whose root is not encrypted",
+    name: "LUKS1, two plain volumes, two detached headers and integrity open in the running system; root is not encrypted",
     play: in_the_running_system,
 }];
 
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// `options` of crypttab say where they open.
-fn data_disks(options: &str) -> [DataDisk; 5] {
+fn data_disks(options: &str) -> [DataDisk; 6] {
     [
         DataDisk {
             name: "words".to_owned(),
@@ -56,10 +56,13 @@ fn data_disks(options: &str) -> [DataDisk; 5] {
         },
         DataDisk {
             name: "tagged".to_owned(),
-            make: "\
-                printf %s \"$PASSPHRASE\" | cryptsetup luksFormat --batch-mode --type luks2 --integrity hmac-sha256 \\\n\
-                --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file - $DISK\n\
-                printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - $DISK $NAME",
+            make: TAGGED,
+            bind: format!("--options luks,{options} {BY_PASSPHRASE}"),
+            bare: false,
+        },
+        DataDisk {
+            name: "old".to_owned(),
+            make: OLD,
             bind: format!("--options luks,{options} {BY_PASSPHRASE}"),
             bare: false,
         },
@@ -89,6 +92,7 @@ pub fn all_kinds(stage: &Stage) -> Outcome {
         "keyed",
         "headless",
         "tagged",
+        "old",
         "apart",
     ] {
         machine.expect_beside(&format!("'{name}' was opened automatically"), LIMIT)?;
@@ -107,7 +111,7 @@ pub fn all_kinds(stage: &Stage) -> Outcome {
         machine.expect_beside(&format!("'{name}' is not opened automatically"), LIMIT)?;
     }
     machine.expect_beside("what it holds is no file system", LIMIT)?;
-    for name in ["vda2_crypt", "headless", "tagged", "apart"] {
+    for name in ["vda2_crypt", "headless", "tagged", "old", "apart"] {
         machine.expect_beside(&format!("'{name}' was opened automatically"), LIMIT)?;
     }
     for name in ["words", "keyed"] {
@@ -125,7 +129,7 @@ pub fn all_kinds(stage: &Stage) -> Outcome {
     kinds.server.stop()?;
     let mut machine = Machine::start(&kinds.machine(stage, "by passphrase"))?;
     machine.answer(stage.prompt(), PASSPHRASE)?;
-    for name in ["vda2_crypt", "words", "headless", "tagged", "apart"] {
+    for name in ["vda2_crypt", "words", "headless", "tagged", "old", "apart"] {
         machine.expect_beside(&format!("'{name}' was opened by a typed passphrase"), LIMIT)?;
     }
     ensure(machine.console.count("'keyed' was opened") == 0, || {

@@ -7,12 +7,12 @@ use latchkey_tests::machine::Machine;
 use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage};
 
 use crate::data_disks::{
-    APART, APART_OPTIONS, BY_PASSPHRASE, KEYED, KEYED_OPTIONS, LUKS2, WORDS, WORDS_OPTIONS,
-    filling, holds, images, with_disks,
+    APART, APART_OPTIONS, BY_PASSPHRASE, KEYED, KEYED_OPTIONS, LUKS2, OLD, TAGGED, WORDS,
+    WORDS_OPTIONS, filling, holds, images, with_disks,
 };
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "recovery sheets of LUKS1, LUKS2, a detached header and two plain volumes open them on a machine without latchkey",
+    name: "recovery sheets of LUKS1, LUKS2, integrity, a detached header and two plain volumes open them on a machine without latchkey",
     play: recovery,
 }];
 
@@ -26,7 +26,7 @@ struct Kind {
     proof: &'static str,
 }
 
-const KINDS: [Kind; 5] = [
+const KINDS: [Kind; 6] = [
     Kind {
         name: "new",
         make: LUKS2,
@@ -35,10 +35,7 @@ const KINDS: [Kind; 5] = [
     },
     Kind {
         name: "old",
-        make: "\
-            printf %s \"$PASSPHRASE\" | cryptsetup luksFormat --batch-mode --type luks1 \\\n\
-            --pbkdf-force-iterations 1000 --key-file - $DISK\n\
-            printf %s \"$PASSPHRASE\" | cryptsetup open --key-file - $DISK $NAME",
+        make: OLD,
         options: "luks",
         proof: BY_PASSPHRASE,
     },
@@ -53,6 +50,12 @@ const KINDS: [Kind; 5] = [
         make: KEYED,
         options: KEYED_OPTIONS,
         proof: "--volume-key-file /root/volume.key",
+    },
+    Kind {
+        name: "tagged",
+        make: TAGGED,
+        options: "luks",
+        proof: BY_PASSPHRASE,
     },
     Kind {
         name: "apart",
