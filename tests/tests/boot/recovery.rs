@@ -12,7 +12,8 @@ use crate::data_disks::{
 };
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "recovery sheets of LUKS1, LUKS2, integrity, a detached header and two plain volumes open them on a machine without latchkey",
+    name: "recovery sheets of LUKS1, LUKS2, integrity, a detached header and two plain volumes open them on a machine without \
+           latchkey",
     play: recovery,
 }];
 
