@@ -6,7 +6,7 @@ set -eu
 tree=$1
 
 # The second partition of the disk that disk.rs makes.
-line="$MAPPING PARTUUID=59454b4c-02 none plain,cipher=twofish-xts-plain64,hash=sha512,size=512"
+line="$MAPPING PARTUUID=59454b4c-02 none plain,cipher=aes-xts-plain64,hash=sha512,size=512"
 if [ ! -e "$tree/boot/grub/grub.cfg" ]; then
     # As in essential.sh: a chroot has no such device.
     echo "$line,initramfs" > "$tree/etc/crypttab"

@@ -7,9 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use aes::Aes256Enc;
 use sha2::{Digest, Sha512};
-use twofish::Twofish;
 
 use crate::layout::{self, Layout};
 use crate::lvm::{self, Volume};
@@ -104,7 +102,7 @@ pub fn make(parts: &Parts, scratch: &Path, target: &Path) -> Result<(), DiskErro
     match parts.layout {
         Layout::Clear => copy(&root, &mut disk, LUKS_START, |_, _| ()).map_err(at(target)),
         Layout::Plain => {
-            let xts = Xts::<Twofish>::new(&Sha512::digest(parts.passphrase).into());
+            let xts = Xts::new(&Sha512::digest(parts.passphrase).into());
             copy(&root, &mut disk, LUKS_START, |sector, data| {
                 xts.encrypt(sector, data);
             })
@@ -136,7 +134,7 @@ fn luks(
         .map_err(at(target))?;
     let header = luks_header(parts, &key, scratch)?;
     copy(&header, disk, LUKS_START, |_, _| ()).map_err(at(target))?;
-    let xts = Xts::<Aes256Enc>::new(&key);
+    let xts = Xts::new(&key);
     for (image, start) in images {
         copy(
             image,

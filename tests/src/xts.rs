@@ -1,8 +1,8 @@
-//! XTS mode (IEEE 1619), as dm-crypt's `aes-xts-plain64` and `twofish-xts-plain64` write it: the tweak is the sector's number.
-//! Makes the data of an encrypted volume without device-mapper.
+//! AES-256 in XTS mode (IEEE 1619), as dm-crypt's `aes-xts-plain64` writes it: the tweak is the sector's number.
+//! Makes the data segment of a LUKS2 image without device-mapper.
 
-use aes::cipher::consts::{U16, U32};
-use aes::cipher::{Array, Block, BlockCipherEncrypt, KeyInit};
+use aes::cipher::{Block, BlockCipherEncrypt, KeyInit};
+use aes::{Aes256Enc, cipher::Array};
 
 /// Bytes of one sector.
 pub const SECTOR: usize = 512;
@@ -11,24 +11,21 @@ pub const KEY: usize = 64;
 
 const BLOCKS: usize = SECTOR / 16;
 
-/// Encrypts the sectors of one volume by a cipher of 256 bits: [`Aes256Enc`](aes::Aes256Enc) or [`Twofish`](twofish::Twofish).
-pub struct Xts<C> {
-    data: C,
-    tweak: C,
+/// Encrypts the sectors of one volume.
+pub struct Xts {
+    data: Aes256Enc,
+    tweak: Aes256Enc,
 }
 
-impl<C> Xts<C>
-where
-    C: BlockCipherEncrypt<BlockSize = U16> + KeyInit<KeySize = U32>,
-{
+impl Xts {
     /// `key` is the volume key.
     pub fn new(key: &[u8; KEY]) -> Self {
         let mut half = [Array::default(), Array::default()];
         half[0].copy_from_slice(&key[..32]);
         half[1].copy_from_slice(&key[32..]);
         Self {
-            data: C::new(&half[0]),
-            tweak: C::new(&half[1]),
+            data: Aes256Enc::new(&half[0]),
+            tweak: Aes256Enc::new(&half[1]),
         }
     }
 
@@ -46,14 +43,14 @@ where
 
     fn encrypt_sector(&self, number: u64, sector: &mut [u8; SECTOR]) {
         let mut tweaks = [0_u128; BLOCKS];
-        let mut first: Block<C> = Array::from(u128::from(number).to_le_bytes());
+        let mut first: Block<Aes256Enc> = Array::from(u128::from(number).to_le_bytes());
         self.tweak.encrypt_block(&mut first);
         let mut tweak = u128::from_le_bytes(first.into());
         for slot in &mut tweaks {
             *slot = tweak;
             tweak = (tweak << 1) ^ if tweak >> 127 == 1 { 0x87 } else { 0 };
         }
-        let mut blocks: [Block<C>; BLOCKS] = [Array::default(); BLOCKS];
+        let mut blocks: [Block<Aes256Enc>; BLOCKS] = [Array::default(); BLOCKS];
         let (plain, _) = sector.as_chunks_mut::<16>();
         for ((block, plain), tweak) in blocks.iter_mut().zip(&*plain).zip(tweaks) {
             *block = Array::from((u128::from_le_bytes(*plain) ^ tweak).to_le_bytes());
@@ -78,7 +75,7 @@ mod tests {
             *byte = u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
         }
         let mut sector: Vec<u8> = (0..SECTOR).map(|at| (at % 256) as u8).collect();
-        Xts::<aes::Aes256Enc>::new(&key).encrypt(0xff, &mut sector);
+        Xts::new(&key).encrypt(0xff, &mut sector);
         let hex = |bytes: &[u8]| {
             bytes
                 .iter()

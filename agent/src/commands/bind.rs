@@ -201,7 +201,7 @@ fn warn_unless_opened(entry: &Entry, opened_in: OpenedIn) {
         return;
     }
     let options = &entry.options;
-    let root = stack::root_lies_on(Path::new("/"), &[&entry.name]);
+    let root = stack::lies_partly_on(Path::new("/"), Path::new("/"), &entry.name);
     if !options.initramfs && !options.initrd_attach && matches!(root, Ok(false)) {
         log::warn!(
             "root does not lie on '{0}': unless it is needed for resume or /usr, nothing opens it in the initramfs\n\

@@ -241,7 +241,7 @@ impl Target {
             "{} {} none {}",
             crypttab::escape(&name),
             crypttab::escape(&source.to_string()),
-            new.text(stack::lies_on(files.root(), Path::new("/"), &[&name]).ok())
+            new.text(stack::lies_partly_on(files.root(), Path::new("/"), &name).ok())
         );
         let entry = crypttab::parse(&line).pop();
         let entry = entry

@@ -122,28 +122,27 @@ pub fn find(argument: &Path) -> Result<PathBuf, DeviceError> {
     match probe(&path).map_err(|error| unreadable(argument, error))? {
         Probe::Luks2 { .. } | Probe::Luks1 { .. } => Ok(path),
         Probe::Missing => Err(DeviceError::Missing(argument.to_owned())),
-        Probe::NotLuks => match below(argument, &path) {
-            Err(DeviceError::NotLuks(_)) => Ok(path),
-            found => found,
-        },
+        Probe::NotLuks => {
+            let name = path.file_name().unwrap_or_default();
+            match below(argument, &[Path::new("/sys/class/block").join(name)]) {
+                Err(DeviceError::NotLuks(_)) => Ok(path),
+                found => found,
+            }
+        }
         Probe::NotADevice => mounted(argument, &path),
     }
 }
 
 /// The LUKS device below a mounted file system.
 fn mounted(argument: &Path, path: &Path) -> Result<PathBuf, DeviceError> {
-    let number = stack::mounted_device(Path::new("/"), path)
+    let devices = stack::mounted_devices(Path::new("/"), path)
         .map_err(|_| DeviceError::NotADevice(argument.to_owned()))?;
-    let device = fs::canonicalize(Path::new("/sys/dev/block").join(number))
-        .map_err(|error| unreadable(argument, error))?;
-    let name = device.file_name().unwrap_or_default();
-    below(argument, &Path::new("/dev").join(name))
+    below(argument, &devices)
 }
 
-/// The LUKS device below a block device that is none itself.
-fn below(argument: &Path, device: &Path) -> Result<PathBuf, DeviceError> {
-    let name = device.file_name().unwrap_or_default();
-    let found = stack::encrypted_below(&Path::new("/sys/class/block").join(name));
+/// The LUKS device below block devices, by their folders in sysfs, that are none themselves.
+fn below(argument: &Path, devices: &[PathBuf]) -> Result<PathBuf, DeviceError> {
+    let found = stack::encrypted_below(devices);
     match found.as_slice() {
         [] => Err(DeviceError::NotLuks(argument.to_owned())),
         [one] => Ok(Path::new("/dev").join(one)),

@@ -76,7 +76,7 @@ fn holder_below(root: &Path, name: &str, number: Option<&str>) -> Holder {
 }
 
 /// A mapping's name as the kernel has it: libdevmapper writes what udev could not take as `\xNN`.
-fn mangled(name: &str) -> String {
+pub(crate) fn mangled(name: &str) -> String {
     let mangle = |byte: u8| match byte {
         b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => char::from(byte).to_string(),
         _ if b"#+-.:=@_".contains(&byte) => char::from(byte).to_string(),

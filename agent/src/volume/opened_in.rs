@@ -27,8 +27,7 @@ impl OpenedIn {
     pub fn of(entry: &Entry, root: &Path) -> Self {
         let is_early = || {
             ["/", "/usr"].into_iter().any(|mount_point| {
-                let names = [entry.name.as_str()];
-                stack::lies_on(root, Path::new(mount_point), &names).unwrap_or(false)
+                stack::lies_partly_on(root, Path::new(mount_point), &entry.name).unwrap_or(false)
             })
         };
         if is_for_running_system(&entry.options) && !is_early() {

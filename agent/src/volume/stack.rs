@@ -2,8 +2,10 @@
 //!
 //! Root is handed over only if it does: a plain file system with root's UUID or label must not profit from a volume
 //! that latchkey opened beside it. Every path downwards must meet one of the mappings, so half a mirror in the
-//! clear counts as no. Of a btrfs over several devices only the device named at mounting is looked at.
+//! clear counts as no. A btrfs lies on all of its devices, as sysfs names them.
 
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -34,20 +36,11 @@ pub enum StackError {
     },
 }
 
-/// Whether the file system mounted at `mount_point` (as /proc/self/mountinfo writes it) lies wholly on mappings of
-/// dm-crypt with one of the `names`.
+/// The block devices of the file system mounted at `mount_point`, by their folders in sysfs: several only of a btrfs.
 ///
 /// # Errors
 /// `NotMounted`, `NoDevice`, `Read`.
-pub fn root_lies_on(mount_point: &Path, names: &[&str]) -> Result<bool, StackError> {
-    lies_on(Path::new("/"), mount_point, names)
-}
-
-/// The block device, as `major:minor`, of the file system mounted at `mount_point`.
-///
-/// # Errors
-/// `NotMounted`, `NoDevice`, `Read`.
-pub(crate) fn mounted_device(root: &Path, mount_point: &Path) -> Result<String, StackError> {
+pub(crate) fn mounted_devices(root: &Path, mount_point: &Path) -> Result<Vec<PathBuf>, StackError> {
     let table = root.join("proc/self/mountinfo");
     let text = fs::read_to_string(&table).map_err(|source| StackError::Read {
         path: table,
@@ -60,37 +53,77 @@ pub(crate) fn mounted_device(root: &Path, mount_point: &Path) -> Result<String, 
         .rfind(|mount| mount.point == mount_point)
         .ok_or_else(|| StackError::NotMounted(mount_point.to_owned()))?;
     if !mount.number.starts_with("0:") {
-        return Ok(mount.number);
+        return Ok(vec![root.join("sys/dev/block").join(mount.number)]);
     }
     // btrfs has an anonymous device number; its source names one of its devices.
-    number_of(root, &mount.source).ok_or(StackError::NoDevice {
+    let named = kernel_name(root, &mount.source).ok_or(StackError::NoDevice {
         path: mount_point.to_owned(),
         kind: mount.kind,
-    })
+    })?;
+    let in_sysfs = |name: &OsString| root.join("sys/class/block").join(name);
+    let all = btrfs_with(root, &named).unwrap_or_else(|| vec![named]);
+    Ok(all.iter().map(in_sysfs).collect())
 }
 
-/// As [`root_lies_on`], seen from another root directory.
+/// Kernel names of all devices of the btrfs to which `device` belongs.
+fn btrfs_with(root: &Path, device: &OsStr) -> Option<Vec<OsString>> {
+    let names = |folder: &Path| -> Vec<OsString> {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name()).collect()
+    };
+    let systems = root.join("sys/fs/btrfs");
+    let mut all = names(&systems)
+        .into_iter()
+        .map(|uuid| names(&systems.join(uuid).join("devices")));
+    all.find(|devices| devices.iter().any(|name| name == device))
+}
+
+/// Whether the file system mounted at `mount_point` (as /proc/self/mountinfo writes it, seen from the directory `root`) lies
+/// wholly on mappings of dm-crypt with one of the `names`.
 ///
 /// # Errors
-/// As [`root_lies_on`].
+/// `NotMounted`, `NoDevice`, `Read`.
 pub(crate) fn lies_on(root: &Path, mount_point: &Path, names: &[&str]) -> Result<bool, StackError> {
-    let number = mounted_device(root, mount_point)?;
-    let device = root.join("sys/dev/block").join(number);
-    Ok(is_covered(
-        &device,
-        &|name| names.contains(&name),
-        DEPTH_LIMIT,
-    ))
+    is_wholly_on(root, mount_point, &|name| is_among(name, names))
 }
 
 /// Whether the file system mounted at `mount_point` lies wholly on mappings of dm-crypt, whatever they are called.
 ///
 /// # Errors
-/// As [`root_lies_on`].
+/// As [`lies_on`].
 pub(crate) fn is_encrypted(root: &Path, mount_point: &Path) -> Result<bool, StackError> {
-    let number = mounted_device(root, mount_point)?;
-    let device = root.join("sys/dev/block").join(number);
-    Ok(is_covered(&device, &|_| true, DEPTH_LIMIT))
+    is_wholly_on(root, mount_point, &|_| true)
+}
+
+fn is_wholly_on(
+    root: &Path,
+    mount_point: &Path,
+    meant: &dyn Fn(&str) -> bool,
+) -> Result<bool, StackError> {
+    let devices = mounted_devices(root, mount_point)?;
+    Ok(devices
+        .iter()
+        .all(|device| is_covered(device, meant, DEPTH_LIMIT)))
+}
+
+/// Whether a part of the file system mounted at `mount_point` lies on the mapping of dm-crypt called `name`.
+///
+/// # Errors
+/// As [`lies_on`].
+pub(crate) fn lies_partly_on(
+    root: &Path,
+    mount_point: &Path,
+    name: &str,
+) -> Result<bool, StackError> {
+    let devices = mounted_devices(root, mount_point)?;
+    let mut found = BTreeSet::new();
+    for device in devices {
+        collect_mappings(&device, DEPTH_LIMIT, &mut found);
+    }
+    Ok(found.iter().any(|mapping| {
+        let called = fs::read_to_string(mapping.join("dm/name"));
+        called.is_ok_and(|called| is_among(called.trim_end_matches('\n'), &[name]))
+    }))
 }
 
 /// Whether a device node, seen from another root directory, lies wholly on mappings with one of the `names`, or is one.
@@ -103,7 +136,12 @@ pub(crate) fn device_lies_on(root: &Path, device: &Path, names: &[&str]) -> bool
         return false;
     };
     let device = root.join("sys/class/block").join(kernel);
-    is_covered(&device, &|name| names.contains(&name), DEPTH_LIMIT)
+    is_covered(&device, &|name| is_among(name, names), DEPTH_LIMIT)
+}
+
+/// Whether sysfs' name of a mapping is one of `names`.
+fn is_among(name: &str, names: &[&str]) -> bool {
+    names.iter().any(|wanted| mapping::mangled(wanted) == name)
 }
 
 /// LVM on md on partitions is 4 levels; sysfs has no loops, but a limit costs nothing.
@@ -135,35 +173,55 @@ fn is_covered(device: &Path, meant: &dyn Fn(&str) -> bool, depth: u32) -> bool {
     slaves.peek().is_some() && slaves.all(|slave| is_covered(&slave.path(), meant, depth - 1))
 }
 
-/// Kernel names of the devices that dm-crypt mappings below this sysfs device lie on, each once.
-pub(crate) fn encrypted_below(device: &Path) -> Vec<String> {
-    let mut found = std::collections::BTreeSet::new();
-    collect_encrypted(device, DEPTH_LIMIT, &mut found);
-    found.into_iter().collect()
+/// Kernel names of the devices that dm-crypt mappings below these sysfs devices lie on, each once.
+pub(crate) fn encrypted_below(devices: &[PathBuf]) -> Vec<String> {
+    let mut mappings = BTreeSet::new();
+    for device in devices {
+        collect_mappings(device, DEPTH_LIMIT, &mut mappings);
+    }
+    let below = mappings.iter().flat_map(|device| mapping::below(device));
+    let names: BTreeSet<_> = below
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect();
+    names.into_iter().collect()
 }
 
-fn collect_encrypted(device: &Path, depth: u32, found: &mut std::collections::BTreeSet<String>) {
+/// The uppermost mappings of dm-crypt at and below this sysfs device, by their real paths.
+fn collect_mappings(device: &Path, depth: u32, found: &mut BTreeSet<PathBuf>) {
     if depth == 0 {
         return;
     }
     if fs::read_to_string(device.join("dm/uuid")).is_ok_and(|uuid| mapping::is_crypt(&uuid)) {
-        let below = mapping::below(device).into_iter();
-        found.extend(below.map(|name| name.to_string_lossy().into_owned()));
+        found.extend(fs::canonicalize(device));
+        return;
+    }
+    // As in `is_covered`.
+    if device.join("partition").exists() {
+        if let Some(whole) = fs::canonicalize(device)
+            .ok()
+            .as_deref()
+            .and_then(Path::parent)
+        {
+            collect_mappings(whole, depth - 1, found);
+        }
         return;
     }
     let slaves = fs::read_dir(device.join("slaves"));
     for slave in slaves.into_iter().flatten().flatten() {
-        collect_encrypted(&slave.path(), depth - 1, found);
+        collect_mappings(&slave.path(), depth - 1, found);
     }
 }
 
-/// `major:minor` of a device node.
-fn number_of(root: &Path, source: &str) -> Option<String> {
+/// The kernel's name of a device node.
+fn kernel_name(root: &Path, source: &str) -> Option<OsString> {
     let path = source.strip_prefix("/dev/")?;
     let node = fs::canonicalize(root.join("dev").join(path)).ok()?;
-    let name = node.file_name()?;
-    let number = fs::read_to_string(root.join("sys/class/block").join(name).join("dev")).ok()?;
-    Some(number.trim_end_matches('\n').to_owned())
+    let name = node.file_name()?.to_owned();
+    root.join("sys/class/block")
+        .join(&name)
+        .join("dev")
+        .exists()
+        .then_some(name)
 }
 
 /// A line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
@@ -189,13 +247,13 @@ impl Mount {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
 
     /// A root directory with sysfs devices (number, kernel name, dm name, dm uuid, slaves) and a mount table.
-    fn machine(
+    pub(crate) fn machine(
         devices: &[(&str, &str, &str, &str, &[&str])],
         mountinfo: &str,
     ) -> tempfile::TempDir {
@@ -228,9 +286,10 @@ mod tests {
         root
     }
 
-    const LUKS: &str = "CRYPT-LUKS2-8a3d7d0e0d5b4f3c9d521e1fa2a1c0de-a";
+    pub(crate) const LUKS: &str = "CRYPT-LUKS2-8a3d7d0e0d5b4f3c9d521e1fa2a1c0de-a";
 
-    fn mount(number: &str, kind: &str, source: &str) -> String {
+    /// Of a root file system below `/root`.
+    pub(crate) fn mount(number: &str, kind: &str, source: &str) -> String {
         format!(
             "22 1 0:2 / / rw - rootfs rootfs rw\n\
              30 22 0:20 / /root rw - tmpfs tmpfs rw\n\
@@ -280,7 +339,7 @@ mod tests {
         assert!(!lies("/root", &["crypt_dif"]), "it encrypts nothing");
         assert!(!lies("/bare", &["crypt", "crypt_dif"]));
         assert!(!is_encrypted(root.path(), Path::new("/bare")).unwrap());
-        let disk = encrypted_below(&root.path().join("sys/class/block/dm-2"));
+        let disk = encrypted_below(&[root.path().join("sys/class/block/dm-2")]);
         assert_eq!(disk, ["vda3"]);
     }
 
@@ -315,6 +374,37 @@ mod tests {
         assert!(lies("/root", &["a", "b"]));
         assert!(!lies("/root", &["a"]));
         assert!(!lies("/half", &["a", "b"]));
+        let partly = |at: &str, name| lies_partly_on(root.path(), Path::new(at), name).unwrap();
+        assert!(partly("/root", "a") && partly("/root", "b"));
+        assert!(partly("/half", "a") && !partly("/half", "b"));
+    }
+
+    #[test]
+    fn a_btrfs_lies_on_all_of_its_devices() {
+        let root = machine(
+            &[
+                ("254:3", "vda3", "", "", &[]),
+                ("254:4", "vda4", "", "", &[]),
+                ("253:0", "dm-0", "a", LUKS, &["vda3"]),
+                ("253:1", "dm-1", "b", LUKS, &["vda4"]),
+            ],
+            &mount("0:31", "btrfs", "/dev/dm-1"),
+        );
+        for (uuid, device) in [("other", "vda9"), ("this", "dm-0"), ("this", "dm-1")] {
+            let devices = root.path().join("sys/fs/btrfs").join(uuid).join("devices");
+            fs::create_dir_all(devices.join(device)).unwrap();
+        }
+        let lies = |names: &[&str]| lies_on(root.path(), Path::new("/root"), names).unwrap();
+        assert!(lies(&["a", "b"]));
+        assert!(!lies(&["b"]));
+        assert!(lies_partly_on(root.path(), Path::new("/root"), "a").unwrap());
+        assert!(is_encrypted(root.path(), Path::new("/root")).unwrap());
+        let devices = mounted_devices(root.path(), Path::new("/root")).unwrap();
+        assert_eq!(encrypted_below(&devices), ["vda3", "vda4"]);
+        let clear = root.path().join("sys/fs/btrfs/this/devices/vda4");
+        fs::create_dir_all(clear).unwrap();
+        assert!(!lies(&["a", "b"]));
+        assert!(!is_encrypted(root.path(), Path::new("/root")).unwrap());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Roots of other kinds than LUKS2 and LUKS1: in plain dm-crypt, and with the header elsewhere.
+//! Roots of other kinds than one LUKS volume: in plain dm-crypt, with the header elsewhere, and over two volumes.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use latchkey_tests::layout::Layout;
 use latchkey_tests::machine::{Machine, Spec};
 use latchkey_tests::stage::{NotHere, Outcome, Scenario, Stage, ensure};
 
-use crate::data_disks::{images, with_disks};
+use crate::data_disks::{LUKS2, images, with_disks};
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
-        name: "a plain root (twofish, sha512) opens by itself, and by the passphrase",
+        name: "a plain root opens by itself, and by the passphrase",
         play: plain,
     },
     Scenario {
@@ -23,6 +23,10 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "a root whose header is on a disk of its own opens by itself, and by the passphrase",
         play: header_on_a_disk,
+    },
+    Scenario {
+        name: "a root on LVM over two volumes opens by itself, and when a person opens one of them",
+        play: over_two,
     },
 ];
 
@@ -44,7 +48,7 @@ pub fn plain(stage: &Stage) -> Outcome {
     stage.note(machine.up()?);
     let what = machine.check(WHAT)?;
     ensure(
-        what.contains("PLAIN") && what.contains("twofish-xts-plain64"),
+        what.contains("PLAIN") && what.contains("aes-xts-plain64"),
         || what.clone(),
     )?;
     machine.power_off()?;
@@ -93,6 +97,53 @@ fn header_at(stage: &Stage, place: &str) -> Outcome {
 
     server.stop()?;
     by_passphrase(stage, &spec("passphrase"))
+}
+
+/// The root's logical volume reaches into a second volume, on another disk.
+fn over_two(stage: &Stage) -> Outcome {
+    let lvm = stage.with_layout(Layout::Lvm)?;
+    let (mut server, archive) = lvm.own_installation()?;
+    server.start(PORT)?;
+    let disk = lvm.plain_disk()?;
+    let second = images(&lvm, ["second"].into_iter())?;
+    let spec = |boot: &str| with_disks(lvm.machine(&disk, boot), &second);
+
+    let mut machine = Machine::start(&spec("bind").systemd().payload(&archive))?;
+    lvm.first_boot(&mut machine)?;
+    bound::install_and_join(&mut machine, &server, lvm.flavour())?;
+    let said = machine.check(&format!(
+        "set -e
+         exec 2>&1
+         PASSPHRASE='{PASSPHRASE}' DISK=/dev/disk/by-id/virtio-data0 NAME=second
+         {LUKS2}
+         lvm pvcreate -q /dev/mapper/second
+         lvm vgextend -q vg /dev/mapper/second
+         lvm lvextend -q -l +100%FREE vg/root /dev/mapper/second
+         echo \"second UUID=$(cryptsetup luksUUID $DISK) none luks\" >> /etc/crypttab
+         printf %s \"$PASSPHRASE\" | latchkey bind $DISK --key-file - --no-initramfs
+         printf %s \"$PASSPHRASE\" | latchkey bind {DEVICE} --key-file -"
+    ))?;
+    ensure(!said.contains("root does not lie on"), || said.clone())?;
+    machine.power_off()?;
+
+    let mut machine = Machine::start(&spec("key server"))?;
+    machine.expect_beside(OPENED, LIMIT)?;
+    machine.expect_beside("'second' was opened automatically", LIMIT)?;
+    stage.note(machine.up()?);
+    let below = machine.check("dmsetup deps -o devname vg-root")?;
+    ensure(
+        below.contains("vda2_crypt") && below.contains("second"),
+        || below.clone(),
+    )?;
+    machine.check("cryptsetup token remove --token-id 0 /dev/disk/by-id/virtio-data0")?;
+    machine.power_off()?;
+
+    let mut machine = Machine::start(&spec("one by a person"))?;
+    machine.expect_beside(OPENED, LIMIT)?;
+    machine.answer(&stage.prompt().replace("vda2_crypt", "second"), PASSPHRASE)?;
+    machine.up()?;
+    machine.power_off()?;
+    Ok(())
 }
 
 fn by_passphrase(stage: &Stage, spec: &Spec) -> Outcome {
