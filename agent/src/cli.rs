@@ -26,7 +26,9 @@ use crate::logging;
 use crate::opening;
 use crate::running;
 use crate::unlock::wait::{Wait, Waited};
-use crate::unlock::{self, cleanup, finish, generator, hibernation, service_manager, wait};
+use crate::unlock::{
+    self, cleanup, finish, generator, hibernation, service_manager, wait, withdraw,
+};
 use arguments::{Command, CommandLine, RebuildFlag};
 
 /// Something that `main` shows for the last time.
@@ -238,6 +240,7 @@ fn dispatch_boot(command: Command, files: &Files) -> Result<ExitCode, Failure> {
                 cleanup::run(files);
             }
         }
+        Command::Withdraw => withdraw::run(files),
         Command::Generate { folder } => generator::run(files, &folder)?,
         Command::Finish { mount_point } => {
             let from_environment = || std::env::var_os("rootmnt").map(PathBuf::from);

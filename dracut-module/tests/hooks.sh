@@ -81,7 +81,7 @@ an_agent_that_ended_is_tidied_up_after_once()
 	hook wait
 	hook wait
 	hook end
-	expect "$output $(calls)" "lives on unlock wait cleanup wait"
+	expect "$output $(calls)" "lives on unlock wait cleanup wait withdraw"
 	[ ! -e "$key" ] || wrong "the boot key is still there"
 }
 

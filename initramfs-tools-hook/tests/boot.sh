@@ -212,7 +212,7 @@ no_shell_before_the_credentials_are_gone()
 	run local-top
 	run panic
 	expect "$status" 0
-	expect "$(calls)" "unlock wait:--device-timeout:5 cleanup"
+	expect "$(calls)" "unlock wait:--device-timeout:5 cleanup withdraw"
 	expect_wiped
 }
 
@@ -281,7 +281,7 @@ initramfs()
 	echo "root UUID=x none luks" >"$root/cryptroot/crypttab"
 	echo "root=/dev/mapper/root quiet" >"$root/cmdline"
 	touch -d @1000 "$root/old"
-	for word in unlock cleanup finish; do agent "$word" ''; done
+	for word in unlock cleanup finish withdraw; do agent "$word" ''; done
 	agent wait 'until_gone "$2"'
 }
 

@@ -166,6 +166,17 @@ impl StolenDisk {
         self.put_volume(&header)
     }
 
+    /// Overwrites the beginning of what the root's volume holds, and leaves its header as it is.
+    ///
+    /// # Errors
+    /// `Host` if the disk cannot be written to.
+    pub fn destroy_content(&self) -> Result<(), MachineError> {
+        let noise = vec![0x5a; 1 << 20];
+        Ok(self
+            .file()?
+            .write_all_at(&noise, LUKS_START + LUKS_HEADER)?)
+    }
+
     /// Puts an ext4 file system in the root's place that bears the LUKS volume's UUID.
     ///
     /// # Errors

@@ -227,6 +227,9 @@ pub enum Command {
         #[arg(long)]
         before_resume: bool,
     },
+    /// Close what was opened automatically, before anybody gets a shell
+    #[command(hide = true)]
+    Withdraw,
     /// Put gates before systemd's own unlockers of the bound volumes: links in this folder, as systemd.generator(7) says
     #[command(hide = true)]
     Generate {

@@ -1,7 +1,7 @@
 //! `latchkey finish`: root is mounted, the real system comes next.
 //!
 //! A volume that was opened automatically may only be handed to the system that lies on it: whoever can write the
-//! disk could have put a plain file system in root's place.
+//! disk could have put another root in its place.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use crate::volume::stack::{self, StackError};
 
 /// The boot must not go on.
 #[derive(Debug, thiserror::Error)]
-#[error("root does not lie on a volume that was opened, and '{0}' could not be closed")]
+#[error("root does not lie on the volumes that were opened alone, and '{0}' could not be closed")]
 pub struct RootError(String);
 
 /// Cleans up; then closes what was opened automatically and may not be handed to the root at `mount_point`.
@@ -23,50 +23,59 @@ pub struct RootError(String);
 /// A mapping that should be closed is in use.
 pub fn run(files: &Files, mount_point: &Path) -> Result<(), RootError> {
     cleanup::run(files);
-    let names = Runtime::of(files).automatic();
-    let names: Vec<_> = names
-        .iter()
-        .map(String::as_str)
-        .filter(|name| mapping::name_is_taken(name))
-        .collect();
-    if names.is_empty() {
+    let runtime = Runtime::of(files);
+    let begun = mapping::standing(runtime.begun_automatically());
+    if begun.is_empty() {
         return Ok(());
     }
-    let foreign = foreign(Path::new("/"), mount_point, &names).unwrap_or_else(|error| {
+    let opened = runtime.opened_automatically();
+    let foreign = foreign(Path::new("/"), mount_point, &begun, &opened).unwrap_or_else(|error| {
         log::error!("failed to see where root lies: {}", chain(&error));
-        names
+        begun.iter().map(String::as_str).collect()
     });
     if !foreign.is_empty() {
-        log::error!("root does not lie on '{}': closing", foreign.join("', '"));
+        let names = foreign.join("', '");
+        log::error!("root is not to have '{names}', which was opened automatically: closing");
     }
+    let mut failed = None;
     for name in foreign {
         if let Err(error) = mapping::close(name) {
             log::error!("failed to close '{name}': {}", chain(&error));
-            return Err(RootError(name.to_owned()));
+            failed.get_or_insert(name);
         }
     }
-    Ok(())
+    match failed {
+        Some(name) => Err(RootError(name.to_owned())),
+        None => Ok(()),
+    }
 }
 
-/// Which of the mappings that were opened automatically may not be handed to this root: none if it lies wholly on them.
-/// Where a person opened the rest of it, those that it lies on stay: nobody can put a part of a root into a volume without
-/// its key. Half of a root in the clear gets none.
+/// Which of the mappings that were begun automatically may not be handed to this root. None, if it lies wholly on what was
+/// opened. Where a person opened the rest of it, it keeps what it lies on: to put a part of his own root into LVM or btrfs on
+/// a volume, somebody would have to know what is written there. md tells less apart, so it joins nothing that was opened
+/// automatically to something else; and half of a root in the clear gets none.
 fn foreign<'a>(
     root: &Path,
     mount_point: &Path,
-    automatic: &[&'a str],
+    begun: &'a [String],
+    opened: &[String],
 ) -> Result<Vec<&'a str>, StackError> {
-    if stack::lies_on(root, mount_point, automatic)? {
+    let opened: Vec<_> = opened.iter().map(String::as_str).collect();
+    if stack::lies_on(root, mount_point, &opened)? {
         return Ok(Vec::new());
     }
-    if !stack::is_encrypted(root, mount_point)? {
-        return Ok(automatic.to_vec());
-    }
-    let mut foreign = Vec::new();
-    for name in automatic {
-        if !stack::lies_partly_on(root, mount_point, name)? {
-            foreign.push(*name);
+    let (mut kept, mut foreign) = (Vec::new(), Vec::new());
+    for name in begun {
+        match stack::lies_partly_on(root, mount_point, name)? {
+            true => kept.push(name.as_str()),
+            false => foreign.push(name.as_str()),
         }
+    }
+    let has_opened = kept.iter().any(|name| opened.contains(name));
+    if !stack::is_encrypted(root, mount_point)?
+        || (has_opened && stack::is_joined_by_md(root, mount_point)?)
+    {
+        foreign.append(&mut kept);
     }
     Ok(foreign)
 }
@@ -86,27 +95,46 @@ mod tests {
                 ("253:0", "dm-0", "a", LUKS, &["vda3"]),
                 ("253:1", "dm-1", "b", LUKS, &["vda4"]),
                 ("253:2", "dm-2", "data", LUKS, &["vda5"]),
+                ("253:3", "dm-3", "vg-root", "LVM-x", &["dm-0", "dm-1"]),
+                ("253:4", "dm-4", "vg-half", "LVM-y", &["dm-0", "vda4"]),
                 ("9:0", "md0", "", "", &["dm-0", "dm-1"]),
-                ("9:1", "md1", "", "", &["dm-0", "vda4"]),
             ],
-            &(mount("9:0", "ext4", "/dev/md0")
-                + "40 22 9:1 / /half rw - ext4 /dev/md1 rw\n\
+            &(mount("253:3", "ext4", "/dev/dm-3")
+                + "40 22 253:4 / /half rw - ext4 /dev/dm-4 rw\n\
                    41 22 253:1 / /alone rw - ext4 /dev/dm-1 rw\n\
-                   42 22 254:4 / /clear rw - ext4 /dev/vda4 rw\n"),
+                   42 22 254:4 / /clear rw - ext4 /dev/vda4 rw\n\
+                   43 22 9:0 / /mirror rw - ext4 /dev/md0 rw\n"),
         );
-        for (at, automatic, expected) in [
-            ("/root", &["a", "b", "data"][..], &[][..]),
-            // A passphrase opened the other half, and nothing shows that it was the owner's volume.
-            ("/root", &["a", "data"], &["data"]),
-            ("/root", &["data"], &["data"]),
-            ("/half", &["a", "data"], &["a", "data"]),
-            ("/alone", &["a", "data"], &["a", "data"]),
-            ("/alone", &["b", "data"], &[]),
-            ("/clear", &["a"], &["a"]),
+        std::fs::create_dir(root.path().join("sys/devices/md0/md")).unwrap();
+        for (at, begun, opened, expected) in [
+            (
+                "/root",
+                &["a", "b", "data"][..],
+                &["a", "b", "data"][..],
+                &[][..],
+            ),
+            // A person opened the other half, or the agent died when it had begun with it.
+            ("/root", &["a", "data"], &["a", "data"], &["data"]),
+            ("/root", &["a", "b", "data"], &["a", "data"], &["data"]),
+            ("/root", &["a", "b"], &[], &[]),
+            ("/root", &["data"], &["data"], &["data"]),
+            ("/half", &["a", "data"], &["a", "data"], &["data", "a"]),
+            ("/alone", &["a", "data"], &["a", "data"], &["a", "data"]),
+            ("/alone", &["b", "data"], &["b", "data"], &[]),
+            ("/clear", &["a"], &["a"], &["a"]),
+            // What is written on one half of a mirror says what the other is to be.
+            ("/mirror", &["a", "b"], &["a", "b"], &[]),
+            ("/mirror", &["a"], &["a"], &["a"]),
+            ("/mirror", &["a"], &[], &[]),
         ] {
-            let found = foreign(root.path(), Path::new(at), automatic).unwrap();
-            assert_eq!(found, expected, "{at}: {automatic:?}");
+            let [begun, opened] = [begun, opened].map(|names| {
+                let names = names.iter();
+                names.map(|name| (*name).to_owned()).collect::<Vec<_>>()
+            });
+            let found = foreign(root.path(), Path::new(at), &begun, &opened).unwrap();
+            assert_eq!(found, expected, "{at}: {begun:?} {opened:?}");
         }
-        assert!(foreign(root.path(), Path::new("/absent"), &["a"]).is_err());
+        let absent = Path::new("/absent");
+        assert!(foreign(root.path(), absent, &["a".to_owned()], &[]).is_err());
     }
 }

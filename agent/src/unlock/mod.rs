@@ -19,6 +19,7 @@ pub mod service_manager;
 pub mod session;
 pub mod volumes;
 pub mod wait;
+pub mod withdraw;
 pub mod worker;
 
 mod ending;

@@ -1,5 +1,6 @@
 //! The agent's traces in `/run/latchkey`, for the boot scripts and for the running system. No secrets.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
@@ -11,6 +12,9 @@ use crate::files::{self, Files, FilesError};
 
 /// A file for each volume that the agent holds.
 const HELD: &str = "held";
+/// Names of mappings, by lines.
+const BEGUN: &str = "begun-automatically";
+const OPENED: &str = "opened-automatically";
 
 /// The folder `/run/latchkey`.
 #[derive(Debug, Clone)]
@@ -102,21 +106,48 @@ impl Runtime {
         self.dir.join("waiting-for-devices").exists()
     }
 
-    /// Notes that the mapping `name` was opened automatically; before it is made.
-    pub fn add_automatic(&self, name: &str) -> Result<(), FilesError> {
-        let mut names = self.automatic();
-        names.push(name.to_owned());
-        names.sort();
-        names.dedup();
-        let mut text = names.join("\n");
-        text.push('\n');
-        self.write("opened-automatically", text.as_bytes())
+    /// Notes that the mapping `name` is about to be made automatically: if the agent dies meanwhile, it may stand.
+    pub fn begin_automatic(&self, name: &str) -> Result<(), FilesError> {
+        let begun = self.begun_automatically();
+        self.write_names(BEGUN, begun.iter().map(String::as_str).chain([name]))
+    }
+
+    /// Notes that it was not made after all: what bears the name from now on was made by somebody else.
+    pub fn refuse_automatic(&self, name: &str) -> Result<(), FilesError> {
+        let begun = self.begun_automatically();
+        let others = begun.iter().filter(|one| *one != name);
+        self.write_names(BEGUN, others.map(String::as_str))
+    }
+
+    /// Notes that it was made: its header and volume key are the bound ones.
+    pub fn end_automatic(&self, name: &str) -> Result<(), FilesError> {
+        let opened = self.opened_automatically();
+        self.write_names(OPENED, opened.iter().map(String::as_str).chain([name]))
+    }
+
+    /// The mappings that were opened automatically, or may have been.
+    pub fn begun_automatically(&self) -> Vec<String> {
+        self.names(BEGUN)
     }
 
     /// The mappings that were opened automatically.
-    pub fn automatic(&self) -> Vec<String> {
-        let text = fs::read_to_string(self.dir.join("opened-automatically")).unwrap_or_default();
+    pub fn opened_automatically(&self) -> Vec<String> {
+        self.names(OPENED)
+    }
+
+    fn names(&self, file: &str) -> Vec<String> {
+        let text = fs::read_to_string(self.dir.join(file)).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
+    }
+
+    fn write_names<'a>(
+        &self,
+        file: &str,
+        names: impl Iterator<Item = &'a str>,
+    ) -> Result<(), FilesError> {
+        let names: BTreeSet<_> = names.collect();
+        let text: String = names.iter().map(|name| format!("{name}\n")).collect();
+        self.write(file, text.as_bytes())
     }
 
     /// Leaves the report for the running system.
@@ -153,9 +184,15 @@ mod tests {
         runtime.set_waiting_for_devices(false).unwrap();
         runtime.set_waiting_for_devices(false).unwrap();
         assert!(!runtime.is_waiting_for_devices());
-        runtime.add_automatic("a").unwrap();
-        runtime.add_automatic("b").unwrap();
-        runtime.add_automatic("a").unwrap();
-        assert_eq!(runtime.automatic(), ["a", "b"]);
+        for name in ["b", "a", "c", "b"] {
+            runtime.begin_automatic(name).unwrap();
+        }
+        runtime.end_automatic("b").unwrap();
+        runtime.refuse_automatic("c").unwrap();
+        assert_eq!(runtime.begun_automatically(), ["a", "b"]);
+        assert_eq!(runtime.opened_automatically(), ["b"]);
+        runtime.refuse_automatic("a").unwrap();
+        runtime.refuse_automatic("a").unwrap();
+        assert_eq!(runtime.begun_automatically(), ["b"]);
     }
 }

@@ -25,6 +25,7 @@ use crate::files::Files;
 use crate::flow::{Action, Answer, Event, Flow, Header, Outcome, Plan, ServerIndex, VolumeIndex};
 use crate::network::{self, Network, NetworkConfig, NetworkEvent};
 use crate::volume::crypttab::Entry;
+use crate::volume::mapping;
 
 /// How often to look for a device that is missing.
 const DEVICE_PAUSE: Duration = Duration::from_millis(50);
@@ -294,7 +295,10 @@ impl Shell {
     /// What a message means for the flow; `None` if it is out of date.
     fn received(&mut self, message: Message) -> Option<Event> {
         match message {
-            Message::Worker(event) => Some(event),
+            Message::Worker(event) => {
+                self.note_opening(&event);
+                Some(event)
+            }
             Message::Linked => {
                 for volume in std::mem::take(&mut self.unlinked) {
                     self.leave(volume);
@@ -410,7 +414,7 @@ impl Shell {
             .and_then(|session| session.take_share(volume, server));
         let name = &self.entries[volume].name;
         // Noted before it happens: whatever goes wrong later, `finish` must know.
-        let noted = self.runtime.add_automatic(name);
+        let noted = self.runtime.begin_automatic(name);
         match (share, noted) {
             (Some(job), Ok(())) => {
                 self.console.note(&format!("opening '{name}'"));
@@ -423,6 +427,24 @@ impl Shell {
                 let refused = Event::NotOpened(volume, crate::flow::Refusal::Share(why));
                 let _ = self.sender.send(Message::Worker(refused));
             }
+        }
+    }
+
+    /// What became of an opening that was noted before it began.
+    fn note_opening(&self, event: &Event) {
+        let noted = match event {
+            Event::Opened(volume) => self.runtime.end_automatic(&self.entries[*volume].name),
+            Event::NotOpened(volume, _) => {
+                let name = &self.entries[*volume].name;
+                if mapping::name_is_taken(name) {
+                    return;
+                }
+                self.runtime.refuse_automatic(name)
+            }
+            _ => return,
+        };
+        if let Err(error) = noted {
+            log::error!("{}", chain(&error));
         }
     }
 

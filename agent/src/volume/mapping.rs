@@ -75,12 +75,26 @@ fn holder_below(root: &Path, name: &str, number: Option<&str>) -> Holder {
     }
 }
 
-/// A mapping's name as the kernel has it: libdevmapper writes what udev could not take as `\xNN`.
+/// A mapping's name as the kernel has it: libdevmapper writes what udev could not take as `\xNN`, and leaves a name as it is
+/// that is written so already.
 pub(crate) fn mangled(name: &str) -> String {
-    let mangle = |byte: u8| match byte {
-        b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => char::from(byte).to_string(),
-        _ if b"#+-.:=@_".contains(&byte) => char::from(byte).to_string(),
-        _ => format!("\\x{byte:02x}"),
+    let is_taken = |byte: u8| byte.is_ascii_alphanumeric() || b"#+-.:=@_".contains(&byte);
+    let mut rest = name.as_bytes();
+    while let [first, after @ ..] = rest {
+        rest = match rest {
+            [b'\\', b'x', a, b, after @ ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => {
+                after
+            }
+            _ if is_taken(*first) => after,
+            _ => break,
+        };
+    }
+    if rest.is_empty() {
+        return name.to_owned();
+    }
+    let mangle = |byte: u8| match is_taken(byte) {
+        true => char::from(byte).to_string(),
+        false => format!("\\x{byte:02x}"),
     };
     name.bytes().map(mangle).collect()
 }
@@ -106,6 +120,12 @@ pub fn name_is_taken(name: &str) -> bool {
         .any(|device| read(&device.join("dm/name")) == Some(mangled(name)))
 }
 
+/// Those of the names that a mapping has.
+pub fn standing(mut names: Vec<String>) -> Vec<String> {
+    names.retain(|name| name_is_taken(name));
+    names
+}
+
 /// The plain mappings whose name begins with `prefix`, seen from another root directory. device-mapper's UUID must say
 /// the same: a name alone can be given to anything.
 pub(crate) fn named_by_us(root: &Path, prefix: &str) -> Vec<String> {
@@ -128,6 +148,17 @@ pub fn close(name: &str) -> Result<(), CryptError> {
             .activate_handle()
             .deactivate(name, CryptDeactivate::empty())
     });
+    result.map_err(|error: LibcryptErr| error.into())
+}
+
+/// Suspends the mapping called `name`: the kernel forgets its volume key, and whoever uses it waits (cryptsetup-luksSuspend(8)).
+///
+/// # Errors
+/// What libcryptsetup says; a plain volume cannot be suspended.
+pub fn suspend(name: &str) -> Result<(), CryptError> {
+    context::start();
+    let result = CryptInit::init_by_name_and_header(name, None)
+        .and_then(|mut context| context.context_handle().suspend(name));
     result.map_err(|error: LibcryptErr| error.into())
 }
 

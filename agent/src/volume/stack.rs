@@ -1,7 +1,7 @@
 //! Whether a mounted file system lies on one of our mappings, through LVM and md.
 //!
-//! Root is handed over only if it does: a plain file system with root's UUID or label must not profit from a volume
-//! that latchkey opened beside it. Every path downwards must meet one of the mappings, so half a mirror in the
+//! `latchkey finish` asks: a plain file system with root's UUID or label must not profit from a volume that latchkey
+//! opened beside it. A file system lies on mappings if every path downwards meets one of them, so half a mirror in the
 //! clear counts as no. A btrfs lies on all of its devices, as sysfs names them.
 
 use std::collections::BTreeSet;
@@ -56,13 +56,18 @@ pub(crate) fn mounted_devices(root: &Path, mount_point: &Path) -> Result<Vec<Pat
         return Ok(vec![root.join("sys/dev/block").join(mount.number)]);
     }
     // btrfs has an anonymous device number; its source names one of its devices.
-    let named = kernel_name(root, &mount.source).ok_or(StackError::NoDevice {
+    let named = kernel_name(root, &mount.source).ok_or_else(|| StackError::NoDevice {
         path: mount_point.to_owned(),
-        kind: mount.kind,
+        kind: mount.kind.clone(),
     })?;
     let in_sysfs = |name: &OsString| root.join("sys/class/block").join(name);
-    let all = btrfs_with(root, &named).unwrap_or_else(|| vec![named]);
-    Ok(all.iter().map(in_sysfs).collect())
+    match btrfs_with(root, &named) {
+        Some(all) => Ok(all.iter().map(in_sysfs).collect()),
+        None => Err(StackError::NoDevice {
+            path: mount_point.to_owned(),
+            kind: mount.kind,
+        }),
+    }
 }
 
 /// Kernel names of all devices of the btrfs to which `device` belongs.
@@ -116,14 +121,20 @@ pub(crate) fn lies_partly_on(
     name: &str,
 ) -> Result<bool, StackError> {
     let devices = mounted_devices(root, mount_point)?;
-    let mut found = BTreeSet::new();
-    for device in devices {
-        collect_mappings(&device, DEPTH_LIMIT, &mut found);
-    }
-    Ok(found.iter().any(|mapping| {
-        let called = fs::read_to_string(mapping.join("dm/name"));
-        called.is_ok_and(|called| is_among(called.trim_end_matches('\n'), &[name]))
+    Ok(below(&devices, Depth::Disks).iter().any(|device| {
+        is_crypt(device) && is_among(attribute(device, "dm/name").trim_end_matches('\n'), &[name])
     }))
+}
+
+/// Whether md joins mappings to what the file system mounted at `mount_point` lies on.
+///
+/// # Errors
+/// As [`lies_on`].
+pub(crate) fn is_joined_by_md(root: &Path, mount_point: &Path) -> Result<bool, StackError> {
+    let devices = mounted_devices(root, mount_point)?;
+    Ok(below(&devices, Depth::Mappings)
+        .iter()
+        .any(|device| device.join("md").exists()))
 }
 
 /// Whether a device node, seen from another root directory, lies wholly on mappings with one of the `names`, or is one.
@@ -152,64 +163,70 @@ fn is_covered(device: &Path, meant: &dyn Fn(&str) -> bool, depth: u32) -> bool {
     if depth == 0 {
         return false;
     }
-    let attribute = |name: &str| fs::read_to_string(device.join(name)).unwrap_or_default();
-    let ours = mapping::is_crypt(&attribute("dm/uuid"))
-        && meant(attribute("dm/name").trim_end_matches('\n'));
-    if ours {
+    if is_crypt(device) && meant(attribute(device, "dm/name").trim_end_matches('\n')) {
         return true;
     }
-    // A partition has no slaves of its own: they are the whole device's.
-    if device.join("partition").exists() {
-        return fs::canonicalize(device)
-            .ok()
-            .and_then(|path| path.parent().map(Path::to_owned))
-            .is_some_and(|whole| is_covered(&whole, meant, depth - 1));
-    }
-    let mut slaves = fs::read_dir(device.join("slaves"))
-        .into_iter()
-        .flatten()
-        .flatten()
-        .peekable();
-    slaves.peek().is_some() && slaves.all(|slave| is_covered(&slave.path(), meant, depth - 1))
+    let under = under(device);
+    !under.is_empty() && under.iter().all(|one| is_covered(one, meant, depth - 1))
 }
 
-/// Kernel names of the devices that dm-crypt mappings below these sysfs devices lie on, each once.
+/// Kernel names of the devices that the uppermost dm-crypt mappings at and below these sysfs devices lie on, each once.
 pub(crate) fn encrypted_below(devices: &[PathBuf]) -> Vec<String> {
-    let mut mappings = BTreeSet::new();
-    for device in devices {
-        collect_mappings(device, DEPTH_LIMIT, &mut mappings);
-    }
-    let below = mappings.iter().flat_map(|device| mapping::below(device));
-    let names: BTreeSet<_> = below
+    let all = below(devices, Depth::Mappings);
+    let mappings = all.iter().filter(|device| is_crypt(device));
+    let names: BTreeSet<_> = mappings
+        .flat_map(|device| mapping::below(device))
         .map(|name| name.to_string_lossy().into_owned())
         .collect();
     names.into_iter().collect()
 }
 
-/// The uppermost mappings of dm-crypt at and below this sysfs device, by their real paths.
-fn collect_mappings(device: &Path, depth: u32, found: &mut BTreeSet<PathBuf>) {
-    if depth == 0 {
-        return;
-    }
-    if fs::read_to_string(device.join("dm/uuid")).is_ok_and(|uuid| mapping::is_crypt(&uuid)) {
-        found.extend(fs::canonicalize(device));
-        return;
-    }
-    // As in `is_covered`.
-    if device.join("partition").exists() {
-        if let Some(whole) = fs::canonicalize(device)
-            .ok()
-            .as_deref()
-            .and_then(Path::parent)
-        {
-            collect_mappings(whole, depth - 1, found);
+/// How far down to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    /// As far as the uppermost mappings of dm-crypt.
+    Mappings,
+    /// As far as there is anything.
+    Disks,
+}
+
+/// All devices at and below these, by their real paths in sysfs.
+fn below(devices: &[PathBuf], depth: Depth) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    let mut next = devices.to_vec();
+    while let Some(device) = next.pop() {
+        let Ok(device) = fs::canonicalize(device) else {
+            continue;
+        };
+        if depth == Depth::Disks || !is_crypt(&device) {
+            next.extend(under(&device));
         }
-        return;
+        found.insert(device);
+    }
+    found
+}
+
+/// What a sysfs device lies on.
+fn under(device: &Path) -> Vec<PathBuf> {
+    // A partition has no slaves of its own: they are the whole device's.
+    if device.join("partition").exists() {
+        let real = fs::canonicalize(device).ok();
+        return real
+            .and_then(|path| path.parent().map(Path::to_owned))
+            .into_iter()
+            .collect();
     }
     let slaves = fs::read_dir(device.join("slaves"));
-    for slave in slaves.into_iter().flatten().flatten() {
-        collect_mappings(&slave.path(), depth - 1, found);
-    }
+    let slaves = slaves.into_iter().flatten().flatten();
+    slaves.map(|slave| slave.path()).collect()
+}
+
+fn is_crypt(device: &Path) -> bool {
+    mapping::is_crypt(&attribute(device, "dm/uuid"))
+}
+
+fn attribute(device: &Path, name: &str) -> String {
+    fs::read_to_string(device.join(name)).unwrap_or_default()
 }
 
 /// The kernel's name of a device node.
@@ -377,6 +394,32 @@ pub(crate) mod tests {
         let partly = |at: &str, name| lies_partly_on(root.path(), Path::new(at), name).unwrap();
         assert!(partly("/root", "a") && partly("/root", "b"));
         assert!(partly("/half", "a") && !partly("/half", "b"));
+        let joined = |at: &str| is_joined_by_md(root.path(), Path::new(at)).unwrap();
+        assert!(!joined("/root"));
+        fs::create_dir(root.path().join("sys/devices/md0/md")).unwrap();
+        assert!(joined("/root") && !joined("/half"));
+    }
+
+    #[test]
+    fn a_mapping_on_a_mapping_on_md() {
+        let root = machine(
+            &[
+                ("254:3", "vda3", "", "", &[]),
+                ("9:0", "md0", "", "", &["vda3"]),
+                ("253:0", "dm-0", "outer", LUKS, &["md0"]),
+                ("253:1", "dm-1", "my\\x20inner", LUKS, &["dm-0"]),
+            ],
+            &mount("253:1", "ext4", "/dev/dm-1"),
+        );
+        fs::create_dir(root.path().join("sys/devices/md0/md")).unwrap();
+        let at = Path::new("/root");
+        assert!(lies_partly_on(root.path(), at, "outer").unwrap());
+        assert!(lies_partly_on(root.path(), at, "my inner").unwrap());
+        assert!(lies_on(root.path(), at, &["my\\x20inner"]).unwrap());
+        assert!(lies_on(root.path(), at, &["outer"]).unwrap());
+        assert!(!is_joined_by_md(root.path(), at).unwrap(), "it is below");
+        let devices = mounted_devices(root.path(), at).unwrap();
+        assert_eq!(encrypted_below(&devices), ["dm-0"]);
     }
 
     #[test]
@@ -414,6 +457,9 @@ pub(crate) mod tests {
             &(mount("0:31", "btrfs", "/dev/dm-0")
                 + "41 22 0:9 / /run/a\\040b rw - tmpfs tmpfs rw\n"),
         );
+        let error = lies_on(root.path(), Path::new("/root"), &["a"]).unwrap_err();
+        assert!(error.to_string().contains("btrfs"), "{error}");
+        fs::create_dir_all(root.path().join("sys/fs/btrfs/1-2/devices/dm-0")).unwrap();
         assert!(lies_on(root.path(), Path::new("/root"), &["a"]).unwrap());
         let error = lies_on(root.path(), Path::new("/run/a b"), &["a"]).unwrap_err();
         assert_eq!(

@@ -31,6 +31,10 @@ pub const SCENARIOS: &[Scenario] = &[
         play: plain_file_system,
     },
     Scenario {
+        name: "T16 a root that opens and cannot be mounted: whoever gets the shell has no open volume",
+        play: no_root_to_mount,
+    },
+    Scenario {
         name: "T15 break= on the kernel line leaves only the prompt",
         play: break_word,
     },
@@ -105,6 +109,32 @@ fn plain_file_system(stage: &Stage) -> Outcome {
         "it was opened".to_owned()
     })
 }
+
+/// The header is the bound one, so the volume opens. What it holds is noise, and the framework gives a shell for that.
+pub fn no_root_to_mount(stage: &Stage) -> Outcome {
+    let disk = StolenDisk::copy_of(&stage.bound_disk()?, stage.folder())?;
+    disk.destroy_content()?;
+    let mut server = stage.key_server()?;
+    server.start(PORT)?;
+    let spec = stage
+        .bound_machine(&disk.put_back()?, "boot")
+        // dracut's limit, which is three minutes.
+        .kernel_line("rd.retry=30");
+    let mut machine = Machine::start(&spec)?;
+    machine.expect(OPENED, LIMIT)?;
+    machine.expect_beside("is closed before anybody gets a shell", GIVES_UP)?;
+    machine.expect_beside(stage.flavour().emergency(), GIVES_UP)?;
+    if !stage.flavour().is_dracut() {
+        machine
+            .console
+            .type_line("ls /dev/mapper/vda2_crypt; echo checked-$?")?;
+        machine.expect("checked-1", LIMIT)?;
+    }
+    Ok(())
+}
+
+/// How long a framework may take to give up on a busy host.
+const GIVES_UP: Duration = Duration::from_secs(600);
 
 fn break_word(stage: &Stage) -> Outcome {
     let (mut server, mut machine) = with_words(stage, "break=bottom", "'break=bottom'")?;
