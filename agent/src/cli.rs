@@ -240,7 +240,7 @@ fn dispatch_boot(command: Command, files: &Files) -> Result<ExitCode, Failure> {
                 cleanup::run(files);
             }
         }
-        Command::Withdraw => withdraw::run(files),
+        Command::Withdraw => withdraw::run(files)?,
         Command::Generate { folder } => generator::run(files, &folder)?,
         Command::Finish { mount_point } => {
             let from_environment = || std::env::var_os("rootmnt").map(PathBuf::from);

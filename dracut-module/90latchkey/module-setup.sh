@@ -68,10 +68,23 @@ install() {
     inst_hook emergency 00 "$moddir/latchkey-end.sh"
     inst_hook shutdown-emergency 00 "$moddir/latchkey-end.sh"
     inst_multiple -o dd
+    latchkey_add_volumes
     latchkey_expect_volumes
     "$latchkey_image" check "$initdir" || latchkey_stop
     latchkey_check_later_items
     dracut_need_initqueue
+}
+
+# crypttab's lines with systemd's word for the initramfs. dracut 059 knows its own word `force` alone, and leaves out what is no
+# open LUKS device. An image for any machine has no crypttab.
+latchkey_add_volumes() {
+    local table="${dracutsysrootdir-}/etc/crypttab" name device key options
+    [[ $hostonly && -f $table ]] || return 0
+    while read -r name device key options || [[ $name ]]; do
+        [[ $name && $name != \#* && ,$options, == *,x-initrd.attach,* ]] || continue
+        awk -v name="$name" '$1 == name { found = 1 } END { exit !found }' "$initdir/etc/crypttab" 2>/dev/null ||
+            echo "$name $device $key $options" >>"$initdir/etc/crypttab"
+    done <"$table"
 }
 
 # An image for any machine has no crypttab; then the kernel command line must name the volumes, for dracut as for us.

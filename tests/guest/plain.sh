@@ -12,8 +12,10 @@ if [ ! -e "$tree/boot/grub/grub.cfg" ]; then
     echo "$line,initramfs" > "$tree/etc/crypttab"
     exit
 fi
-echo "$line" > "$tree/etc/crypttab"
-if [ "$FRAMEWORK" = dracut ]; then
+if [ "$FRAMEWORK" = initramfs-tools ]; then
+    echo "$line" > "$tree/etc/crypttab"
+else
+    echo "$line,x-initrd.attach" > "$tree/etc/crypttab"
     version=$(ls "$tree/lib/modules")
     chroot "$tree" dracut --force --no-hostonly --install /etc/crypttab --compress 'zstd -1 -q' \
         "/boot/initrd.img-$version" "$version"

@@ -37,15 +37,9 @@ pub fn run(files: &Files, mount_point: &Path) -> Result<(), RootError> {
         let names = foreign.join("', '");
         log::error!("root is not to have '{names}', which was opened automatically: closing");
     }
-    let mut failed = None;
-    for name in foreign {
-        if let Err(error) = mapping::close(name) {
-            log::error!("failed to close '{name}': {}", chain(&error));
-            failed.get_or_insert(name);
-        }
-    }
-    match failed {
-        Some(name) => Err(RootError(name.to_owned())),
+    let foreign = foreign.into_iter().map(str::to_owned).collect();
+    match mapping::close_all(foreign).into_iter().next() {
+        Some(name) => Err(RootError(name)),
         None => Ok(()),
     }
 }

@@ -112,11 +112,14 @@ impl Runtime {
         self.write_names(BEGUN, begun.iter().map(String::as_str).chain([name]))
     }
 
-    /// Notes that it was not made after all: what bears the name from now on was made by somebody else.
+    /// Notes that it was not made after all, or is gone: what bears the name from now on was made by somebody else.
     pub fn refuse_automatic(&self, name: &str) -> Result<(), FilesError> {
-        let begun = self.begun_automatically();
-        let others = begun.iter().filter(|one| *one != name);
-        self.write_names(BEGUN, others.map(String::as_str))
+        for file in [OPENED, BEGUN] {
+            let names = self.names(file);
+            let others = names.iter().filter(|one| *one != name);
+            self.write_names(file, others.map(String::as_str))?;
+        }
+        Ok(())
     }
 
     /// Notes that it was made: its header and volume key are the bound ones.
@@ -194,5 +197,7 @@ mod tests {
         runtime.refuse_automatic("a").unwrap();
         runtime.refuse_automatic("a").unwrap();
         assert_eq!(runtime.begun_automatically(), ["b"]);
+        runtime.refuse_automatic("b").unwrap();
+        assert!(runtime.opened_automatically().is_empty());
     }
 }

@@ -151,6 +151,12 @@ impl Shell {
         let outcome = executor.block_on(self.follow(plan));
         executor.shutdown_background();
         self.worker.end();
+        // What the thread did last nobody has heard of yet.
+        while let Ok(message) = self.messages.try_recv() {
+            if let Message::Worker(event) = message {
+                note_opening(&self.runtime, &self.entries, &event);
+            }
+        }
         if let Err(error) = self
             .runtime
             .leave_report(&self.console.report(self.request))
@@ -296,7 +302,7 @@ impl Shell {
     fn received(&mut self, message: Message) -> Option<Event> {
         match message {
             Message::Worker(event) => {
-                self.note_opening(&event);
+                note_opening(&self.runtime, &self.entries, &event);
                 Some(event)
             }
             Message::Linked => {
@@ -430,24 +436,6 @@ impl Shell {
         }
     }
 
-    /// What became of an opening that was noted before it began.
-    fn note_opening(&self, event: &Event) {
-        let noted = match event {
-            Event::Opened(volume) => self.runtime.end_automatic(&self.entries[*volume].name),
-            Event::NotOpened(volume, _) => {
-                let name = &self.entries[*volume].name;
-                if mapping::name_is_taken(name) {
-                    return;
-                }
-                self.runtime.refuse_automatic(name)
-            }
-            _ => return,
-        };
-        if let Err(error) = noted {
-            log::error!("{}", chain(&error));
-        }
-    }
-
     fn show_prompt(&mut self, volume: VolumeIndex, wrong: u32) {
         let Device::Present(device) = &self.devices[volume] else {
             return;
@@ -500,5 +488,23 @@ async fn next(network: &mut NetworkState) -> Option<NetworkEvent> {
     match network {
         NetworkState::Running(_, events) => events.recv().await,
         _ => None,
+    }
+}
+
+/// What became of an opening that was noted before it began.
+fn note_opening(runtime: &Runtime, entries: &[Entry], event: &Event) {
+    let noted = match event {
+        Event::Opened(volume) => runtime.end_automatic(&entries[*volume].name),
+        Event::NotOpened(volume, _) => {
+            let name = &entries[*volume].name;
+            if mapping::name_is_taken(name) {
+                return;
+            }
+            runtime.refuse_automatic(name)
+        }
+        _ => return,
+    };
+    if let Err(error) = noted {
+        log::error!("{}", chain(&error));
     }
 }

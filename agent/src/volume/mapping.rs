@@ -151,15 +151,34 @@ pub fn close(name: &str) -> Result<(), CryptError> {
     result.map_err(|error: LibcryptErr| error.into())
 }
 
-/// Suspends the mapping called `name`: the kernel forgets its volume key, and whoever uses it waits (cryptsetup-luksSuspend(8)).
+/// Takes these mappings down, those that lie on others first, whatever their order; returns those that are still in use.
+pub fn close_all(mut names: Vec<String>) -> Vec<String> {
+    loop {
+        let before = names.len();
+        names.retain(|name| close(name).is_err() && name_is_taken(name));
+        if names.len() == before {
+            return names;
+        }
+    }
+}
+
+/// Takes the volume key of the mapping called `name` from the kernel: whoever uses the mapping gets errors from now on. It
+/// goes when nobody does (cryptsetup-close(8), `--force` of libcryptsetup).
 ///
 /// # Errors
-/// What libcryptsetup says; a plain volume cannot be suspended.
-pub fn suspend(name: &str) -> Result<(), CryptError> {
+/// What libcryptsetup says, if the mapping still encrypts.
+pub fn cut_off(name: &str) -> Result<(), CryptError> {
     context::start();
-    let result = CryptInit::init_by_name_and_header(name, None)
-        .and_then(|mut context| context.context_handle().suspend(name));
-    result.map_err(|error: LibcryptErr| error.into())
+    let forced = CryptInit::init_by_name_and_header(name, None).and_then(|mut context| {
+        context
+            .activate_handle()
+            .deactivate(name, CryptDeactivate::FORCE)
+    });
+    match forced {
+        // Where somebody has it open it stays, without what it was; libcryptsetup then knows it no more.
+        Err(error) if CryptInit::init_by_name_and_header(name, None).is_ok() => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 /// Takes away the dm-integrity device of a mapping that does not stand: whoever made it was killed in between, or could

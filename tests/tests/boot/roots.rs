@@ -73,6 +73,10 @@ fn header_at(stage: &Stage, place: &str) -> Outcome {
     let disk = stage.plain_disk()?;
     let apart = images(stage, ["header"].into_iter())?;
     let spec = |boot: &str| with_disks(stage.machine(&disk, boot), &apart);
+    let early = match stage.flavour().is_dracut() {
+        true => ",x-initrd.attach",
+        false => "",
+    };
 
     let mut machine = Machine::start(&spec("bind").systemd().payload(&archive))?;
     stage.first_boot(&mut machine)?;
@@ -82,7 +86,7 @@ fn header_at(stage: &Stage, place: &str) -> Outcome {
          exec 2>&1
          cryptsetup luksHeaderBackup {DEVICE} --header-backup-file /run/rig/header
          cat /run/rig/header > {place}
-         echo '{MAPPING} PARTUUID=59454b4c-02 none luks,header={place}' > /etc/crypttab
+         echo '{MAPPING} PARTUUID=59454b4c-02 none luks,header={place}{early}' > /etc/crypttab
          printf %s '{PASSPHRASE}' | latchkey bind {DEVICE} --key-file -
          dd if=/dev/zero of={DEVICE} bs=1M count=16 conv=fsync status=none"
     ))?;
