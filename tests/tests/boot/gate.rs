@@ -111,25 +111,22 @@ fn plain_file_system(stage: &Stage) -> Outcome {
 }
 
 /// The header is the bound one, so the volume opens. What it holds is noise, and the framework gives a shell for that.
-pub fn no_root_to_mount(stage: &Stage) -> Outcome {
+fn no_root_to_mount(stage: &Stage) -> Outcome {
+    stage.needs_initramfs_tools(
+        "systemd waits without end for a device with a file system on it, and nobody gets a shell.",
+    )?;
     let disk = StolenDisk::copy_of(&stage.bound_disk()?, stage.folder())?;
     disk.destroy_content()?;
     let mut server = stage.key_server()?;
     server.start(PORT)?;
-    let spec = stage
-        .bound_machine(&disk.put_back()?, "boot")
-        // dracut's limit, which is three minutes.
-        .kernel_line("rd.retry=30");
-    let mut machine = Machine::start(&spec)?;
+    let mut machine = Machine::start(&stage.bound_machine(&disk.put_back()?, "boot"))?;
     machine.expect(OPENED, LIMIT)?;
     machine.expect_beside("is closed before anybody gets a shell", GIVES_UP)?;
     machine.expect_beside(stage.flavour().emergency(), GIVES_UP)?;
-    if !stage.flavour().is_dracut() {
-        machine
-            .console
-            .type_line("ls /dev/mapper/vda2_crypt; echo checked-$?")?;
-        machine.expect("checked-1", LIMIT)?;
-    }
+    machine
+        .console
+        .type_line("ls /dev/mapper/vda2_crypt; echo checked-$?")?;
+    machine.expect("checked-1", LIMIT)?;
     Ok(())
 }
 
