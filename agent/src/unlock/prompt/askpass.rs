@@ -320,7 +320,12 @@ mod tests {
     fn only_the_parents_own_prompts_are_found() {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("a program (of sorts)");
-        fs::copy("/bin/sleep", &program).unwrap();
+        // Copied by another process: a file that this one had open for writing, another test's child might hold open still.
+        let copied = process::Command::new("cp")
+            .arg("/bin/sleep")
+            .arg(&program)
+            .status();
+        assert!(copied.unwrap().success());
         let us = i32::try_from(process::id()).unwrap();
         let mut child = process::Command::new(&program).arg("1000").spawn().unwrap();
         let found = children(&program, us);
