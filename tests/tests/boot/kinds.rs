@@ -150,9 +150,7 @@ fn in_the_running_system(stage: &Stage) -> Outcome {
     let stage = stage.with_layout(Layout::Clear)?;
     let disks = data_disks("_netdev,nofail");
     let kinds = Bound::all(&stage, stage.plain_disk()?, &disks, &["header"])?;
-    let spec = |kinds: &Bound, boot: &str| kinds.machine(&stage, boot).systemd();
-
-    let mut machine = Machine::start(&spec(&kinds, "by themselves"))?;
+    let mut machine = Machine::start(&kinds.machine(&stage, "by themselves").systemd())?;
     stage.note(machine.up()?);
     for disk in &disks {
         opens(&mut machine, &disk.name)?;

@@ -76,8 +76,7 @@ fn recovery(stage: &Stage) -> Outcome {
     // The folder with latchkey is not plugged in here, so that the disks' letters differ.
     let spec = with_disks(stage.machine(&other, "without").systemd(), &disks);
     let mut machine = Machine::start(&spec)?;
-    machine.answer(stage.native_prompt(), PASSPHRASE)?;
-    machine.up()?;
+    stage.first_boot(&mut machine)?;
     machine.check("! command -v latchkey")?;
     for (number, (kind, sheet)) in KINDS.iter().zip(&sheets).enumerate() {
         let sheet = Sheet::read(sheet)?;
@@ -104,8 +103,7 @@ fn sheets(stage: &Stage, disks: &[PathBuf]) -> Result<Vec<String>, Failure> {
     let spec = stage.machine(&disk, "with").systemd().payload(&archive);
     let spec = with_disks(spec, disks);
     let mut machine = Machine::start(&spec)?;
-    machine.answer(stage.native_prompt(), PASSPHRASE)?;
-    machine.up()?;
+    stage.first_boot(&mut machine)?;
     machine.check(&format!(
         "set -e\n\
          tar --extract --keep-directory-symlink --directory / --file /dev/vdb\n\
