@@ -4,9 +4,8 @@
 //! Header format: LUKS2 On-Disk Format Specification 1.1, chapter 2.
 
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::io::{self, Read};
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
@@ -26,35 +25,25 @@ const BINARY_SIZE: usize = 4096;
 /// The passphrase of [`StolenDisk::put_own_volume`].
 pub const OWN_PASSPHRASE: &str = "the passphrase of a stranger";
 
-/// A raw copy of a machine's disk, to be tampered with.
+/// A copy of a machine's disk, to be tampered with.
 #[derive(Debug)]
 pub struct StolenDisk {
-    path: PathBuf,
+    disk: Disk,
 }
 
 impl StolenDisk {
-    /// Copies `disk`, which no machine uses, to `folder`.
+    /// A copy of `disk`, which no machine uses from now on, in `folder`. It takes the room of what is changed.
     ///
     /// # Errors
     /// `Tool` if qemu-img fails.
     pub fn copy_of(disk: &Disk, folder: &Path) -> Result<Self, MachineError> {
-        let path = folder.join("stolen.raw");
-        let mut convert = Command::new("qemu-img");
-        tool::run(
-            convert
-                .args(["convert", "-O", "raw"])
-                .arg(disk.path())
-                .arg(&path),
-        )?;
-        Ok(Self { path })
+        let disk = Disk::over(disk.path(), &folder.join("stolen.qcow2"))?;
+        Ok(Self { disk })
     }
 
     /// The disk, put back into a machine.
-    ///
-    /// # Errors
-    /// `Tool` if qemu-img fails.
-    pub fn put_back(self) -> Result<Disk, MachineError> {
-        Disk::over(&self.path, &self.path.with_extension("qcow2"))
+    pub fn put_back(self) -> Disk {
+        self.disk
     }
 
     /// The header's JSON.
@@ -82,7 +71,7 @@ impl StolenDisk {
             area[CHECKSUM_AT..CHECKSUM_AT + CHECKSUM_SIZE].fill(0);
             let checksum = Sha256::digest(&area);
             area[CHECKSUM_AT..CHECKSUM_AT + checksum.len()].copy_from_slice(&checksum);
-            self.file()?.write_all_at(&area, LUKS_START + start)?;
+            self.disk.write_at(LUKS_START + start, &area)?;
         }
         Ok(())
     }
@@ -100,7 +89,7 @@ impl StolenDisk {
             .ok_or_else(|| io::Error::other("the volume is not bound"))?;
         let slot = token["keyslots"][0].as_str().unwrap_or_default();
 
-        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        let folder = self.folder();
         let (image, passphrase) = (folder.join("own.img"), folder.join("own.passphrase"));
         let (key, json) = (folder.join("own.key"), folder.join("own.json"));
         File::create(&image)?.set_len(64 << 20)?;
@@ -141,13 +130,11 @@ impl StolenDisk {
     /// # Errors
     /// `Tool` if cryptsetup fails.
     pub fn put_luks1_header(&self) -> Result<(), MachineError> {
-        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        let folder = self.folder();
         let (image, passphrase) = (folder.join("luks1.img"), folder.join("luks1.passphrase"));
         let key = folder.join("luks1.key");
         std::fs::write(&passphrase, guest::PASSPHRASE)?;
-        let mut header = vec![0; usize::try_from(LUKS_HEADER).map_err(io::Error::other)?];
-        self.file()?.read_exact_at(&mut header, LUKS_START)?;
-        std::fs::write(&image, &header)?;
+        self.disk.luks_header(&image)?;
         let mut dump = Command::new("cryptsetup");
         dump.args(["luksDump", "--batch-mode", "--dump-volume-key"]);
         dump.arg("--volume-key-file").arg(&key);
@@ -162,7 +149,8 @@ impl StolenDisk {
         format.args(["--align-payload", &sectors, "--volume-key-file"]);
         format.arg(&key).arg("--key-file").arg(&passphrase);
         tool::run(format.arg(&image))?;
-        File::open(&image)?.read_exact_at(&mut header, 0)?;
+        let mut header = vec![0; usize::try_from(LUKS_HEADER).map_err(io::Error::other)?];
+        File::open(&image)?.read_exact(&mut header)?;
         self.put_volume(&header)
     }
 
@@ -172,9 +160,7 @@ impl StolenDisk {
     /// `Host` if the disk cannot be written to.
     pub fn destroy_content(&self) -> Result<(), MachineError> {
         let noise = vec![0x5a; 1 << 20];
-        Ok(self
-            .file()?
-            .write_all_at(&noise, LUKS_START + LUKS_HEADER)?)
+        self.disk.write_at(LUKS_START + LUKS_HEADER, &noise)
     }
 
     /// Puts an ext4 file system in the root's place that bears the LUKS volume's UUID.
@@ -182,7 +168,7 @@ impl StolenDisk {
     /// # Errors
     /// `Tool` if mke2fs fails.
     pub fn put_plain_file_system(&self) -> Result<(), MachineError> {
-        let image = self.path.with_extension("ext4");
+        let image = self.folder().join("own.ext4");
         let mut make = Command::new("mke2fs");
         make.args(["-q", "-F", "-t", "ext4", "-U", guest::LUKS_UUID]);
         tool::run(make.arg(&image).arg("64M"))?;
@@ -190,25 +176,22 @@ impl StolenDisk {
     }
 
     fn put_volume(&self, image: &[u8]) -> Result<(), MachineError> {
-        Ok(self.file()?.write_all_at(image, LUKS_START)?)
+        self.disk.write_at(LUKS_START, image)
     }
 
     /// One metadata area, binary header and JSON, that starts `start` bytes into the volume.
     fn area(&self, start: u64) -> Result<(Vec<u8>, u64), MachineError> {
-        let mut size = [0; 8];
-        let file = self.file()?;
-        file.read_exact_at(&mut size, LUKS_START + start + HEADER_SIZE_AT as u64)?;
-        let size = u64::from_be_bytes(size);
-        let length = usize::try_from(size)
-            .ok()
-            .filter(|size| (BINARY_SIZE..=1 << 22).contains(size));
-        let mut area = vec![0; length.ok_or_else(|| io::Error::other("no LUKS2 header"))?];
-        file.read_exact_at(&mut area, LUKS_START + start)?;
-        Ok((area, size))
+        let binary = self.disk.read_at(LUKS_START + start, BINARY_SIZE as u64)?;
+        let size = binary[HEADER_SIZE_AT..][..8].try_into();
+        let size = u64::from_be_bytes(size.map_err(io::Error::other)?);
+        if !(BINARY_SIZE as u64..=1 << 22).contains(&size) {
+            return Err(io::Error::other("no LUKS2 header").into());
+        }
+        Ok((self.disk.read_at(LUKS_START + start, size)?, size))
     }
 
-    fn file(&self) -> io::Result<File> {
-        File::options().read(true).write(true).open(&self.path)
+    fn folder(&self) -> &Path {
+        self.disk.path().parent().unwrap_or(Path::new("/"))
     }
 }
 

@@ -90,16 +90,50 @@ impl Disk {
         self.extract(disk::LUKS_START, disk::LUKS_HEADER, target)
     }
 
+    /// The `size` bytes from byte `start` on of a disk that no machine uses; both are counted in whole sectors.
+    ///
+    /// # Errors
+    /// `Tool` if qemu-img fails.
+    pub fn read_at(&self, start: u64, size: u64) -> Result<Vec<u8>, MachineError> {
+        let part = self.path.with_extension("part");
+        self.extract(start, size, &part)?;
+        let content = std::fs::read(&part)?;
+        std::fs::remove_file(&part)?;
+        Ok(content)
+    }
+
+    /// Writes `content`, which is whole sectors, at byte `start` of a disk that no machine uses.
+    ///
+    /// # Errors
+    /// `Tool` if qemu-img fails.
+    pub fn write_at(&self, start: u64, content: &[u8]) -> Result<(), MachineError> {
+        let part = self.path.with_extension("part");
+        std::fs::write(&part, content)?;
+        let mut convert = Command::new("qemu-img");
+        convert.args(["convert", "-n", "-f", "raw", "--target-image-opts"]);
+        tool::run(
+            convert
+                .arg(&part)
+                .arg(self.area(start, content.len() as u64)),
+        )?;
+        std::fs::remove_file(&part)?;
+        Ok(())
+    }
+
     /// Copies `size` bytes from byte `start` on to a raw file.
     fn extract(&self, start: u64, size: u64, target: &Path) -> Result<(), MachineError> {
-        let source = format!(
+        let mut convert = Command::new("qemu-img");
+        convert.args(["convert", "-O", "raw", "--image-opts"]);
+        tool::run(convert.arg(self.area(start, size)).arg(target))?;
+        Ok(())
+    }
+
+    /// `size` bytes from byte `start` on, as qemu-img takes a part of an image.
+    fn area(&self, start: u64, size: u64) -> String {
+        format!(
             "driver=raw,offset={start},size={size},file.driver=qcow2,file.file.driver=file,file.file.filename={}",
             self.path.display()
-        );
-        let mut convert = Command::new("qemu-img");
-        convert.args(["convert", "-O", "raw", "--image-opts", &source]);
-        tool::run(convert.arg(target))?;
-        Ok(())
+        )
     }
 }
 
@@ -117,5 +151,26 @@ impl BootFiles {
             kernel: folder.join("vmlinuz"),
             initramfs: folder.join("initrd.img"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_again_and_the_image_below_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let base = folder.path().join("base.raw");
+        std::fs::write(&base, vec![7; 1 << 20]).unwrap();
+        let disk = Disk::over(&base, &folder.path().join("over.qcow2")).unwrap();
+        let mut content = vec![9; 4096];
+        content[512..1024].fill(0);
+        disk.write_at(65536 - 512, &content).unwrap();
+        let mut expected = vec![7; 512];
+        expected.extend(&content);
+        expected.extend([7; 512]);
+        assert_eq!(disk.read_at(65536 - 1024, 5120).unwrap(), expected);
+        assert_eq!(std::fs::read(&base).unwrap(), vec![7; 1 << 20]);
     }
 }

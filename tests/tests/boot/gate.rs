@@ -99,7 +99,7 @@ fn plain_file_system(stage: &Stage) -> Outcome {
     let mut server = stage.key_server()?;
     server.start(PORT)?;
     let asked = server.admin(&["audit", "--json"])?;
-    let mut machine = Machine::start(&stage.bound_machine(&disk.put_back()?, "boot"))?;
+    let mut machine = Machine::start(&stage.bound_machine(&disk.put_back(), "boot"))?;
     machine.expect(stage.prompt(), LIMIT)?;
     let later = server.admin(&["audit", "--json"])?;
     ensure(asked == later, || {
@@ -119,7 +119,7 @@ fn no_root_to_mount(stage: &Stage) -> Outcome {
     disk.destroy_content()?;
     let mut server = stage.key_server()?;
     server.start(PORT)?;
-    let mut machine = Machine::start(&stage.bound_machine(&disk.put_back()?, "boot"))?;
+    let mut machine = Machine::start(&stage.bound_machine(&disk.put_back(), "boot"))?;
     machine.expect(OPENED, LIMIT)?;
     machine.expect_beside("is closed before anybody gets a shell", GIVES_UP)?;
     machine.expect_beside(stage.flavour().emergency(), GIVES_UP)?;
@@ -176,7 +176,7 @@ fn with_words(stage: &Stage, words: &str, reason: &str) -> Result<(KeyServer, Ma
 fn refused(stage: &Stage, disk: StolenDisk, reason: &str) -> Result<(Machine, KeyServer), Failure> {
     let mut server = stage.key_server()?;
     server.start(PORT)?;
-    let mut machine = Machine::start(&stage.bound_machine(&disk.put_back()?, "boot"))?;
+    let mut machine = Machine::start(&stage.bound_machine(&disk.put_back(), "boot"))?;
     machine.expect_beside(stage.prompt(), LIMIT)?;
     machine.expect("is not opened automatically", LIMIT)?;
     machine.expect(reason, LIMIT)?;
