@@ -19,6 +19,7 @@ mod memory;
 mod network;
 mod off;
 mod oom;
+mod pairs;
 mod plymouth;
 mod questions;
 mod recovery;
@@ -64,6 +65,7 @@ const LONGER: &[&[Scenario]] = &[
     lvm::SCENARIOS,
     kinds::LONGER,
     roots::SCENARIOS,
+    pairs::SCENARIOS,
     data::SCENARIOS,
     rotation::SCENARIOS,
     several::SCENARIOS,
