@@ -25,6 +25,13 @@ impl CryptError {
         }
     }
 
+    /// Whether somebody else has the device for himself. Of a table that the kernel refuses libcryptsetup gives the reason in
+    /// words alone.
+    pub(crate) fn is_busy(&self) -> bool {
+        let busy = nix::errno::Errno::EBUSY;
+        self.is(busy) || self.text.contains(busy.desc())
+    }
+
     /// Whether the errno is `errno`.
     pub fn is(&self, errno: nix::errno::Errno) -> bool {
         self.errno == Some(errno as i32)

@@ -5,6 +5,8 @@
 //! fails. Defends against whoever can write the disk or answers its reads; see `gate`.
 
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::envelope::{
@@ -28,6 +30,10 @@ use super::plain::{self, ContentError, Settings, SettingsError};
 
 /// Most bytes of a volume key that dm-crypt takes: AES-XTS has 64, HMAC-SHA-512 for integrity another 64.
 pub(crate) const VOLUME_KEY_LIMIT: usize = 512;
+
+/// How long a device may be in somebody else's use when it is to be opened.
+const BUSY_LIMIT: Duration = Duration::from_secs(3);
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
 /// A mapping that stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -403,14 +409,24 @@ pub(crate) fn activate(
         let mut handle = context.activate_handle();
         handle.activate_by_volume_key(Some(name), Some(key.expose_secret()), flags(&entry.options))
     };
-    let result = match has_integrity {
-        true => make(),
-        false => udev_wait::later(make),
-    };
-    process::wipe_stack();
-    let error = match result {
-        Ok(()) => return Ok(()),
-        Err(error) => CryptError::from(error),
+    let begin = Instant::now();
+    let error = loop {
+        let result = match has_integrity {
+            true => make(),
+            false => udev_wait::later(&mut make),
+        };
+        process::wipe_stack();
+        let error = match result {
+            Ok(()) => return Ok(()),
+            Err(error) => CryptError::from(error),
+        };
+        // Whoever looks into a new disk may have it for himself for a moment, and a boot is not to fail of that.
+        let is_ours_to_wait = error.is_busy() && mapping::holder(name, device) == Holder::Nobody;
+        if !is_ours_to_wait || begin.elapsed() >= BUSY_LIMIT {
+            break error;
+        }
+        log::debug!("'{}' is in use, trying again", device.display());
+        thread::sleep(BUSY_PAUSE);
     };
     // libcryptsetup says EEXIST of a name, EBUSY of a device that has a mapping.
     Err(match mapping::holder(name, device) {
