@@ -9,6 +9,7 @@ use super::cleanup;
 use super::runtime::Runtime;
 use crate::failure::chain;
 use crate::files::Files;
+use crate::volume::above;
 use crate::volume::mapping;
 use crate::volume::stack::{self, StackError};
 
@@ -38,9 +39,33 @@ pub fn run(files: &Files, mount_point: &Path) -> Result<(), RootError> {
         log::error!("root is not to have '{names}', which was opened automatically: closing");
     }
     let foreign = foreign.into_iter().map(str::to_owned).collect();
-    match mapping::close_all(foreign).into_iter().next() {
-        Some(name) => Err(RootError(name)),
-        None => Ok(()),
+    for name in mapping::close_all(foreign) {
+        let is_below_root = stack::lies_partly_on(Path::new("/"), mount_point, &name);
+        if is_below_root.unwrap_or(true) || !take_away(&name) {
+            return Err(RootError(name));
+        }
+    }
+    Ok(())
+}
+
+/// Closes what something else than root uses, most likely LVM: whoever has root need not stay out for that. Whether it is
+/// closed, or at least cut off from its key.
+fn take_away(name: &str) -> bool {
+    above::close(name);
+    if mapping::close_all(vec![name.to_owned()]).is_empty() {
+        return true;
+    }
+    match mapping::cut_off(name) {
+        Ok(()) => {
+            log::warn!(
+                "'{name}' is in use: it is cut off from its key, and whoever uses it gets errors"
+            );
+            true
+        }
+        Err(error) => {
+            log::error!("failed to close '{name}': {}", chain(&error));
+            false
+        }
     }
 }
 

@@ -101,6 +101,7 @@ pub(crate) fn mangled(name: &str) -> String {
 
 /// The mapping called `name`, if dm-crypt made it.
 pub fn mapping(name: &str) -> Option<Mapping> {
+    let name = mangled(name);
     all_below(Path::new("/"))
         .into_iter()
         .find(|mapping| mapping.name == name)

@@ -6,6 +6,7 @@
 //! volume ([`place::Kind`]) has a file: LUKS2 `header` and `gate`, LUKS1 `luks1`, plain dm-crypt `plain`.
 //! libcryptsetup must be called from one thread at a time.
 
+pub mod above;
 pub mod backup;
 pub mod binding;
 mod context;
