@@ -17,7 +17,8 @@ use crate::commands::join::TokenSource;
 use crate::commands::recovery_key::{self, Destination};
 use crate::commands::status::Health;
 use crate::commands::{
-    bind, image_files, image_modules, join, list, record_network, rejoin, rotate, status, unbind,
+    bind, image_files, image_modules, image_optional, join, list, record_network, rejoin, rotate,
+    status, unbind,
 };
 use crate::failure::chain;
 use crate::files::Files;
@@ -160,6 +161,7 @@ fn dispatch(command: Command, files: &Files) -> Result<ExitCode, Failure> {
         Command::List { json } => list::run(files, json.into())?,
         Command::ImageFiles => image_files::run(files)?,
         Command::ImageModules => image_modules::run(files)?,
+        Command::ImageOptional => image_optional::run(files)?,
         Command::BoundVolumes => list::run_bound(files)?,
         Command::Status { json } => {
             prepare()?;

@@ -71,6 +71,7 @@ only_the_files_of_the_boot()
 600 etc/latchkey/config.toml
 600 etc/latchkey/image.toml
 600 etc/latchkey/network.json
+600 etc/latchkey/optional
 600 etc/latchkey/servers/0123456789abcdef/boot.key
 600 etc/latchkey/servers/0123456789abcdef/boot.pem
 600 etc/latchkey/servers/0123456789abcdef/ca.pem
@@ -89,6 +90,7 @@ where_headers_cannot_be_read_the_image_does_not_say_what_is_bound()
 	run_hook
 	expect "$status" 0
 	[ ! -e "$image/etc/latchkey/bound" ] || wrong "the image says what nobody could read"
+	[ ! -e "$image/etc/latchkey/optional" ] || wrong "the image says what the boot may go on without, and nobody knows"
 }
 
 files_of_volumes_are_for_root_alone()

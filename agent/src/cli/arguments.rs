@@ -165,6 +165,9 @@ pub enum Command {
     /// Print the kernel's modules that the bound volumes need in the image
     #[command(hide = true)]
     ImageModules,
+    /// Print the names of the bound volumes that the boot goes on without
+    #[command(hide = true)]
+    ImageOptional,
     /// Show who this machine is to its key servers, whether they answer, and which policies hold
     ///
     /// Exit code 3 if something would keep the next boot from opening a bound volume by itself.
@@ -346,6 +349,7 @@ mod tests {
         for hidden in [
             "bound-volumes",
             "image-modules",
+            "image-optional",
             "wait",
             "cleanup",
             "finish",

@@ -7,6 +7,7 @@ pub mod crypttab_line;
 pub mod format;
 pub mod image_files;
 pub mod image_modules;
+pub mod image_optional;
 pub mod initramfs;
 pub mod join;
 pub mod journal;

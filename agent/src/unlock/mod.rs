@@ -24,6 +24,7 @@ pub mod worker;
 
 mod ending;
 mod look;
+mod optional;
 mod shell;
 pub(crate) mod shown;
 
@@ -114,10 +115,12 @@ pub fn run(files: &Files, settings: &Settings) -> Result<Outcome, UnlockError> {
         device_limit: settings.device_limit,
         seed: seed(),
     };
-    Shell::start(files, runtime, console, &boot, entries, credentials)
+    let outcome = Shell::start(files, runtime, console, &boot, entries, credentials)
         .map_err(UnlockError::Start)?
         .run(plan)
-        .map_err(UnlockError::Start)
+        .map_err(UnlockError::Start)?;
+    optional::leave(files, outcome);
+    Ok(outcome)
 }
 
 /// Before there is anything secret: from here on, whoever kills the agent leaves nothing of it in memory.

@@ -9,8 +9,11 @@ use std::fs;
 use super::kernel_command_line::KernelCommandLine;
 use crate::failure::chain;
 use crate::files::{self, Files, FilesError};
-use crate::volume::crypttab::{self, Entry, Key, Options};
+use crate::volume::crypttab::{self, Entry, Format, Key, Options};
 use crate::volume::source::Source;
+
+/// Where initramfs-tools puts the lines of crypttab(5) that it needs.
+pub(super) const INITRAMFS_TOOLS_CRYPTTAB: &str = "/cryptroot/crypttab";
 
 /// The volumes of this boot that are ours to look at: those for which the native unlocker would prompt and whose options
 /// we honour. Why the others are left to it goes to `tell`.
@@ -22,11 +25,12 @@ pub fn of_this_boot(
     command_line: &KernelCommandLine,
     mut tell: impl FnMut(&str),
 ) -> Result<Vec<Entry>, FilesError> {
-    let of_initramfs_tools = files.path("/cryptroot/crypttab");
-    let mut entries = if of_initramfs_tools.exists() {
-        read(&files::read_text(&of_initramfs_tools)?, &mut tell)
+    let of_initramfs_tools = files.path(INITRAMFS_TOOLS_CRYPTTAB);
+    let is_initramfs_tools = of_initramfs_tools.exists();
+    let mut entries = if is_initramfs_tools {
+        read(&files::read_lossy(&of_initramfs_tools)?, &mut tell)
     } else {
-        let text = match files::read_text(&files.crypttab()) {
+        let text = match files::read_lossy(&files.crypttab()) {
             Err(error) if error.is_missing() => String::new(),
             read => read?,
         };
@@ -54,7 +58,10 @@ pub fn of_this_boot(
     };
     entries.retain(|entry| {
         let mut unsupported = entry.options.unsupported();
-        unsupported.extend(entry.options.formatted_by.iter().map(String::as_str));
+        // Debian's scripts pass over `swap` and `tmp` in the initramfs, where there is a header.
+        if !is_initramfs_tools || entry.options.format == Format::Plain {
+            unsupported.extend(entry.options.formatted_by.iter().map(String::as_str));
+        }
         if !unsupported.is_empty() {
             tell(&format!(
                 "'{}' is left alone: option '{}'",
@@ -294,8 +301,14 @@ mod tests {
 
     #[test]
     fn what_is_formatted_whenever_it_is_opened_is_left_alone() {
-        let line = format!("a UUID={A} none luks,swap\nb UUID={B} none luks,tmp=ext4\n");
-        assert_eq!(boot(&[("cryptroot/crypttab", line.as_str())], ""), []);
+        let line = format!("a UUID={A} none luks,swap\nb UUID={B} none plain,tmp=ext4\n");
+        assert_eq!(boot(&[("etc/crypttab", line.as_str())], ""), []);
+        let luks = volumes(&[("a", A)]);
+        assert_eq!(
+            boot(&[("cryptroot/crypttab", line.as_str())], ""),
+            luks,
+            "not by Debian's scripts"
+        );
     }
 
     #[test]
