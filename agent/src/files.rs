@@ -16,7 +16,9 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use io::FILE_MODE;
-pub use io::{make_dir, read, read_key, read_text, remove, remove_dir, rename, replace, write_new};
+pub use io::{
+    make_dir, read, read_key, read_lossy, read_text, remove, remove_dir, rename, replace, write_new,
+};
 
 /// All paths of a client, below one root.
 #[derive(Debug, Clone)]

@@ -19,7 +19,7 @@ use latchkey_secret::SecretBytes;
 
 use super::crypttab_line;
 use super::format::{self, NewVolume};
-use super::initramfs::{self, Rebuild};
+use super::initramfs::{self, Framework, Rebuild};
 use super::journal::Journal;
 use super::list::Format;
 use super::service;
@@ -28,14 +28,16 @@ use super::target::{NewLine, OpenedWith, Target};
 use crate::failure::chain;
 use crate::files::{Files, Role};
 use crate::network::record;
+use crate::opening::fstab;
 use crate::server::{KeyServer, block_on};
+use crate::unit_name;
 use crate::volume::binding::{self, At};
 use crate::volume::crypttab::Entry;
 use crate::volume::envelopes;
 use crate::volume::keyslots;
 use crate::volume::open;
 use crate::volume::opened_in::OpenedIn;
-use crate::volume::stack;
+use crate::volume::stack::{self, StackError};
 use enrol::{Enrolment, Given};
 
 pub use error::BindError;
@@ -97,6 +99,7 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
             None => OpenedWith::Passphrase,
         },
         root_is_encrypted: stack::is_encrypted(files.root(), Path::new("/")).ok(),
+        framework: Framework::of_system(files),
     };
     let (mut target, mut line) = Target::find_or_new(files, &arguments.device, &new)?;
     target.entry(files, arguments.name.as_deref())?;
@@ -106,7 +109,10 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
     }
     let entry = target.entry(files, arguments.name.as_deref())?;
     let opened_in = OpenedIn::of(&entry, files.root());
-    warn_unless_opened(&entry, opened_in);
+    match opened_in {
+        OpenedIn::Initramfs => warn_unless_opened(&entry, new.framework),
+        OpenedIn::RunningSystem => warn_of_mounts(files, &entry),
+    }
     check_unbound(files, &target, &servers)?;
     let given = Given {
         key_file: arguments.key_file.as_deref(),
@@ -143,7 +149,15 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
         log::info!(
             "it is opened in the running system, so the initramfs need not know of it and is not rebuilt"
         );
-        service::enable(files, &entry.name);
+        if entry.options.noauto {
+            log::info!(
+                "'noauto': nothing opens it at boot, but 'systemctl start {}' does",
+                unit_name::ours(&entry.name)
+            );
+            service::reload(files);
+        } else {
+            service::enable(files, &entry.name);
+        }
         return said(arguments.report, &target, &binding);
     }
     let rebuilt = initramfs::rebuild(files, arguments.rebuild);
@@ -194,19 +208,40 @@ fn joined(files: &Files) -> Result<Vec<KeyServer>, BindError> {
     Ok(joined.iter().map(open).collect::<Result<_, _>>()?)
 }
 
-/// The agent opens what the framework would open in the initramfs: root, and what asks for it. The running system opens what
-/// asks for that.
-fn warn_unless_opened(entry: &Entry, opened_in: OpenedIn) {
-    if opened_in == OpenedIn::RunningSystem {
-        return;
-    }
-    let options = &entry.options;
+/// The agent opens what the framework would open in the initramfs, root and what asks for it, and hands it only to a root that
+/// it can look below.
+fn warn_unless_opened(entry: &Entry, framework: Framework) {
     let root = stack::lies_partly_on(Path::new("/"), Path::new("/"), &entry.name);
-    if !options.initramfs && !options.initrd_attach && matches!(root, Ok(false)) {
+    if !framework.takes(&entry.options) && matches!(root, Ok(false)) {
         log::warn!(
-            "root does not lie on '{0}': unless it is needed for resume or /usr, nothing opens it in the initramfs\n\
-             '_netdev,nofail' among its options in crypttab lets the running system open it, 'initramfs' the initramfs;\n\
+            "root does not lie on '{}': unless it is needed for resume or /usr, nothing opens it in the initramfs\n\
+             '_netdev,nofail' among its options in crypttab lets the running system open it, '{}' the initramfs;\n\
              unbind it first, and bind it again",
+            entry.name,
+            framework.word()
+        );
+    }
+    if framework == Framework::Dracut && entry.options.noauto {
+        log::warn!(
+            "'{}' has the option 'noauto': nothing opens it in the initramfs",
+            entry.name
+        );
+    }
+    if let Err(error @ StackError::NoDevice { .. }) = root {
+        log::warn!(
+            "{error}: a boot that finds such a root closes again what was opened automatically, and does not go on if it \
+             cannot\nlatchkey opens no volume for a root on ZFS, bcachefs or the like; take the binding away again if this \
+             is one"
+        );
+    }
+}
+
+/// Nothing that the boot needs may lie on a volume that opens when the boot is over.
+fn warn_of_mounts(files: &Files, entry: &Entry) {
+    for mount_point in fstab::held_up(files, &entry.name) {
+        log::warn!(
+            "'{mount_point}' lies on '{}', and the boot would wait for it in vain\n\
+             write '_netdev,nofail' among its options in fstab",
             entry.name
         );
     }
@@ -472,5 +507,5 @@ fn summarise(target: &Target, entry: &Entry, binding: &Binding) {
             one.policy
         );
     }
-    log::info!("to undo all of this: latchkey unbind {device}");
+    log::info!("to take the binding away again: latchkey unbind {device}");
 }

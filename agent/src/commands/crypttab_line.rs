@@ -26,22 +26,22 @@ pub fn add(files: &Files, line: &str) -> Result<Option<PathBuf>, FilesError> {
         Some(before) => {
             files::make_dir(&files.state())?;
             let backup = backup_path(files);
-            files::write_new(&backup, before.as_bytes())?;
+            files::write_new(&backup, before)?;
             Some(backup)
         }
         None => None,
     };
     let mut after = before.unwrap_or_default();
-    if !after.is_empty() && !after.ends_with('\n') {
-        after.push('\n');
+    if !after.is_empty() && !after.ends_with(b"\n") {
+        after.push(b'\n');
     }
-    after.push_str(line);
-    after.push('\n');
+    after.extend(line.as_bytes());
+    after.push(b'\n');
     replace(&path, &after)?;
     let written = content(&path)?.unwrap_or_default();
     let wanted = crypttab::parse(line).pop();
-    if written == after && crypttab::parse(&written).pop().map(Result::ok) == wanted.map(Result::ok)
-    {
+    let last = crypttab::parse(&String::from_utf8_lossy(&written)).pop();
+    if written == after && last.map(Result::ok) == wanted.map(Result::ok) {
         Ok(backup)
     } else {
         Err(FilesError::Format {
@@ -60,8 +60,8 @@ pub fn remove(files: &Files, line: &str) -> Result<(), FilesError> {
     let Some(before) = content(&path)? else {
         return Ok(());
     };
-    let mut lines: Vec<&str> = before.split_inclusive('\n').collect();
-    let is_it = |one: &&str| one.trim_end_matches('\n') == line;
+    let mut lines: Vec<&[u8]> = before.split_inclusive(|byte| *byte == b'\n').collect();
+    let is_it = |one: &&[u8]| one.strip_suffix(b"\n").unwrap_or(one) == line.as_bytes();
     let Some(place) = lines.iter().rposition(is_it) else {
         return Ok(());
     };
@@ -74,8 +74,8 @@ fn real(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
-fn content(path: &Path) -> Result<Option<String>, FilesError> {
-    match files::read_text(path) {
+fn content(path: &Path) -> Result<Option<Vec<u8>>, FilesError> {
+    match files::read(path) {
         Err(error) if error.is_missing() => Ok(None),
         read => read.map(Some),
     }
@@ -92,7 +92,7 @@ fn backup_path(files: &Files) -> PathBuf {
 }
 
 /// Replaces the file in one step; it keeps its mode.
-fn replace(path: &Path, text: &str) -> Result<(), FilesError> {
+fn replace(path: &Path, text: &[u8]) -> Result<(), FilesError> {
     let new = path.with_file_name(".crypttab.latchkey-new");
     let write = || -> io::Result<()> {
         let mode = match fs::metadata(path) {
@@ -106,7 +106,7 @@ fn replace(path: &Path, text: &str) -> Result<(), FilesError> {
             .truncate(true)
             .mode(NEW_MODE)
             .open(&new)?;
-        file.write_all(text.as_bytes())?;
+        file.write_all(text)?;
         file.set_permissions(Permissions::from_mode(mode))?;
         file.sync_all()?;
         fs::rename(&new, path)?;

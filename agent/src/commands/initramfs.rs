@@ -5,9 +5,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::files::{Files, Role};
+use crate::volume::crypttab::Options;
 
 /// Whether a command rebuilds the images at its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +28,42 @@ pub enum Builder {
     DracutOnDebian(Vec<String>),
     /// dracut(8) under its own names.
     Dracut,
+}
+
+/// Whose initramfs this system boots with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Framework {
+    /// Debian's.
+    #[default]
+    InitramfsTools,
+    /// dracut.
+    Dracut,
+}
+
+impl Framework {
+    /// Of this system: that of [`Builder::of_system`].
+    pub fn of_system(files: &Files) -> Self {
+        match Builder::of_system(files) {
+            Builder::InitramfsTools => Self::InitramfsTools,
+            Builder::DracutOnDebian(_) | Builder::Dracut => Self::Dracut,
+        }
+    }
+
+    /// The option of crypttab(5) that takes a line into the image.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::InitramfsTools => "initramfs",
+            Self::Dracut => "x-initrd.attach",
+        }
+    }
+
+    /// Whether `options` have that word.
+    pub fn takes(self, options: &Options) -> bool {
+        match self {
+            Self::InitramfsTools => options.initramfs,
+            Self::Dracut => options.initrd_attach,
+        }
+    }
 }
 
 /// The images were not rebuilt. The volume itself is as the command says.
@@ -51,6 +88,13 @@ pub enum RebuildError {
          does not know of the change"
     )]
     NoKernel,
+    /// update-initramfs(8) says that all is well where it has nothing to do.
+    #[error(
+        "'{0}' built no initramfs in '/boot'\n\
+         mount '/boot' if it is not, and read-write; see 'update_initramfs=' in /etc/initramfs-tools/update-initramfs.conf; \
+         then run it again, else the next boot does not know of the change"
+    )]
+    NothingBuilt(String),
     /// It failed; its output is above.
     #[error(
         "'{command}' failed ({status}); its messages stand above\n\
@@ -143,6 +187,8 @@ pub fn rebuild(files: &Files, wish: Rebuild) -> Result<(), RebuildError> {
         return Err(RebuildError::NoKernel);
     }
     log::info!("rebuilding the initramfs of every kernel");
+    // File systems tell time no finer than this.
+    let begin = SystemTime::now() - Duration::from_secs(2);
     for (program, words) in commands {
         let status = Command::new(program)
             .args(&words)
@@ -155,7 +201,19 @@ pub fn rebuild(files: &Files, wish: Rebuild) -> Result<(), RebuildError> {
             return Err(RebuildError::Failed { command, status });
         }
     }
+    if builder == Builder::InitramfsTools && !is_any_newer(files, begin) {
+        return Err(RebuildError::NothingBuilt(builder.to_string()));
+    }
     Ok(())
+}
+
+/// Whether any image in /boot was written since `begin`.
+fn is_any_newer(files: &Files, begin: SystemTime) -> bool {
+    let entries = fs::read_dir(files.path("/boot")).into_iter().flatten();
+    entries.flatten().any(|entry| {
+        let modified = entry.metadata().and_then(|found| found.modified());
+        is_image(&entry.path()) && modified.is_ok_and(|built| built >= begin)
+    })
 }
 
 /// Images in /boot that are older than a boot key or the recorded network, which they therefore do not hold.

@@ -42,13 +42,22 @@ pub fn enable(files: &Files, name: &str) {
     if change(files, "enable", &unit) {
         log::info!("'{unit}' opens it at each boot");
     }
-    if !is_running(files) {
-        return;
-    }
-    // crypttab may have a new line, of which systemd's generator has not heard.
-    if !systemctl(&["daemon-reload"]) || !systemctl(&["--no-block", "start", &unit]) {
+    reload(files);
+    if is_running(files) && !systemctl(&["--no-block", "start", &unit]) {
         log::warn!("failed to start a service of latchkey\nrun: systemctl start '{unit}'");
     }
+}
+
+/// Lets systemd's generator hear of a new line of crypttab.
+pub fn reload(files: &Files) {
+    if is_running(files) && !systemctl(&["daemon-reload"]) {
+        log::warn!("failed to tell systemd of the change\nrun: systemctl daemon-reload");
+    }
+}
+
+/// Whether `latchkey@.service` opens the volume `name` at each boot.
+pub fn is_enabled(files: &Files, name: &str) -> bool {
+    files.root() == Path::new("/") && systemctl(&["is-enabled", &unit_name::ours(name)])
 }
 
 /// Has `latchkey@.service` open the volume `name` no more. What is open stays open.

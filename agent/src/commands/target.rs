@@ -9,8 +9,9 @@ use sha2::{Digest, Sha256};
 
 pub use new_line::{NewLine, OpenedWith};
 
+use super::initramfs::Framework;
 use crate::files::{self, Files, FilesError};
-use crate::volume::crypttab::{self, Entry, Key, Options};
+use crate::volume::crypttab::{self, Entry, Key, LineError, Options};
 use crate::volume::device::{self, DeviceError, Probe};
 use crate::volume::envelopes;
 use crate::volume::gate::Position;
@@ -50,6 +51,17 @@ pub enum TargetError {
          'cryptsetup convert --type luks2' on the header converts it while the volume is closed"
     )]
     DetachedLuks1(PathBuf),
+    /// crypttab names it, without a word on what it is if there is no header.
+    #[error(
+        "'{device}' has no LUKS header, and its line '{name}' in crypttab does not say 'plain'\n\
+         if it is plain dm-crypt, write 'plain' among the options of that line"
+    )]
+    NotPlain {
+        /// The device.
+        device: PathBuf,
+        /// The mapping of the line.
+        name: String,
+    },
     /// `header=` names something else.
     #[error("'{0}', which 'header=' names, has no LUKS header")]
     NoHeader(PathBuf),
@@ -92,6 +104,9 @@ pub enum TargetError {
     /// Nothing tells what the mapping is to be called.
     #[error("'{0}' has no line in crypttab\nchoose the name of its mapping with --name")]
     NoName(PathBuf),
+    /// A line of that name means nothing.
+    #[error("{0}\ncorrect that line, or choose another name with --name")]
+    Line(LineError),
     /// Another device's line has that name.
     #[error("'{crypttab}' has a line '{name}' for another device\nchoose another name with --name")]
     NameTaken {
@@ -180,7 +195,7 @@ impl Target {
     /// line in crypttab says (`name` chooses among several), else the device itself.
     ///
     /// # Errors
-    /// `Device`, `DetachedLuks1`, `NoHeader`, `Header`, `Files`.
+    /// `Device`, `DetachedLuks1`, `NotPlain`, `NoHeader`, `Header`, `Files`.
     pub fn find(files: &Files, argument: &Path, name: Option<&str>) -> Result<Self, TargetError> {
         let (device, entries) = Self::entries(files, argument)?;
         let chosen = entries
@@ -193,7 +208,14 @@ impl Target {
             Some(options) => Place::of(options, device, files.root()),
             None => Place::attached(device),
         };
-        let mut target = Self::of_place(place, chosen.map(|entry| entry.name))?;
+        let name = chosen.map(|entry| entry.name);
+        let mut target =
+            Self::of_place(place, name.clone()).map_err(|error| match (error, name) {
+                (TargetError::Device(DeviceError::NotLuks(device)), Some(name)) => {
+                    TargetError::NotPlain { device, name }
+                }
+                (error, _) => error,
+            })?;
         target.entries = entries;
         target.take_uuid_of_binding(files)?;
         Ok(target)
@@ -202,7 +224,7 @@ impl Target {
     /// As [`Target::find`], where crypttab may lack the line: then `new` says what it is to be.
     ///
     /// # Errors
-    /// As [`Target::find`]; `Options`, `NewName`, `Present`.
+    /// As [`Target::find`]; `Present`, `NoName`, `NameTaken`, `Line`, `NewName`.
     pub fn find_or_new(
         files: &Files,
         argument: &Path,
@@ -227,12 +249,7 @@ impl Target {
         let made = (!target.uuid.is_empty()).then(|| format!("luks-{}", target.uuid));
         let name = new.name.clone().or(open).or(made);
         let name = name.ok_or_else(|| TargetError::NoName(target.device.clone()))?;
-        if read_crypttab(files)?.iter().any(|entry| entry.name == name) {
-            return Err(TargetError::NameTaken {
-                name,
-                crypttab: files.crypttab(),
-            });
-        }
+        check_name(files, &name)?;
         let source = match target.kind {
             Kind::Luks2 | Kind::Luks1 => Source::Uuid(target.uuid.clone()),
             _ => Source::lasting(&target.device, files.root()),
@@ -400,10 +417,18 @@ impl Target {
             });
         };
         check_key(&entry)?;
-        check_options(&entry)?;
+        check_options(&entry, self.is_ever_formatted(files, &entry))?;
         // The boot would not guess which of two devices is meant.
         entry.source.resolve_below(files.root())?;
         Ok(entry)
+    }
+
+    /// Whether `swap` and `tmp` mean anything: initramfs-tools opens a LUKS volume as any other, as Debian's installer expects
+    /// of the swap area that it makes in one.
+    fn is_ever_formatted(&self, files: &Files, entry: &Entry) -> bool {
+        self.kind == Kind::Plain
+            || Framework::of_system(files) != Framework::InitramfsTools
+            || OpenedIn::of(entry, files.root()) != OpenedIn::Initramfs
     }
 
     /// The device that `argument` means, and the lines of crypttab for it.
@@ -437,17 +462,37 @@ fn is_meant(entry: &Entry, device: &Path, luks_uuid: Option<&str>, files: &Files
     same(&link) || same(&files.root().join(link.strip_prefix("/").unwrap_or(&link)))
 }
 
+/// Refuses a second line of one name: both frameworks would take the first.
+fn check_name(files: &Files, name: &str) -> Result<(), TargetError> {
+    for line in lines_of_crypttab(files)? {
+        match line {
+            Ok(entry) if entry.name == name => {
+                return Err(TargetError::NameTaken {
+                    name: name.to_owned(),
+                    crypttab: files.crypttab(),
+                });
+            }
+            Err(error) if error.name() == name => return Err(TargetError::Line(error)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn lines_of_crypttab(files: &Files) -> Result<Vec<Result<Entry, LineError>>, FilesError> {
+    match files::read_lossy(&files.crypttab()) {
+        Err(error) if error.is_missing() => Ok(Vec::new()),
+        read => Ok(crypttab::parse(&read?)),
+    }
+}
+
 /// The entries of crypttab; lines that are none are warned of. Empty if there is no such file.
 ///
 /// # Errors
-/// `Read`, `Format`.
+/// `Read`.
 pub fn read_crypttab(files: &Files) -> Result<Vec<Entry>, FilesError> {
-    let path = files.crypttab();
-    if !path.exists() {
-        return Ok(Vec::new());
-    }
     let mut entries = Vec::new();
-    for line in crypttab::parse(&files::read_text(&path)?) {
+    for line in lines_of_crypttab(files)? {
         match line {
             Ok(entry) => entries.push(entry),
             Err(error) => log::warn!("{error}; the line is passed over"),
@@ -456,9 +501,11 @@ pub fn read_crypttab(files: &Files) -> Result<Vec<Entry>, FilesError> {
     Ok(entries)
 }
 
-fn check_options(entry: &Entry) -> Result<(), TargetError> {
+fn check_options(entry: &Entry, is_ever_formatted: bool) -> Result<(), TargetError> {
     let name = || entry.name.clone();
-    if let Some(option) = entry.options.formatted_by.first() {
+    if let Some(option) = entry.options.formatted_by.first()
+        && is_ever_formatted
+    {
         return Err(TargetError::Formatted {
             name: name(),
             option: option.clone(),

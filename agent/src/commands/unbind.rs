@@ -105,8 +105,14 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), UnbindError> {
     }
     log::info!("'{}' is no longer bound", target.device.display());
     log::info!("the boot still asks the key servers for other volumes, if any are bound");
-    if target.is_for_running_system(files) {
+    if !target.entries.is_empty() {
+        log::info!("its line in crypttab stays: what opened it before opens it");
+    }
+    // Its line may have been changed since.
+    if target.is_for_running_system(files) || service::is_enabled(files, &target.name) {
         service::disable(files, &target.name);
+    }
+    if target.is_for_running_system(files) {
         return Ok(());
     }
     initramfs::rebuild(files, arguments.rebuild).map_err(|source| UnbindError::Rebuild {

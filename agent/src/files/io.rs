@@ -51,6 +51,15 @@ pub fn read_text(path: &Path) -> Result<String, FilesError> {
     })
 }
 
+/// As [`read`], for a text that others write and of which a comment may be in any encoding: bytes that are not UTF-8 become
+/// U+FFFD.
+///
+/// # Errors
+/// `Read`.
+pub fn read_lossy(path: &Path) -> Result<String, FilesError> {
+    Ok(String::from_utf8_lossy(&read(path)?).into_owned())
+}
+
 /// A private key's file, read onto locked pages.
 ///
 /// # Errors

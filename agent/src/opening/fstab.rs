@@ -20,6 +20,16 @@ pub fn mounts(files: &Files, name: &str) -> Vec<String> {
         .collect()
 }
 
+/// The mount points on the mapping `name` that the boot does not go on without, as it would have to while a key server is away.
+pub fn held_up(files: &Files, name: &str) -> Vec<String> {
+    let text = fs::read_to_string(files.path("/etc/fstab")).unwrap_or_default();
+    let lines = text.lines().filter_map(Line::parse);
+    lines
+        .filter(|line| !line.is_waited_for && line.lies_on(files.root(), name))
+        .map(|line| line.mount_point)
+        .collect()
+}
+
 /// A line that mounts a device when the system starts.
 struct Line {
     source: Source,
@@ -105,5 +115,6 @@ tmpfs /tmp tmpfs _netdev,nofail
         );
         let other = mounts(&Files::under(root.path()), "other");
         assert_eq!(other, ["later.mount"]);
+        assert_eq!(held_up(&Files::under(root.path()), "data"), ["/also"]);
     }
 }

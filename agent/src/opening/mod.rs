@@ -11,7 +11,7 @@
 
 mod asking;
 mod followers;
-mod fstab;
+pub(crate) mod fstab;
 mod typing;
 
 use std::cell::RefCell;

@@ -42,9 +42,7 @@ impl<'a> Typing<'a> {
 
     /// Puts the question, if there is anybody to put it to.
     pub fn begin(&mut self) {
-        let headless = |option: &str| option == "headless" || option == "headless=1";
-        let is_headless = self.entry.options.text.split(',').any(headless);
-        if is_headless || Way::of_this_boot() != Way::PasswordAgents {
+        if is_headless(&self.entry.options.text) || Way::of_this_boot() != Way::PasswordAgents {
             return;
         }
         let question = Question {
@@ -118,5 +116,43 @@ impl<'a> Typing<'a> {
 
     fn place(&self) -> Option<Place> {
         Place::of_entry(self.entry, self.files).ok()?
+    }
+}
+
+/// `headless` or `headless=BOOLEAN`, as systemd has it (crypttab(5)); the last one holds.
+fn is_headless(options: &str) -> bool {
+    let value = |option: &str| match option.trim().split_once('=') {
+        None if option.trim() == "headless" => Some(true),
+        Some(("headless", value)) => Some(matches!(
+            value.to_ascii_lowercase().as_str(),
+            "1" | "y" | "yes" | "t" | "true" | "on"
+        )),
+        _ => None,
+    };
+    options
+        .split(',')
+        .filter_map(value)
+        .next_back()
+        .unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headless_is_a_boolean_of_systemd() {
+        for (options, expected) in [
+            ("luks", false),
+            ("luks,headless,nofail", true),
+            ("headless=1", true),
+            ("headless=Yes", true),
+            ("headless=true", true),
+            ("headless=no", false),
+            ("headless,headless=0", false),
+            ("headlessly", false),
+        ] {
+            assert_eq!(is_headless(options), expected, "{options}");
+        }
     }
 }

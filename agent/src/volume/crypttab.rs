@@ -1,6 +1,6 @@
 //! `/etc/crypttab`, in the dialects of Debian's cryptsetup and of systemd (crypttab(5) of each).
 //!
-//! One line per volume: name, source device, key file, options; octal escapes in every field. [`Options`] says what
+//! One line per volume: name, source device, key file, options, and perhaps a comment; octal escapes in every field. [`Options`] says what
 //! of the fourth field is honoured, and names what is not.
 
 mod options;
@@ -52,7 +52,7 @@ pub enum LineError {
         /// The first field.
         name: String,
     },
-    /// More than four fields.
+    /// More than four fields, and the fifth is no comment.
     #[error("line {line} of crypttab: more than four fields for '{name}'")]
     TooManyFields {
         /// Counted from 1.
@@ -60,6 +60,17 @@ pub enum LineError {
         /// The first field.
         name: String,
     },
+}
+
+impl LineError {
+    /// The first field.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::NoSource { name, .. }
+            | Self::Name { name, .. }
+            | Self::TooManyFields { name, .. } => name,
+        }
+    }
 }
 
 /// Reads a whole crypttab. A bad line spoils no other one.
@@ -88,7 +99,8 @@ fn entry(line: usize, text: &str) -> Result<Entry, LineError> {
         Some(file) => Key::File(PathBuf::from(file)),
     };
     let options = fields.next().unwrap_or_default();
-    if fields.next().is_some() {
+    // Both frameworks pass over what follows.
+    if fields.next().is_some_and(|more| !more.starts_with('#')) {
         return Err(LineError::TooManyFields { line, name });
     }
     Ok(Entry {
@@ -153,11 +165,14 @@ mod tests {
             "# <target> <source> <key> <options>\n\
              \n\
              vda3_crypt UUID=8a3d7d0e-0d5b-4f3c-9d52-1e1fa2a1c0de none luks,discard,initramfs\n\
-             \t data\\040one  /dev/disk/by-id/a\\054b\t/etc/keys/data.key  read-only,tries=5,timeout=90s,_netdev,nofail # ?\n\
+             \t data\\040one  /dev/disk/by-id/a\\054b\t/etc/keys/data.key  read-only,tries=5,timeout=90s,_netdev,nofail and more\n\
              swap LABEL=my\\134swap - swap,cipher=aes-xts-plain64,x-systemd.device-timeout=5\n\
-             short /dev/sdb1\n",
+             short /dev/sdb1\n\
+             told /dev/sdc1 none luks,discard # a comment\n",
         );
-        assert_eq!(entries.len(), 4);
+        assert_eq!(entries.len(), 5);
+        let told = &entries[4].as_ref().unwrap().options;
+        assert!(told.discard && told.unsupported().is_empty());
         let root = entries[0].as_ref().unwrap();
         assert_eq!(root.name, "vda3_crypt");
         assert_eq!(

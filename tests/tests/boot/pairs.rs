@@ -50,7 +50,7 @@ const MIRROR: &str = "\
 
 /// The running system moves there, as one does by hand who moves a server to a pair of disks.
 const MOVE: &str = "\
-    cp -ax / /mnt
+    cp -ax /. /mnt
     for place in boot dev proc sys; do mount --rbind /$place /mnt/$place; done
     echo \"UUID=$ROOT / auto defaults 0 0\" > /mnt/etc/fstab
     grep ' /boot ' /etc/fstab >> /mnt/etc/fstab

@@ -1,10 +1,10 @@
 //! The line of crypttab that `bind` writes where there is none.
 
+use super::super::initramfs::Framework;
 use crate::volume::crypttab::Options;
 
-/// The options of a line that `bind` writes, unless it is told others; `nofail` too where root does not lie on it.
-const NEW_OPTIONS: &str = "luks,initramfs";
-/// The same where root is not encrypted: the initramfs opens nothing then.
+/// The options of a line that `bind` writes where root is not encrypted, unless it is told others: the initramfs opens nothing
+/// then.
 const NEW_DATA_OPTIONS: &str = "luks,_netdev,nofail";
 
 /// A line of crypttab that `bind` is to write where there is none.
@@ -18,6 +18,8 @@ pub struct NewLine {
     pub opened_with: OpenedWith,
     /// Whether root is encrypted, as far as that can be told.
     pub root_is_encrypted: Option<bool>,
+    /// Whose word takes the line into the initramfs.
+    pub framework: Framework,
 }
 
 /// What opens a volume without a key server.
@@ -31,13 +33,14 @@ pub enum OpenedWith {
 }
 
 impl NewLine {
-    /// The fourth field of the line; `root` is whether root lies on the volume, as far as that can be told.
+    /// The fourth field of the line; `root` is whether root lies on the volume, as far as that can be told. Where it does not,
+    /// there is `nofail` too, unless the options are chosen.
     pub(super) fn text(&self, root: Option<bool>) -> String {
         let default = match self.root_is_encrypted {
-            Some(false) => NEW_DATA_OPTIONS,
-            _ => NEW_OPTIONS,
+            Some(false) => NEW_DATA_OPTIONS.to_owned(),
+            _ => format!("luks,{}", self.framework.word()),
         };
-        let chosen = self.options.as_deref().unwrap_or(default);
+        let chosen = self.options.as_deref().unwrap_or(&default);
         // Who chose the options chose that too. A boot that nobody told must not wait for a data disk.
         let is_data = self.options.is_none() && root == Some(false);
         if self.opened_with == OpenedWith::VolumeKey || is_data {
@@ -73,6 +76,7 @@ mod tests {
             options: options.map(str::to_owned),
             opened_with,
             root_is_encrypted: Some(true),
+            framework: Framework::InitramfsTools,
         };
         use OpenedWith::{Passphrase, VolumeKey};
         for (options, opened_with, root, text) in [
@@ -88,6 +92,18 @@ mod tests {
             assert!(new.is_chosen(text) && new.is_chosen(options.unwrap_or("luks")));
             assert_eq!(new.is_chosen("luks,discard"), options.is_none());
         }
+    }
+
+    #[test]
+    fn each_framework_has_its_word_for_the_initramfs() {
+        let new = NewLine {
+            root_is_encrypted: Some(true),
+            framework: Framework::Dracut,
+            ..NewLine::default()
+        };
+        assert_eq!(new.text(Some(true)), "luks,x-initrd.attach");
+        assert_eq!(new.text(Some(false)), "luks,x-initrd.attach,nofail");
+        assert!(new.is_chosen("luks,initramfs"));
     }
 
     #[test]
