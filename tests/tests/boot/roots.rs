@@ -28,6 +28,10 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "a root on LVM over two volumes opens by itself, and when a person opens one of them",
         play: over_two,
     },
+    Scenario {
+        name: "a root that is not bound boots by its passphrase, and a data volume with LVM on it that opened by itself is closed",
+        play: beside_lvm,
+    },
 ];
 
 const LIMIT: Duration = Duration::from_secs(300);
@@ -146,6 +150,46 @@ fn over_two(stage: &Stage) -> Outcome {
     machine.expect_beside(OPENED, LIMIT)?;
     machine.answer(&stage.prompt().replace("vda2_crypt", "second"), PASSPHRASE)?;
     machine.up()?;
+    machine.power_off()?;
+    Ok(())
+}
+
+/// udev activates what is on the data volume as soon as that is open; a person opens root.
+fn beside_lvm(stage: &Stage) -> Outcome {
+    stage.needs_initramfs_tools("systemd mounts a root that the agent does not know beside it.")?;
+    let lvm = stage.with_layout(Layout::Lvm)?;
+    let (mut server, archive) = lvm.own_installation()?;
+    server.start(PORT)?;
+    let disk = lvm.plain_disk()?;
+    let data = images(&lvm, ["data"].into_iter())?;
+    let spec = |boot: &str| with_disks(lvm.machine(&disk, boot), &data);
+
+    let mut machine = Machine::start(&spec("bind").systemd().payload(&archive))?;
+    lvm.first_boot(&mut machine)?;
+    bound::install_and_join(&mut machine, &server, lvm.flavour())?;
+    let said = machine.check(&format!(
+        "set -e
+         exec 2>&1
+         PASSPHRASE='{PASSPHRASE}' DISK=/dev/disk/by-id/virtio-data0 NAME=data
+         {LUKS2}
+         lvm vgcreate -q more /dev/mapper/data
+         lvm lvcreate -q -l 100%FREE -n files more
+         printf %s \"$PASSPHRASE\" | latchkey bind $DISK --name data --key-file -"
+    ))?;
+    ensure(said.contains("luks,initramfs,nofail"), || said.clone())?;
+    machine.power_off()?;
+
+    let mut machine = Machine::start(&spec("root by a person"))?;
+    machine.expect_beside("'data' was opened automatically", LIMIT)?;
+    machine.answer(stage.native_prompt(), PASSPHRASE)?;
+    stage.note(machine.up()?);
+    let left = machine.check("ls /dev/mapper; dmesg | grep 'latchkey: '; true")?;
+    ensure(left.contains("root is not to have 'data'"), || left.clone())?;
+    ensure(
+        !left.contains("more-files") && !left.contains("cut off"),
+        || left.clone(),
+    )?;
+    ensure(left.lines().all(|line| line != "data"), || left.clone())?;
     machine.power_off()?;
     Ok(())
 }
