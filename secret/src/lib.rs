@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 pub mod child;
+pub mod close_on_exec;
 pub mod crypt_log;
 pub mod guardian;
 mod inbox;

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use latchkey_secret::{crypt_log, udev};
+use latchkey_secret::{close_on_exec, crypt_log, udev};
 use libcryptsetup_rs::consts::vals::EncryptionFormat;
 use libcryptsetup_rs::{CryptDevice, CryptInit, Either, LibcryptErr, set_log_callback};
 
@@ -108,6 +108,7 @@ pub(crate) fn uuid(context: &mut CryptDevice) -> Result<String, CryptError> {
 /// Before each operation: libcryptsetup's messages come to us, and old ones are forgotten.
 pub(crate) fn start() {
     udev::link();
+    close_on_exec::link();
     set_log_callback::<()>(Some(crypt_log::receive), None);
     crypt_log::take_errors();
     prepare_locking();
@@ -123,5 +124,32 @@ fn prepare_locking() {
         && error.kind() != io::ErrorKind::AlreadyExists
     {
         log::debug!("failed to make '/run/cryptsetup': {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::testing::Volume;
+    use super::*;
+
+    #[test]
+    fn no_program_inherits_what_libcryptsetup_opens() {
+        let volume = Volume::luks2();
+        let _context = luks2(volume.path()).unwrap();
+        let inherited: Vec<String> = fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .flatten()
+            .filter(|entry| fs::read_link(entry.path()).is_ok_and(|path| path == volume.path()))
+            .map(|entry| Path::new("/proc/self/fdinfo").join(entry.file_name()))
+            .map(|info| fs::read_to_string(info).unwrap())
+            .collect();
+        assert!(!inherited.is_empty(), "libcryptsetup keeps the device open");
+        for info in inherited {
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+            let flags = i32::from_str_radix(flags.unwrap().trim(), 8).unwrap();
+            assert_ne!(flags & nix::libc::O_CLOEXEC, 0, "{info}");
+        }
     }
 }
