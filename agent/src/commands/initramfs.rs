@@ -113,7 +113,7 @@ impl Builder {
     /// `dracut-core` alone builds images for trying out.
     pub fn of_system(files: &Files) -> Self {
         let has = |path: &str| files.path(path).exists();
-        if has("/usr/sbin/update-initramfs") || !has("/usr/bin/dracut") {
+        if has_initramfs_tools(files) || !has("/usr/bin/dracut") {
             Self::InitramfsTools
         } else if has("/etc/kernel/postinst.d/dracut") {
             Self::DracutOnDebian(kernels(files))
@@ -153,6 +153,11 @@ impl fmt::Display for Builder {
             .collect();
         f.write_str(&commands.join(" && "))
     }
+}
+
+/// Whether this system has update-initramfs(8).
+pub fn has_initramfs_tools(files: &Files) -> bool {
+    files.path("/usr/sbin/update-initramfs").exists()
 }
 
 fn typed(program: &str, words: &[String]) -> String {

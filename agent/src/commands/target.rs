@@ -9,9 +9,9 @@ use sha2::{Digest, Sha256};
 
 pub use new_line::{NewLine, OpenedWith};
 
-use super::initramfs::Framework;
+use super::initramfs;
 use crate::files::{self, Files, FilesError};
-use crate::volume::crypttab::{self, Entry, Key, LineError, Options};
+use crate::volume::crypttab::{self, Entry, Format, Key, LineError, Options};
 use crate::volume::device::{self, DeviceError, Probe};
 use crate::volume::envelopes;
 use crate::volume::gate::Position;
@@ -424,11 +424,14 @@ impl Target {
     }
 
     /// Whether `swap` and `tmp` mean anything: initramfs-tools opens a LUKS volume as any other, as Debian's installer expects
-    /// of the swap area that it makes in one.
+    /// of the swap area that it makes in one (`luks,swap`).
     fn is_ever_formatted(&self, files: &Files, entry: &Entry) -> bool {
-        self.kind == Kind::Plain
-            || Framework::of_system(files) != Framework::InitramfsTools
-            || OpenedIn::of(entry, files.root()) != OpenedIn::Initramfs
+        let is_of_installer = self.kind != Kind::Plain
+            && entry.options.format == Format::Luks
+            && entry.options.formatted_by == ["swap"];
+        !(is_of_installer
+            && initramfs::has_initramfs_tools(files)
+            && OpenedIn::of(entry, files.root()) == OpenedIn::Initramfs)
     }
 
     /// The device that `argument` means, and the lines of crypttab for it.

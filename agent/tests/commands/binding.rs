@@ -187,6 +187,47 @@ fn crypttab_decides_whether_a_volume_can_be_bound() {
 }
 
 #[test]
+fn the_swap_of_the_installer_is_bound_where_its_word_means_nothing() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let tool = machine.path("usr/sbin/update-initramfs");
+    std::fs::create_dir_all(tool.parent().unwrap()).unwrap();
+    std::fs::write(tool, "").unwrap();
+    let line = |options: &str| {
+        let line = format!("a UUID={UUID} none {options}\n");
+        std::fs::write(machine.path("etc/crypttab"), line).unwrap();
+    };
+    let volume = Volume::luks2();
+    for options in ["luks,tmp", "swap", "luks,swap,_netdev,nofail"] {
+        line(options);
+        let why = "formatted anew whenever it is opened";
+        machine.bind(&volume).failed_saying(&[why]);
+    }
+    line("luks,swap,discard");
+    machine.bind(&volume).succeeded();
+}
+
+#[test]
+fn what_crypttab_says_in_vain_is_told() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::luks2();
+    let bind = |crypttab: &[u8], more: &[&str]| {
+        std::fs::write(machine.path("etc/crypttab"), crypttab).unwrap();
+        let mut arguments = bind_arguments(&volume);
+        arguments.extend(more);
+        machine.latchkey(&arguments, PASSPHRASE)
+    };
+    // A second line of one name would never be read.
+    let broken = b"mine UUID=1111 none luks and more\n";
+    bind(broken, &["--name", "mine"]).failed_saying(&["more than four fields", "--name"]);
+    let other = format!("mine UUID={UUID} none luks,discard # a comment\n# Ger\u{e4}t\n");
+    let mut latin = other.into_bytes();
+    latin.retain(|byte| *byte != 0xc3); // half of a character
+    bind(&latin, &[]).succeeded();
+}
+
+#[test]
 fn where_crypttab_has_no_line_binding_writes_it() {
     let mut server = Server::start();
     let machine = Machine::joined(&[&server]);
