@@ -206,10 +206,16 @@ pub fn rebuild(files: &Files, wish: Rebuild) -> Result<(), RebuildError> {
             return Err(RebuildError::Failed { command, status });
         }
     }
-    if builder == Builder::InitramfsTools && !is_any_newer(files, begin) {
+    let is_due = builder == Builder::InitramfsTools && has_kernel(files);
+    if is_due && !is_any_newer(files, begin) {
         return Err(RebuildError::NothingBuilt(builder.to_string()));
     }
     Ok(())
+}
+
+/// A container has no kernel of its own, and no image.
+fn has_kernel(files: &Files) -> bool {
+    fs::read_dir(files.path("/lib/modules")).is_ok_and(|mut entries| entries.next().is_some())
 }
 
 /// Whether any image in /boot was written since `begin`.
@@ -308,6 +314,17 @@ mod tests {
             debian.to_string(),
             "dracut --force --quiet /boot/initrd.img-6.1.0 6.1.0"
         );
+    }
+
+    #[test]
+    fn an_image_that_was_not_written_is_noticed() {
+        let root = root(&["boot/initrd.img-6.1.0", "lib/modules/6.1.0/x"]);
+        let files = Files::under(root.path());
+        let now = SystemTime::now();
+        assert!(has_kernel(&files));
+        assert!(is_any_newer(&files, now - Duration::from_secs(60)));
+        assert!(!is_any_newer(&files, now + Duration::from_secs(60)));
+        assert!(!has_kernel(&Files::under(root.path().join("boot"))));
     }
 
     #[test]

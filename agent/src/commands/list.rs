@@ -8,7 +8,7 @@ use latchkey_protocol::{ServerId, VolumeId};
 use serde::Serialize;
 
 use super::rotate::journal::Rotation;
-use super::target::{Target, read_crypttab};
+use super::target::{Target, formatted_by, read_crypttab};
 use crate::failure::chain;
 use crate::files::{Files, FilesError};
 use crate::volume::binding;
@@ -145,7 +145,7 @@ pub fn volumes(files: &Files) -> Result<Vec<Listed>, FilesError> {
 }
 
 fn volume(files: &Files, entry: &Entry, joined: &[ServerId]) -> Listed {
-    let mut problems = problems_of_entry(entry);
+    let mut problems = problems_of_entry(files, entry);
     let device = match entry.source.resolve_below(files.root()) {
         Ok(device) => device.map(|device| files.path(&device.to_string_lossy())),
         Err(error) => {
@@ -178,7 +178,7 @@ fn volume(files: &Files, entry: &Entry, joined: &[ServerId]) -> Listed {
     }
 }
 
-fn problems_of_entry(entry: &Entry) -> Vec<String> {
+fn problems_of_entry(files: &Files, entry: &Entry) -> Vec<String> {
     let mut problems = Vec::new();
     if let Key::File(path) = &entry.key {
         problems.push(format!("crypttab names the key file '{}'", path.display()));
@@ -186,7 +186,7 @@ fn problems_of_entry(entry: &Entry) -> Vec<String> {
     for option in entry.options.unsupported() {
         problems.push(format!("latchkey does not honour the option '{option}'"));
     }
-    for option in &entry.options.formatted_by {
+    for option in formatted_by(files, entry) {
         problems.push(format!("'{option}' formats it anew whenever it is opened"));
     }
     problems

@@ -417,21 +417,10 @@ impl Target {
             });
         };
         check_key(&entry)?;
-        check_options(&entry, self.is_ever_formatted(files, &entry))?;
+        check_options(files, &entry)?;
         // The boot would not guess which of two devices is meant.
         entry.source.resolve_below(files.root())?;
         Ok(entry)
-    }
-
-    /// Whether `swap` and `tmp` mean anything: initramfs-tools opens a LUKS volume as any other, as Debian's installer expects
-    /// of the swap area that it makes in one (`luks,swap`).
-    fn is_ever_formatted(&self, files: &Files, entry: &Entry) -> bool {
-        let is_of_installer = self.kind != Kind::Plain
-            && entry.options.format == Format::Luks
-            && entry.options.formatted_by == ["swap"];
-        !(is_of_installer
-            && initramfs::has_initramfs_tools(files)
-            && OpenedIn::of(entry, files.root()) == OpenedIn::Initramfs)
     }
 
     /// The device that `argument` means, and the lines of crypttab for it.
@@ -504,11 +493,24 @@ pub fn read_crypttab(files: &Files) -> Result<Vec<Entry>, FilesError> {
     Ok(entries)
 }
 
-fn check_options(entry: &Entry, is_ever_formatted: bool) -> Result<(), TargetError> {
+/// The options by which the volume is formatted whenever it is opened. initramfs-tools passes over `swap` for LUKS, as Debian's
+/// installer expects of the swap area that it makes in one (`luks,swap`).
+pub fn formatted_by<'a>(files: &Files, entry: &'a Entry) -> &'a [String] {
+    let options = &entry.options;
+    let is_of_installer = options.format == Format::Luks
+        && options.formatted_by == ["swap"]
+        && initramfs::has_initramfs_tools(files)
+        && OpenedIn::of(entry, files.root()) == OpenedIn::Initramfs;
+    if is_of_installer {
+        &[]
+    } else {
+        &options.formatted_by
+    }
+}
+
+fn check_options(files: &Files, entry: &Entry) -> Result<(), TargetError> {
     let name = || entry.name.clone();
-    if let Some(option) = entry.options.formatted_by.first()
-        && is_ever_formatted
-    {
+    if let Some(option) = formatted_by(files, entry).first() {
         return Err(TargetError::Formatted {
             name: name(),
             option: option.clone(),
