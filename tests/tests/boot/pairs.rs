@@ -14,7 +14,7 @@ use crate::data_disks::{LUKS2, with_disks};
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
-        name: "a root on btrfs over two volumes opens by itself, when a person opens one of them, and by one passphrase",
+        name: "a root on btrfs over two volumes opens by itself, by one passphrase, and when a person opens one of them",
         play: btrfs,
     },
     Scenario {
@@ -62,26 +62,29 @@ const MOVE: &str = "\
 
 fn btrfs(stage: &Stage) -> Outcome {
     let mut pair = Pair::bound(stage, BTRFS)?;
-    let mut machine = pair.opens_by_itself("btrfs")?;
+    pair.opens_by_itself("btrfs")?;
+    let mut machine = pair.opens_by_a_passphrase("btrfs")?;
     machine.check(&format!(
         "cryptsetup token remove --token-id 0 {}",
         DISKS[1]
     ))?;
     machine.power_off()?;
 
+    pair.server.start(PORT)?;
     let mut machine = Machine::start(&pair.spec("one by a person"))?;
     machine.expect_beside("'first' was opened automatically", LIMIT)?;
     machine.answer(&stage.prompt().replace(MAPPING, "second"), PASSPHRASE)?;
     machine.up()?;
     lies_on_both(&mut machine, "btrfs")?;
     machine.power_off()?;
-    pair.opens_by_a_passphrase("btrfs")
+    Ok(())
 }
 
 fn mirror(stage: &Stage) -> Outcome {
     let mut pair = Pair::bound(stage, MIRROR)?;
-    pair.opens_by_itself("ext4")?.power_off()?;
-    pair.opens_by_a_passphrase("ext4")
+    pair.opens_by_itself("ext4")?;
+    pair.opens_by_a_passphrase("ext4")?.power_off()?;
+    Ok(())
 }
 
 /// A machine with its root over two volumes, and the key server that both are bound to.
@@ -158,28 +161,30 @@ impl<'a> Pair<'a> {
         with_disks(spec, &self.halves).kernel_line(&format!("root=UUID={ROOT}"))
     }
 
-    /// Returns the machine, which is up.
-    fn opens_by_itself(&self, file_system: &str) -> Result<Machine, Failure> {
+    fn opens_by_itself(&self, file_system: &str) -> Outcome {
         let mut machine = Machine::start(&self.spec("key server"))?;
         for name in PAIR {
             machine.expect_beside(&format!("'{name}' was opened automatically"), LIMIT)?;
         }
         self.stage.note(machine.up()?);
         lies_on_both(&mut machine, file_system)?;
-        Ok(machine)
+        machine.power_off()?;
+        Ok(())
     }
 
-    /// Without the key server, what is typed once opens both.
-    fn opens_by_a_passphrase(&mut self, file_system: &str) -> Outcome {
+    /// Without the key server, what is typed once opens both. Returns the machine, which is up.
+    fn opens_by_a_passphrase(&mut self, file_system: &str) -> Result<Machine, Failure> {
         self.server.stop()?;
         let mut machine = Machine::start(&self.spec("passphrase"))?;
         let prompt = self.stage.prompt();
         let (prompt, _) = prompt.split_once(MAPPING).unwrap_or((prompt, ""));
         machine.answer(prompt, PASSPHRASE)?;
+        for name in PAIR {
+            machine.expect_beside(&format!("'{name}' was opened by a typed passphrase"), LIMIT)?;
+        }
         machine.up()?;
         lies_on_both(&mut machine, file_system)?;
-        machine.power_off()?;
-        Ok(())
+        Ok(machine)
     }
 }
 
