@@ -2,31 +2,20 @@
 //!
 //! The builders of images call it. The devices need not be there: an image may be built in a chroot.
 
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use super::image_list::{self, ImageListError};
 use super::target::read_crypttab;
 use crate::files::{Files, FilesError};
 use crate::volume::crypttab::{Entry, Format, Key};
 use crate::volume::envelopes;
 use crate::volume::tokens;
 
-/// No list.
-#[derive(Debug, thiserror::Error)]
-pub enum ImageFilesError {
-    /// crypttab.
-    #[error(transparent)]
-    Files(#[from] FilesError),
-    /// stdout.
-    #[error("failed to write the list")]
-    Write(#[source] io::Error),
-}
-
 /// Prints them, a path for each line.
 ///
 /// # Errors
-/// A variant of [`ImageFilesError`].
-pub fn run(files: &Files) -> Result<(), ImageFilesError> {
+/// A variant of [`ImageListError`].
+pub fn run(files: &Files) -> Result<(), ImageListError> {
     for (name, header) in absent_headers(files)? {
         log::warn!(
             "the header of '{name}', '{}', is not there and does not get into the image: \
@@ -34,11 +23,7 @@ pub fn run(files: &Files) -> Result<(), ImageFilesError> {
             header.display()
         );
     }
-    let mut out = io::stdout().lock();
-    for path in paths(files)? {
-        writeln!(out, "{}", path.display()).map_err(ImageFilesError::Write)?;
-    }
-    Ok(())
+    image_list::print(paths(files)?.iter().map(|path| path.display()))
 }
 
 /// The envelope files of the volumes in crypttab, and detached headers in files that carry a token of ours.

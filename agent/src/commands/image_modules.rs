@@ -1,31 +1,20 @@
 //! `latchkey image-modules`: which modules of the kernel the bound volumes need that no other builder of the image brings.
 
 use std::collections::BTreeSet;
-use std::io::{self, Write};
 
+use super::image_list::{self, ImageListError};
 use super::target::read_crypttab;
-use crate::files::{Files, FilesError};
+use crate::files::Files;
 use crate::volume::binding;
 use crate::volume::crypttab::{Entry, Key};
 use crate::volume::modules;
 use crate::volume::place::Place;
 
-/// No list.
-#[derive(Debug, thiserror::Error)]
-pub enum ImageModulesError {
-    /// crypttab.
-    #[error(transparent)]
-    Files(#[from] FilesError),
-    /// stdout.
-    #[error("failed to write the list")]
-    Write(#[source] io::Error),
-}
-
 /// Prints their names, one for each line, as modprobe(8) takes them.
 ///
 /// # Errors
-/// A variant of [`ImageModulesError`].
-pub fn run(files: &Files) -> Result<(), ImageModulesError> {
+/// A variant of [`ImageListError`].
+pub fn run(files: &Files) -> Result<(), ImageListError> {
     let entries = read_crypttab(files)?;
     let names: BTreeSet<String> = entries
         .iter()
@@ -33,11 +22,7 @@ pub fn run(files: &Files) -> Result<(), ImageModulesError> {
         .filter(|entry| entry.key == Key::None)
         .flat_map(|entry| of_entry(files, entry))
         .collect();
-    let mut out = io::stdout().lock();
-    for name in names {
-        writeln!(out, "{name}").map_err(ImageModulesError::Write)?;
-    }
-    Ok(())
+    image_list::print(names)
 }
 
 /// None where the device is not there or cannot be read, as in a chroot: that is no reason for an image to fail.

@@ -1,39 +1,26 @@
 //! `latchkey image-optional`: which bound volumes a boot by initramfs-tools goes on without.
 
-use std::io::{self, Write};
 use std::path::Path;
 
+use super::image_list::{self, ImageListError};
 use super::target::read_crypttab;
-use crate::files::{Files, FilesError};
+use crate::files::Files;
 use crate::volume::binding;
 use crate::volume::crypttab::{Entry, Key};
 use crate::volume::place::Place;
 use crate::volume::stack;
 
-/// No list.
-#[derive(Debug, thiserror::Error)]
-pub enum ImageOptionalError {
-    /// crypttab.
-    #[error(transparent)]
-    Files(#[from] FilesError),
-    /// stdout.
-    #[error("failed to write the list")]
-    Write(#[source] io::Error),
-}
-
 /// Prints their names, one for each line.
 ///
 /// # Errors
-/// A variant of [`ImageOptionalError`].
-pub fn run(files: &Files) -> Result<(), ImageOptionalError> {
-    let mut out = io::stdout().lock();
-    for entry in read_crypttab(files)? {
+/// A variant of [`ImageListError`].
+pub fn run(files: &Files) -> Result<(), ImageListError> {
+    let mut entries = read_crypttab(files)?;
+    entries.retain(|entry| {
         let fits = entry.key == Key::None && entry.options.nofail && !entry.name.contains('\n');
-        if fits && is_bound(files, &entry) && !is_needed(files, &entry.name) {
-            writeln!(out, "{}", entry.name).map_err(ImageOptionalError::Write)?;
-        }
-    }
-    Ok(())
+        fits && is_bound(files, entry) && !is_needed(files, &entry.name)
+    });
+    image_list::print(entries.iter().map(|entry| &entry.name))
 }
 
 /// What is not bound is none of our business, and what cannot be read now may not be.

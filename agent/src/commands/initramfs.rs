@@ -220,11 +220,7 @@ fn has_kernel(files: &Files) -> bool {
 
 /// Whether any image in /boot was written since `begin`.
 fn is_any_newer(files: &Files, begin: SystemTime) -> bool {
-    let entries = fs::read_dir(files.path("/boot")).into_iter().flatten();
-    entries.flatten().any(|entry| {
-        let modified = entry.metadata().and_then(|found| found.modified());
-        is_image(&entry.path()) && modified.is_ok_and(|built| built >= begin)
-    })
+    images(files).any(|image| modified(&image).is_some_and(|built| built >= begin))
 }
 
 /// Images in /boot that are older than a boot key or the recorded network, which they therefore do not hold.
@@ -243,17 +239,12 @@ pub fn stale_images(files: &Files) -> Vec<PathBuf> {
 
 /// Images in /boot that are older than one of `inputs`, which they therefore do not hold.
 pub fn older_images(files: &Files, inputs: &[PathBuf]) -> Vec<PathBuf> {
-    let modified = |path: &PathBuf| fs::metadata(path).and_then(|found| found.modified()).ok();
-    let newest: Option<SystemTime> = inputs.iter().filter_map(modified).max();
+    let newest: Option<SystemTime> = inputs.iter().filter_map(|path| modified(path)).max();
     let Some(newest) = newest else {
         return Vec::new();
     };
-    let mut stale: Vec<PathBuf> = fs::read_dir(files.path("/boot"))
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| is_image(path) && modified(path).is_some_and(|built| built < newest))
+    let mut stale: Vec<PathBuf> = images(files)
+        .filter(|image| modified(image).is_some_and(|built| built < newest))
         .collect();
     stale.sort();
     stale
@@ -261,8 +252,19 @@ pub fn older_images(files: &Files, inputs: &[PathBuf]) -> Vec<PathBuf> {
 
 /// Whether there is any image in /boot.
 pub fn has_images(files: &Files) -> bool {
+    images(files).next().is_some()
+}
+
+fn images(files: &Files) -> impl Iterator<Item = PathBuf> {
     let entries = fs::read_dir(files.path("/boot")).into_iter().flatten();
-    entries.flatten().any(|entry| is_image(&entry.path()))
+    entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| is_image(path))
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path).and_then(|found| found.modified()).ok()
 }
 
 fn is_image(path: &Path) -> bool {

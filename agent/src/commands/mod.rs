@@ -6,6 +6,7 @@ pub mod bind;
 pub mod crypttab_line;
 pub mod format;
 pub mod image_files;
+pub mod image_list;
 pub mod image_modules;
 pub mod image_optional;
 pub mod initramfs;

@@ -108,11 +108,12 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), UnbindError> {
     if !target.entries.is_empty() {
         log::info!("its line in crypttab stays: what opened it before opens it");
     }
+    let is_for_running_system = target.is_for_running_system(files);
     // Its line may have been changed since.
-    if target.is_for_running_system(files) || service::is_enabled(files, &target.name) {
+    if is_for_running_system || service::is_enabled(files, &target.name) {
         service::disable(files, &target.name);
     }
-    if target.is_for_running_system(files) {
+    if is_for_running_system {
         return Ok(());
     }
     initramfs::rebuild(files, arguments.rebuild).map_err(|source| UnbindError::Rebuild {

@@ -12,22 +12,24 @@ use crate::volume::stack;
 /// The units of the mounts that lie on the mapping `name`, in the order of the file. What is not there yet may be a volume
 /// of LVM on it, which comes a moment later: with `_netdev` and `nofail` systemd is to wait for it too.
 pub fn mounts(files: &Files, name: &str) -> Vec<String> {
-    let text = fs::read_to_string(files.path("/etc/fstab")).unwrap_or_default();
-    let lines = text.lines().filter_map(Line::parse);
+    let lines = lines_on(files, name);
     lines
-        .filter(|line| line.lies_on(files.root(), name))
         .map(|line| unit_name::mount(&line.mount_point))
         .collect()
 }
 
 /// The mount points on the mapping `name` that the boot does not go on without, as it would have to while a key server is away.
 pub fn held_up(files: &Files, name: &str) -> Vec<String> {
+    let lines = lines_on(files, name).filter(|line| !line.is_waited_for);
+    lines.map(|line| line.mount_point).collect()
+}
+
+fn lines_on(files: &Files, name: &str) -> impl Iterator<Item = Line> {
     let text = fs::read_to_string(files.path("/etc/fstab")).unwrap_or_default();
-    let lines = text.lines().filter_map(Line::parse);
+    let lines: Vec<Line> = text.lines().filter_map(Line::parse).collect();
     lines
-        .filter(|line| !line.is_waited_for && line.lies_on(files.root(), name))
-        .map(|line| line.mount_point)
-        .collect()
+        .into_iter()
+        .filter(move |line| line.lies_on(files.root(), name))
 }
 
 /// A line that mounts a device when the system starts.

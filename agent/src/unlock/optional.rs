@@ -23,10 +23,9 @@ pub fn leave(files: &Files, outcome: Outcome) {
         return;
     }
     let optional = fs::read_to_string(files.path(LIST)).unwrap_or_default();
-    let open = mapping::standing(optional.lines().map(str::to_owned).collect());
     let closed: Vec<&str> = optional
         .lines()
-        .filter(|name| !open.iter().any(|open| open == name))
+        .filter(|name| !mapping::name_is_taken(name))
         .collect();
     match take_out(&files.path(INITRAMFS_TOOLS_CRYPTTAB), &closed) {
         Ok(taken) => {
