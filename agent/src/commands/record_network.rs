@@ -2,11 +2,20 @@
 
 use std::fs;
 use std::io;
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
 
 use super::initramfs::Builder;
 use crate::files::Files;
-use crate::network::record::{self, RecordError};
+use crate::network::record::{self, Record, RecordError};
 use crate::server::block_on;
+
+/// How long to wait for a default route: a network card with `allow-hotplug` in interfaces(5) is configured beside
+/// network-online.target, not before it.
+const ROUTE_LIMIT: Duration = Duration::from_secs(30);
+/// How often to look.
+const ROUTE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Nothing was recorded; an earlier record is still there.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +35,7 @@ pub enum RecordNetworkError {
 pub fn run(files: &Files) -> Result<(), RecordNetworkError> {
     let path = files.network();
     let before = fs::read(&path).ok();
-    block_on(record::record(files.root(), &[])).map_err(RecordNetworkError::Start)??;
+    block_on(record_when_online(files)).map_err(RecordNetworkError::Start)??;
     let (changed, shown) = (before != fs::read(&path).ok(), path.display());
     match (before, changed) {
         (_, false) => log::info!("the network is as recorded in '{shown}'"),
@@ -38,4 +47,18 @@ pub fn run(files: &Files) -> Result<(), RecordNetworkError> {
         ),
     }
     Ok(())
+}
+
+async fn record_when_online(files: &Files) -> Result<Record, RecordError> {
+    let begin = Instant::now();
+    loop {
+        match record::record(files.root(), &[]).await {
+            Err(RecordError::NoInterface { left_out })
+                if left_out.is_empty() && begin.elapsed() < ROUTE_LIMIT =>
+            {
+                sleep(ROUTE_PAUSE).await;
+            }
+            result => return result,
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! What goes into the flow and what comes out of it: the plan, events, actions.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use latchkey_protocol::encoding::Bytes;
@@ -13,10 +14,8 @@ pub type ServerIndex = usize;
 /// What the flow is to do.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// The mappings of crypttab(5), by name.
-    pub volumes: Vec<String>,
-    /// Those of them that the boot does not need (`nofail`).
-    pub optional: Vec<VolumeIndex>,
+    /// The mappings of crypttab(5).
+    pub volumes: Vec<PlannedVolume>,
     /// The key servers, in the order to ask them.
     pub servers: Vec<PlannedServer>,
     /// Why nothing may be opened automatically in this boot, if so: there is only the prompt then.
@@ -25,6 +24,42 @@ pub struct Plan {
     pub device_limit: Duration,
     /// Makes the jitter of retries; any number.
     pub seed: u64,
+}
+
+/// A volume of a [`Plan`].
+#[derive(Debug, Clone, Default)]
+pub struct PlannedVolume {
+    /// The mapping.
+    pub name: String,
+    /// Whether the boot does without it (`nofail`).
+    pub optional: bool,
+    /// How long people are prompted for it once no key server can open it in this boot.
+    pub prompt_limit: PromptLimit,
+}
+
+/// What crypttab(5) says of a volume's prompt.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PromptLimit {
+    /// `tries=`: after so many wrong passphrases; no limit without it.
+    pub tries: Option<NonZeroU32>,
+    /// `timeout=`: after so long; no limit without it.
+    pub timeout: Option<Duration>,
+}
+
+impl PromptLimit {
+    /// Why the prompt ends after so many wrong passphrases and so long a time; `None` if it goes on.
+    pub fn reached(&self, wrong: u32, stood: Duration) -> Option<String> {
+        if let Some(tries) = self.tries.filter(|tries| wrong >= tries.get()) {
+            return Some(format!(
+                "wrong passphrases: {wrong}, and crypttab says 'tries={tries}'"
+            ));
+        }
+        let timeout = self.timeout.filter(|timeout| stood >= *timeout)?;
+        Some(format!(
+            "no passphrase opened it in time, and crypttab says 'timeout={}'",
+            timeout.as_secs()
+        ))
+    }
 }
 
 /// A key server of a [`Plan`].

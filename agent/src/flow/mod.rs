@@ -5,7 +5,8 @@
 //! volumes is here, and nothing that waits: time is a number in each event, secrets stay with the shell, which
 //! carries the actions out (`unlock`). What must always hold:
 //!
-//! - the prompt stands whenever a bound volume that a passphrase can open is locked and none is being tried;
+//! - the prompt stands whenever a bound volume that a passphrase can open is locked and none is being tried. What
+//!   crypttab(5) says of its end counts once no key server can open the volume: the native prompt follows then;
 //! - credentials are wiped before a mapping is made of a typed passphrase, and before the flow ends;
 //! - a mapping is made of one thing at a time, so the first success wins;
 //! - whatever a key server says, the prompt stays;
@@ -21,8 +22,8 @@ use std::time::Duration;
 
 use asking::Asking;
 pub use events::{
-    Action, Answer, Event, Header, Outcome, Plan, PlannedServer, PromptLoss, Refusal, ServerIndex,
-    Shown, Tried, Verdict, VolumeIndex,
+    Action, Answer, Event, Header, Outcome, Plan, PlannedServer, PlannedVolume, PromptLimit,
+    PromptLoss, Refusal, ServerIndex, Shown, Tried, Verdict, VolumeIndex,
 };
 use volume::{State, Volume};
 
@@ -65,12 +66,8 @@ enum Prompt {
 impl Flow {
     /// A flow and what to do first.
     pub fn start(plan: Plan) -> (Self, Vec<Action>) {
-        let mut volumes: Vec<Volume> = plan.volumes.into_iter().map(Volume::new).collect();
-        for (index, volume) in volumes.iter_mut().enumerate() {
-            volume.optional = plan.optional.contains(&index);
-        }
         let mut flow = Self {
-            volumes,
+            volumes: plan.volumes.into_iter().map(Volume::new).collect(),
             asking: Asking::new(plan.servers, plan.seed),
             credentials: true,
             only_prompt: plan.only_prompt,
@@ -293,6 +290,9 @@ impl Flow {
             self.prompt = Prompt::Absent;
         } else {
             self.prompt = Prompt::Trying;
+            for index in &locked {
+                self.volumes[*index].wrong += 1; // until it is found right
+            }
             actions.push(Action::TryPassphrase(locked));
         }
     }
@@ -302,6 +302,9 @@ impl Flow {
         match result {
             Tried::Right(volumes) => {
                 self.wrong = 0;
+                for volume in &mut self.volumes {
+                    volume.wrong = 0;
+                }
                 // Wiped before the first mapping exists: whoever owns the volume that was just opened, and it
                 // may be a stranger's, must find nothing here.
                 self.wipe(actions);
@@ -328,7 +331,7 @@ impl Flow {
 
     /// Everything that follows from the state as it now is.
     fn advance(&mut self, now: Duration, actions: &mut Vec<Action>) {
-        self.leave_what_no_passphrase_opens(actions);
+        self.leave_what_is_not_prompted_for(now, actions);
         if self.needed_done.is_none() && self.needed().all(Volume::is_done) {
             self.needed_done = Some(now);
         }
@@ -355,23 +358,30 @@ impl Flow {
             None => None,
         };
         // A limit that has passed wakes nobody again: what it means is looked at with every event.
+        let prompt_ends = self.volumes.iter().filter_map(Volume::prompt_ends);
         let limits = device_limit.into_iter().chain(self.optional_limit());
-        let limits = limits.filter(|limit| *limit > now);
+        let limits = limits.chain(prompt_ends).filter(|limit| *limit > now);
         if let Some(wake) = limits.chain(due).min() {
             actions.push(Action::WakeAt(wake));
         }
     }
 
-    /// What only a volume key opens is the native unlocker's, once no key server can open it any more in this boot.
-    fn leave_what_no_passphrase_opens(&mut self, actions: &mut Vec<Action>) {
-        for (index, volume) in self.volumes.iter_mut().enumerate() {
+    /// Once no key server can open a volume any more in this boot, it is the native unlocker's where nobody is prompted for
+    /// it: no passphrase opens it, or its prompt has ended.
+    fn leave_what_is_not_prompted_for(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        if self.prompt == Prompt::Trying {
+            return; // what is being tried may be right
+        }
+        for index in 0..self.volumes.len() {
+            let volume = &mut self.volumes[index];
             let is_over = volume.refused.is_some() || !self.credentials;
-            if volume.is_locked() && !volume.typeable && is_over {
-                volume.leave(
-                    index,
-                    "no passphrase opens it, only its volume key",
-                    actions,
-                );
+            if !volume.is_locked() || !is_over {
+                continue;
+            }
+            volume.only_prompt_since.get_or_insert(now);
+            if let Some(why) = volume.is_not_prompted_for(now) {
+                self.end_prompt_of(index, actions);
+                self.volumes[index].leave(index, &why, actions);
             }
         }
     }

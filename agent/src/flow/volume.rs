@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use latchkey_protocol::{Generation, VolumeId};
 
-use super::events::{Action, ServerIndex, VolumeIndex};
+use super::events::{Action, PlannedVolume, PromptLimit, ServerIndex, VolumeIndex};
 
 #[derive(Debug)]
 pub(super) struct Volume {
@@ -24,6 +24,11 @@ pub(super) struct Volume {
     pub(super) released: Vec<ServerIndex>,
     /// Why it will not be opened automatically, once that is so.
     pub(super) refused: Option<String>,
+    pub(super) prompt_limit: PromptLimit,
+    /// Passphrases in a row that opened nothing.
+    pub(super) wrong: u32,
+    /// Since when only a person can open it.
+    pub(super) only_prompt_since: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,10 +42,13 @@ pub(super) enum State {
 }
 
 impl Volume {
-    pub(super) fn new(name: String) -> Self {
+    pub(super) fn new(planned: PlannedVolume) -> Self {
         Self {
-            name,
-            optional: false,
+            name: planned.name,
+            optional: planned.optional,
+            prompt_limit: planned.prompt_limit,
+            wrong: 0,
+            only_prompt_since: None,
             state: State::Missing,
             read_since: None,
             typeable: true,
@@ -89,6 +97,20 @@ impl Volume {
     /// A prompt is worth while.
     pub(super) fn waits_for_a_passphrase(&self) -> bool {
         self.is_locked() && self.typeable
+    }
+
+    /// Why it is the native unlocker's now that no key server can open it; `None` if the prompt stands.
+    pub(super) fn is_not_prompted_for(&self, now: Duration) -> Option<String> {
+        if !self.typeable {
+            return Some("no passphrase opens it, only its volume key".to_owned());
+        }
+        let stood = now.saturating_sub(self.only_prompt_since?);
+        self.prompt_limit.reached(self.wrong, stood)
+    }
+
+    /// When its prompt ends, if that is known.
+    pub(super) fn prompt_ends(&self) -> Option<Duration> {
+        Some(self.only_prompt_since? + self.prompt_limit.timeout?).filter(|_| self.is_locked())
     }
 
     pub(super) fn is_opening(&self) -> bool {

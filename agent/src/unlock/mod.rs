@@ -34,7 +34,7 @@ use latchkey_secret::{guardian, process};
 
 use crate::failure::chain;
 use crate::files::{Files, FilesError};
-use crate::flow::{Outcome, Plan, PlannedServer};
+use crate::flow::{Outcome, Plan, PlannedServer, PlannedVolume};
 use crate::volume::crypttab::Entry;
 use boot::Boot;
 use console::Console;
@@ -100,13 +100,7 @@ pub fn run(files: &Files, settings: &Settings) -> Result<Outcome, UnlockError> {
         (None, Ok(credentials)) => (None, Some(credentials)),
     };
     let plan = Plan {
-        volumes: entries.iter().map(|entry| entry.name.clone()).collect(),
-        optional: entries
-            .iter()
-            .enumerate()
-            .filter(|(_, entry)| entry.options.nofail)
-            .map(|(index, _)| index)
-            .collect(),
+        volumes: entries.iter().map(planned).collect(),
         servers: credentials
             .as_ref()
             .map(planned_servers)
@@ -153,6 +147,14 @@ fn volumes(
         volumes::retain_gated(files, &mut entries); // systemd prompts for the others at once
     }
     Ok(entries)
+}
+
+fn planned(entry: &Entry) -> PlannedVolume {
+    PlannedVolume {
+        name: entry.name.clone(),
+        optional: entry.options.nofail,
+        prompt_limit: prompt::limit(&entry.options),
+    }
 }
 
 /// The key servers as the flow knows them.

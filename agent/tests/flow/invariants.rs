@@ -1,8 +1,11 @@
 //! Random stories, with the invariants checked after every step.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
-use latchkey::flow::{Answer, Event, Header, Outcome, Plan, PromptLoss, Refusal, Tried, Verdict};
+use latchkey::flow::{
+    Answer, Event, Header, Outcome, PromptLimit, PromptLoss, Refusal, Tried, Verdict,
+};
 use proptest::prelude::*;
 
 use crate::rig::{Rig, bound, by_key, plan, released};
@@ -105,10 +108,18 @@ proptest! {
     #[test]
     fn the_invariants_hold_in_any_order_of_events(
         volumes in 1usize..4,
-        optional in proptest::collection::vec(0usize..4, 0..3),
+        settings in proptest::collection::vec((any::<bool>(), 0u32..4, proptest::option::of(1u64..60)), 4),
         story in proptest::collection::vec(any::<u16>(), 1..200),
     ) {
-        let mut rig = Rig::new(Plan { optional, ..plan(volumes, 2) });
+        let mut plan = plan(volumes, 2);
+        for (volume, settings) in plan.volumes.iter_mut().zip(settings) {
+            volume.optional = settings.0;
+            volume.prompt_limit = PromptLimit {
+                tries: NonZeroU32::new(settings.1),
+                timeout: settings.2.map(Duration::from_secs),
+            };
+        }
+        let mut rig = Rig::new(plan);
         let mut prompt_possible = true;
         for choice in story {
             if rig.finished.is_some() {

@@ -2,6 +2,7 @@
 
 mod asking;
 mod invariants;
+mod limits;
 mod opening;
 mod rig;
 mod several;

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use latchkey::flow::{
-    Action, Answer, Event, Flow, Header, Outcome, Plan, PlannedServer, Shown, Verdict,
+    Action, Answer, Event, Flow, Header, Outcome, Plan, PlannedServer, PlannedVolume, Shown,
+    Verdict,
 };
 use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::{Generation, ServerId, VolumeId};
@@ -15,9 +16,11 @@ pub fn server(number: u8) -> ServerId {
 pub fn plan(volumes: usize, servers: u8) -> Plan {
     Plan {
         volumes: (0..volumes)
-            .map(|number| format!("crypt{number}"))
+            .map(|number| PlannedVolume {
+                name: format!("crypt{number}"),
+                ..PlannedVolume::default()
+            })
             .collect(),
-        optional: Vec::new(),
         servers: (0..servers)
             .map(|number| PlannedServer {
                 id: server(number),

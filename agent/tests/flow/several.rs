@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use latchkey::flow::{Answer, Event, Outcome, Plan, Tried, Verdict};
+use latchkey::flow::{Answer, Event, Outcome, Tried, Verdict};
 
 use crate::rig::{Rig, bound, plan, released};
 
@@ -116,10 +116,9 @@ fn a_volume_that_appears_does_not_hurry_a_key_server_that_rests() {
 
 /// A boot with a volume that it needs and one that it does not.
 fn with_optional() -> Rig {
-    let mut rig = Rig::new(Plan {
-        optional: vec![1],
-        ..plan(2, 1)
-    });
+    let mut plan = plan(2, 1);
+    plan.volumes[1].optional = true;
+    let mut rig = Rig::new(plan);
     rig.event(Event::Device(0, bound(1)));
     rig
 }

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use latchkey::files::Files;
-use latchkey::flow::{Action, Answer, Event, Flow, Plan, Verdict};
+use latchkey::flow::{Action, Answer, Event, Flow, Plan, PlannedVolume, Verdict};
 use latchkey::unlock::asker::Answered;
 use latchkey::unlock::boot::Boot as Facts;
 use latchkey::unlock::credentials::Credentials;
@@ -102,8 +102,10 @@ impl Boot {
         });
         let credentials = Credentials::take(files, |problem| panic!("{problem}")).unwrap();
         let plan = Plan {
-            volumes: vec!["root_crypt".to_owned()],
-            optional: Vec::new(),
+            volumes: vec![PlannedVolume {
+                name: "root_crypt".to_owned(),
+                ..PlannedVolume::default()
+            }],
             servers: planned_servers(&credentials),
             only_prompt: None,
             device_limit: Duration::from_secs(30),

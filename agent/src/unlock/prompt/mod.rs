@@ -6,6 +6,7 @@
 mod askpass;
 mod password_agents;
 
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,7 +14,8 @@ use std::time::Duration;
 
 use latchkey_secret::SecretBytes;
 
-use crate::flow::PromptLoss;
+use crate::flow::{PromptLimit, PromptLoss};
+use crate::volume::crypttab::Options;
 pub use askpass::Companion;
 
 /// libcryptsetup's own limit for interactive passphrases is 512; a key that is piped in over SSH may be longer.
@@ -121,6 +123,14 @@ impl Failures {
     /// Prompting works: forgets them.
     fn reset(&self) {
         self.0.store(0, Ordering::Relaxed);
+    }
+}
+
+/// What the options of crypttab(5) say of the prompt's end; there zero is no limit.
+pub fn limit(options: &Options) -> PromptLimit {
+    PromptLimit {
+        tries: options.tries.and_then(NonZeroU32::new),
+        timeout: options.timeout.filter(|timeout| !timeout.is_zero()),
     }
 }
 
