@@ -469,7 +469,8 @@ mod tests {
         let mut second = vec![0; AREA];
         header.copy.write_all_at(&[0; 64], 448).unwrap();
         header.copy.read_exact_at(&mut second, AREA as u64).unwrap();
-        second[UUID][0] ^= 1;
+        let first_digit = &mut second[UUID][0];
+        *first_digit = if *first_digit == b'0' { b'1' } else { b'0' };
         let checksum = checksum(&second);
         second[CHECKSUM][..32].copy_from_slice(&checksum);
         header.copy.write_all_at(&second, AREA as u64).unwrap();
