@@ -96,6 +96,8 @@ pub enum Event {
     Typed,
     /// The prompt ended without a passphrase.
     PromptLost(PromptLoss),
+    /// [`Action::TryPassphrase`] has opened a keyslot of one volume; the others are still being tried.
+    KeyslotOpened,
     /// The result of [`Action::TryPassphrase`].
     Tried(Tried),
     /// [`Action::Activate`] made the mapping; a warning if the volume is not what was bound.

@@ -129,6 +129,8 @@ impl Flow {
                     PromptLoss::Impossible => Prompt::Impossible,
                 };
             }
+            Event::KeyslotOpened if self.prompt == Prompt::Trying => self.wipe(&mut actions),
+            Event::KeyslotOpened => {}
             Event::Tried(result) => self.tried(result, &mut actions),
             Event::Activated(volume, warning) => {
                 if let Some(warning) = warning {
@@ -305,8 +307,8 @@ impl Flow {
                 for volume in &mut self.volumes {
                     volume.wrong = 0;
                 }
-                // Wiped before the first mapping exists: whoever owns the volume that was just opened, and it
-                // may be a stranger's, must find nothing here.
+                // Wiped as soon as a keyslot opened, and before the first mapping exists: whoever owns the volume that was
+                // just opened, and it may be a stranger's, must find nothing here.
                 self.wipe(actions);
                 for index in volumes {
                     if self.volumes[index].state == State::Locked {

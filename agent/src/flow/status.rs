@@ -1,7 +1,7 @@
 //! The one line above the prompt: why the automatic way is not, or not yet, working.
 
 use super::asking::Said;
-use super::{Action, Flow, Network, Volume};
+use super::{Action, Flow, Network, Prompt, Volume};
 
 impl Flow {
     /// Shows the line when it has changed; it changes with the state, not with every retry.
@@ -15,7 +15,8 @@ impl Flow {
     }
 
     fn status_line(&self) -> Option<String> {
-        if !self.volumes.iter().any(Volume::is_locked) {
+        // There is no prompt to stand above while a passphrase is being tried.
+        if !self.volumes.iter().any(Volume::is_locked) || self.prompt == Prompt::Trying {
             return None;
         }
         if let Some(reason) = &self.only_prompt {

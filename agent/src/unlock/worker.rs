@@ -60,7 +60,7 @@ pub enum Job {
         /// Its generation.
         generation: Generation,
     },
-    /// Try a passphrase: `Tried`.
+    /// Try a passphrase: `Tried`, and `KeyslotOpened` as soon as it opened one.
     Try(Vec<VolumeIndex>, SecretBytes),
     /// Map a volume that the passphrase opened: `Activated` or `NotActivated`.
     Activate(VolumeIndex),
@@ -151,7 +151,8 @@ impl Volumes {
                     Err(refusal) => Event::NotOpened(volume, refusal),
                 },
                 Job::Try(volumes, passphrase) => {
-                    Event::Tried(self.try_passphrase(&volumes, &passphrase))
+                    let opened = || tell(Told::Event(Event::KeyslotOpened));
+                    Event::Tried(self.try_passphrase(&volumes, &passphrase, opened))
                 }
                 Job::Activate(volume) => match self.activate(volume) {
                     Ok(warning) => Event::Activated(volume, warning),
@@ -250,7 +251,12 @@ impl Volumes {
         }
     }
 
-    fn try_passphrase(&mut self, volumes: &[VolumeIndex], passphrase: &SecretBytes) -> Tried {
+    fn try_passphrase(
+        &mut self,
+        volumes: &[VolumeIndex],
+        passphrase: &SecretBytes,
+        opened: impl Fn(),
+    ) -> Tried {
         self.typed.clear();
         let mut problem = None;
         for volume in volumes {
@@ -259,6 +265,9 @@ impl Volumes {
             };
             match check_typed(&self.entries[*volume], place, token.as_ref(), passphrase) {
                 Ok(key) => {
+                    if self.typed.is_empty() {
+                        opened();
+                    }
                     self.typed.insert(*volume, key);
                 }
                 Err(PassphraseError::WrongPassphrase(_)) => {}

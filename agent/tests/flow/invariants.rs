@@ -96,6 +96,7 @@ fn step(rig: &mut Rig, choice: u16, prompt_possible: &mut bool) {
             1 => Tried::Failed("no memory".into()),
             _ => Tried::Right((0..volumes).filter(|volume| rig.locked[*volume]).collect()),
         }),
+        15 if rig.trying => Event::KeyslotOpened,
         15 => Event::Answered(u64::from(detail) + 1_000_000, released()),
         _ => return,
     };

@@ -90,6 +90,24 @@ fn what_cannot_be_typed_is_said_beside_the_prompt() {
 }
 
 #[test]
+fn the_first_keyslot_that_opens_ends_everything_else_while_others_are_still_tried() {
+    let mut rig = Rig::new(plan(2, 1));
+    rig.event(Event::Device(0, bound(1)));
+    rig.event(Event::Device(1, bound(1)));
+    rig.event(Event::NetworkUp);
+    assert!(rig.asked.is_some());
+    rig.event(Event::Typed);
+    assert!(!rig.wiped, "it may be wrong");
+    let actions = rig.event(Event::KeyslotOpened);
+    assert_eq!(actions, [Action::CancelAsk, Action::Wipe]);
+    assert!(rig.asked.is_none());
+    let actions = rig.event(Event::Tried(Tried::Right(vec![0])));
+    assert!(actions.contains(&Action::Activate(0)));
+    rig.event(Event::Activated(0, None));
+    assert!(rig.prompt, "the other volume is still locked");
+}
+
+#[test]
 fn the_gate_ends_automatic_opening_and_keeps_the_prompt() {
     let mut rig = Rig::ready();
     rig.answer(released());
