@@ -52,7 +52,6 @@ const SCENARIOS: &[&[Scenario]] = &[
     devices::SCENARIOS,
     network::SCENARIOS,
     fallbacks::SCENARIOS,
-    dropbear::SCENARIOS,
     keyserver::SCENARIOS,
     kinds::SCENARIOS,
     memory::SCENARIOS,
@@ -62,6 +61,7 @@ const SCENARIOS: &[&[Scenario]] = &[
 /// that wait for their first pass (docs/status.md).
 const LONGER: &[&[Scenario]] = &[
     thieves::SCENARIOS,
+    dropbear::SCENARIOS,
     lvm::SCENARIOS,
     kinds::LONGER,
     roots::SCENARIOS,
