@@ -12,7 +12,7 @@ use sha2::{Digest, Sha512};
 use crate::layout::{self, Layout};
 use crate::lvm::{self, Volume};
 use crate::tool::{self, ToolError};
-use crate::xts::{KEY, SECTOR, Xts};
+use crate::xts::{self, KEY, SECTOR};
 
 /// Goes into the key of cached disks; raise it with whatever changes what [`make`] writes.
 pub const FORMAT: &str = "1: GRUB, 256 MiB /boot, 16 MiB header, 1280 MiB root";
@@ -102,7 +102,7 @@ pub fn make(parts: &Parts, scratch: &Path, target: &Path) -> Result<(), DiskErro
     match parts.layout {
         Layout::Clear => copy(&root, &mut disk, LUKS_START, |_, _| ()).map_err(at(target)),
         Layout::Plain => {
-            let xts = Xts::new(&Sha512::digest(parts.passphrase).into());
+            let xts = xts::Twofish256::new(&Sha512::digest(parts.passphrase).into());
             copy(&root, &mut disk, LUKS_START, |sector, data| {
                 xts.encrypt(sector, data);
             })
@@ -134,7 +134,7 @@ fn luks(
         .map_err(at(target))?;
     let header = luks_header(parts, &key, scratch)?;
     copy(&header, disk, LUKS_START, |_, _| ()).map_err(at(target))?;
-    let xts = Xts::new(&key);
+    let xts = xts::Aes::new(&key);
     for (image, start) in images {
         copy(
             image,

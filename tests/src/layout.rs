@@ -8,7 +8,7 @@ pub enum Layout {
     /// What Debian's installer calls "encrypted LVM": a LUKS2 volume with a volume group, in which are the root and a swap
     /// that the machine can be hibernated to.
     Lvm,
-    /// The root file system in plain dm-crypt by passphrase: `aes-xts-plain64`, hashed by SHA-512.
+    /// The root file system in plain dm-crypt by passphrase: `twofish-xts-plain64`, hashed by SHA-512.
     Plain,
     /// The root file system, which is not encrypted.
     Clear,

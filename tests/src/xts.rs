@@ -1,8 +1,10 @@
-//! AES-256 in XTS mode (IEEE 1619), as dm-crypt's `aes-xts-plain64` writes it: the tweak is the sector's number.
-//! Makes the data segment of a LUKS2 image without device-mapper.
+//! XTS mode (IEEE 1619) with a cipher of 256 bits, as dm-crypt's `aes-xts-plain64` and `twofish-xts-plain64` write it: the
+//! tweak is the sector's number. Makes the data of an encrypted volume without device-mapper.
 
-use aes::cipher::{Block, BlockCipherEncrypt, KeyInit};
-use aes::{Aes256Enc, cipher::Array};
+use aes::Aes256Enc;
+use aes::cipher::consts::{U16, U32};
+use aes::cipher::{Array, Block, BlockCipherEncrypt, BlockSizeUser, Key, KeyInit, KeySizeUser};
+use twofish::Twofish;
 
 /// Bytes of one sector.
 pub const SECTOR: usize = 512;
@@ -12,20 +14,28 @@ pub const KEY: usize = 64;
 const BLOCKS: usize = SECTOR / 16;
 
 /// Encrypts the sectors of one volume.
-pub struct Xts {
-    data: Aes256Enc,
-    tweak: Aes256Enc,
+pub struct Xts<C> {
+    data: C,
+    tweak: C,
 }
 
-impl Xts {
+/// `aes-xts-plain64`.
+pub type Aes = Xts<Aes256Enc>;
+/// `twofish-xts-plain64`.
+pub type Twofish256 = Xts<Twofish>;
+
+impl<C> Xts<C>
+where
+    C: BlockCipherEncrypt + BlockSizeUser<BlockSize = U16> + KeyInit + KeySizeUser<KeySize = U32>,
+{
     /// `key` is the volume key.
     pub fn new(key: &[u8; KEY]) -> Self {
-        let mut half = [Array::default(), Array::default()];
+        let mut half: [Key<C>; 2] = [Array::default(), Array::default()];
         half[0].copy_from_slice(&key[..32]);
         half[1].copy_from_slice(&key[32..]);
         Self {
-            data: Aes256Enc::new(&half[0]),
-            tweak: Aes256Enc::new(&half[1]),
+            data: C::new(&half[0]),
+            tweak: C::new(&half[1]),
         }
     }
 
@@ -43,14 +53,14 @@ impl Xts {
 
     fn encrypt_sector(&self, number: u64, sector: &mut [u8; SECTOR]) {
         let mut tweaks = [0_u128; BLOCKS];
-        let mut first: Block<Aes256Enc> = Array::from(u128::from(number).to_le_bytes());
+        let mut first: Block<C> = Array::from(u128::from(number).to_le_bytes());
         self.tweak.encrypt_block(&mut first);
         let mut tweak = u128::from_le_bytes(first.into());
         for slot in &mut tweaks {
             *slot = tweak;
             tweak = (tweak << 1) ^ if tweak >> 127 == 1 { 0x87 } else { 0 };
         }
-        let mut blocks: [Block<Aes256Enc>; BLOCKS] = [Array::default(); BLOCKS];
+        let mut blocks: [Block<C>; BLOCKS] = [Array::default(); BLOCKS];
         let (plain, _) = sector.as_chunks_mut::<16>();
         for ((block, plain), tweak) in blocks.iter_mut().zip(&*plain).zip(tweaks) {
             *block = Array::from((u128::from_le_bytes(*plain) ^ tweak).to_le_bytes());
@@ -75,7 +85,7 @@ mod tests {
             *byte = u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
         }
         let mut sector: Vec<u8> = (0..SECTOR).map(|at| (at % 256) as u8).collect();
-        Xts::new(&key).encrypt(0xff, &mut sector);
+        Aes::new(&key).encrypt(0xff, &mut sector);
         let hex = |bytes: &[u8]| {
             bytes
                 .iter()

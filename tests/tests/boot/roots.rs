@@ -14,7 +14,7 @@ use crate::data_disks::{LUKS2, images, with_disks};
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
-        name: "a plain root opens by itself, and by the passphrase",
+        name: "a plain root (twofish-xts-plain64, sha512) opens by itself, and by the passphrase",
         play: plain,
     },
     Scenario {
@@ -53,7 +53,7 @@ pub fn plain(stage: &Stage) -> Outcome {
     stage.note(machine.up()?);
     let what = machine.check(WHAT)?;
     ensure(
-        what.contains("PLAIN") && what.contains("aes-xts-plain64"),
+        what.contains("PLAIN") && what.contains("twofish-xts-plain64"),
         || what.clone(),
     )?;
     machine.power_off()?;
