@@ -259,8 +259,9 @@ impl Spec {
 }
 
 /// All that QEMU can emulate but five levels of page tables, and but fast `rep stosb`: the kernel would clear its pages
-/// by it, byte after byte, and was seen to take minutes for one of them on a busy host.
-const CPU: &str = "max,la57=off,erms=off";
+/// by it, byte after byte, and was seen to take minutes for one of them on a busy host. Nor virtual machines within this one:
+/// the kernel would load its large module for them, and was seen to stand still for most of a minute meanwhile, or for ever.
+const CPU: &str = "max,la57=off,erms=off,svm=off";
 
 /// What starts the kernel.
 #[derive(Debug, Clone)]
