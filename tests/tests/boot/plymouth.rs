@@ -30,8 +30,7 @@ pub const SCENARIOS: &[Scenario] = &[
 const LIMIT: Duration = Duration::from_secs(240);
 /// Not `quiet`: the rig listens to the kernel log.
 const WORDS: &str = "splash";
-/// What Plymouth's client says then.
-const GONE: &str = "unexpectedly disconnected from boot status daemon";
+const KILLING: &str = "RIG: killing the splash screen";
 const ASKS: &str = "RIG: the splash screen asks";
 
 pub fn splash(stage: &Stage) -> Outcome {
@@ -59,7 +58,7 @@ pub fn killed(stage: &Stage) -> Outcome {
     let disk = stage_with.bound_disk()?;
     let script = format!("{WATCH}{KILL}");
     let mut machine = Machine::start(&spec(&stage_with, &disk, "boot", &script)?)?;
-    machine.expect(GONE, LIMIT)?;
+    machine.expect_beside(KILLING, LIMIT)?;
     stage.note(machine.answer(stage.prompt(), PASSPHRASE)?);
     machine.up()?;
     opened(&mut machine, "was opened by a typed passphrase")?;
@@ -131,6 +130,7 @@ const WATCH: &str = r#"(
 const KILL: &str = r#"(
     until [ -s /run/plymouth/pid ] && [ -s /run/latchkey/agent.pid ]; do sleep 1; done
     sleep 20
+    echo 'RIG: killing the splash screen' >/dev/console
     kill -KILL "$(cat /run/plymouth/pid)"
 ) </dev/null >/dev/null 2>&1 &
 "#;
