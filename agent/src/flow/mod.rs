@@ -129,8 +129,7 @@ impl Flow {
                     PromptLoss::Impossible => Prompt::Impossible,
                 };
             }
-            Event::KeyslotOpened if self.prompt == Prompt::Trying => self.wipe(&mut actions),
-            Event::KeyslotOpened => {}
+            Event::KeyslotOpened => self.wipe(&mut actions),
             Event::Tried(result) => self.tried(result, &mut actions),
             Event::Activated(volume, warning) => {
                 if let Some(warning) = warning {

@@ -110,7 +110,10 @@ impl Volume {
 
     /// When its prompt ends, if that is known.
     pub(super) fn prompt_ends(&self) -> Option<Duration> {
-        Some(self.only_prompt_since? + self.prompt_limit.timeout?).filter(|_| self.is_locked())
+        let ends = self
+            .only_prompt_since?
+            .checked_add(self.prompt_limit.timeout?);
+        ends.filter(|_| self.is_locked())
     }
 
     pub(super) fn is_opening(&self) -> bool {

@@ -98,7 +98,7 @@ impl<'a> Typing<'a> {
     /// What somebody typed, as soon as somebody does, or that nobody did in time. May be dropped and called again.
     pub async fn answer(&mut self) -> PromptResult {
         let ends = self.begun.zip(self.limit.timeout);
-        let ends = ends.map(|(begun, timeout)| begun + timeout);
+        let ends = ends.and_then(|(begun, timeout)| begun.checked_add(timeout));
         tokio::select! {
             Some(answer) = self.answers.recv() => answer,
             () = sleep_until(ends.unwrap_or_else(Instant::now)), if ends.is_some() => Err(PromptLoss::Again),
@@ -193,6 +193,7 @@ mod tests {
         for (options, ends) in [
             ("luks,timeout=60", true),
             ("luks,timeout=3600", false),
+            ("luks,timeout=18446744073709551615ms", false),
             ("luks,timeout=0", false),
             ("luks", false),
         ] {

@@ -93,6 +93,16 @@ fn after_its_timeout_the_native_prompt_follows() {
 }
 
 #[test]
+fn a_timeout_beyond_all_time_is_no_limit() {
+    let mut rig = with_limits(0, Some(u64::MAX));
+    rig.now = Duration::from_secs(100);
+    rig.answer(destroyed());
+    rig.now = Duration::from_secs(1_000_000);
+    rig.event(Event::Tick);
+    assert!(rig.prompt && rig.finished.is_none());
+}
+
+#[test]
 fn a_passphrase_that_is_being_tried_at_the_timeout_still_counts() {
     for (result, outcome) in [
         (Tried::Right(vec![0]), None),

@@ -58,7 +58,7 @@ pub fn killed(stage: &Stage) -> Outcome {
     let disk = stage_with.bound_disk()?;
     let script = format!("{WATCH}{KILL}");
     let mut machine = Machine::start(&spec(&stage_with, &disk, "boot", &script)?)?;
-    machine.expect_beside(KILLING, LIMIT)?;
+    machine.expect(KILLING, LIMIT)?;
     stage.note(machine.answer(stage.prompt(), PASSPHRASE)?);
     machine.up()?;
     opened(&mut machine, "was opened by a typed passphrase")?;
