@@ -19,6 +19,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::prompt::Way;
 use super::service_manager;
+use crate::logging;
 
 /// Most lines that a report keeps; a night of retries must not grow without end.
 const LINES_LIMIT: usize = 200;
@@ -84,7 +85,7 @@ impl Console {
     /// Tells the log and the report only: a step and when it was done.
     pub fn note(&mut self, line: &str) {
         match self.output {
-            Output::Initramfs => write_to_kernel_log(line),
+            Output::Initramfs => logging::kernel_log(line),
             Output::Systemd => {
                 let _ = writeln!(std::io::stderr(), "<6>{line}"); // sd-daemon(3): informational
             }
@@ -119,13 +120,6 @@ impl Console {
             lines,
         }
     }
-}
-
-fn write_to_kernel_log(line: &str) {
-    // Level 7 (debug): kept by dmesg and the journal, not repeated on the console by the kernel. Opened for each line,
-    // because the kernel takes ten lines in five seconds from each opening (printk_devkmsg) and drops the rest.
-    let log = OpenOptions::new().write(true).open("/dev/kmsg");
-    let _ = log.and_then(|mut log| log.write_all(format!("<7>latchkey: {line}\n").as_bytes()));
 }
 
 /// The terminals that the kernel uses as consoles (Documentation/ABI/testing/sysfs-tty); else the one it takes for them.

@@ -35,6 +35,7 @@ use latchkey_secret::{guardian, process};
 use crate::failure::chain;
 use crate::files::{Files, FilesError};
 use crate::flow::{Outcome, Plan, PlannedServer, PlannedVolume};
+use crate::logging;
 use crate::volume::crypttab::Entry;
 use boot::Boot;
 use console::Console;
@@ -78,6 +79,9 @@ pub fn run(files: &Files, settings: &Settings) -> Result<Outcome, UnlockError> {
     process::pin_name_service();
     latchkey_secret::udev::link();
     let boot = Boot::read(files);
+    if boot.command_line.wants_debug() {
+        logging::debug_boot();
+    }
     if boot.command_line.is_switched_off() {
         service_manager::ready(); // nothing to wait for
         credentials::wipe_files(files);

@@ -241,6 +241,7 @@ impl Attempt<'_> {
         let mut header = HeaderCopy::read_detached(header, &self.place.device)?;
         gate::check(header.uuid(), header.json(), self.uuid, bound, position)
             .map_err(|source| self.gate(source))?;
+        self.is_as_bound(header.device());
         header.copy_keyslot(bound.keyslot)?;
         let digest = identity::luks2_digest(self.uuid, &bound.volume_key_id);
         header.replace_digest(bound.keyslot, &digest)?;
@@ -259,6 +260,7 @@ impl Attempt<'_> {
         let device = &self.place.device;
         let header = Luks1Copy::read(device, device)?;
         luks1::check(header.facts(), self.uuid, bound).map_err(|source| self.gate(source))?;
+        self.is_as_bound(device);
         let mut context = header.context().map_err(|source| self.failed(source))?;
         let key = self.keyslot(&mut context, bound.keyslot)?;
         self.check_key(&key, &bound.volume_key_id)?;
@@ -313,10 +315,16 @@ impl Attempt<'_> {
 
     fn check_key(&self, key: &SecretBytes, bound: &Bytes<32>) -> Result<(), OpenError> {
         if is_bound_key(key, self.uuid, bound) {
+            let device = self.place.device.display();
+            log::debug!("the volume key of '{device}' is the one that was bound");
             Ok(())
         } else {
             Err(self.wrong_key())
         }
+    }
+
+    fn is_as_bound(&self, header: &Path) {
+        log::debug!("the header on '{}' is as it was bound", header.display());
     }
 
     fn wrong_key(&self) -> OpenError {
@@ -417,7 +425,10 @@ pub(crate) fn activate(
         };
         process::wipe_stack();
         let error = match result {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                log::debug!("'{name}' is mapped");
+                return Ok(());
+            }
             Err(error) => CryptError::from(error),
         };
         // Whoever looks into a new disk may have it for himself for a moment, and a boot is not to fail of that.

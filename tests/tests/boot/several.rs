@@ -27,7 +27,12 @@ fn eight(stage: &Stage) -> Outcome {
     let mut bound = Bound::all(stage, stage.plain_disk()?, &disks, &[])?;
 
     // cryptsetup, by which it is measured, waits for a udev that runs.
-    let mut machine = Machine::start(&bound.machine(stage, "eight").systemd())?;
+    let mut machine = Machine::start(
+        &bound
+            .machine(stage, "eight")
+            .systemd()
+            .kernel_line("latchkey.debug"),
+    )?;
     let root = opened(&mut machine, ROOT)?;
     let mut last = root;
     for disk in &disks {
@@ -41,6 +46,11 @@ fn eight(stage: &Stage) -> Outcome {
     let answers = machine.check("dmesg | grep -c 'latchkey: the key server answered'")?;
     ensure(answers.trim() == "1", || {
         format!("the key server answered {} times", answers.trim())
+    })?;
+    let steps = machine.check("dmesg | grep 'latchkey:'")?;
+    print!("{steps}");
+    ensure(steps.matches("is mapped").count() == 8, || {
+        "latchkey.debug does not tell of the mappings".to_owned()
     })?;
     let native = by_cryptsetup(&mut machine)?;
     machine.power_off()?;
