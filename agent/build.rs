@@ -6,8 +6,6 @@ fn main() {
     println!("cargo:rustc-link-arg-bins=-Wl,--wrap=free,--wrap=realloc");
     // What libcryptsetup waits for after each mapping goes through `latchkey_secret::udev_wait`.
     println!("cargo:rustc-link-arg=-Wl,--wrap=dm_udev_wait");
-    // A keyslot's hash is looked up by name once: `latchkey_secret::hash_names`.
-    println!("cargo:rustc-link-arg=-Wl,--wrap=gcry_md_map_name");
     // No program that is started inherits what libcryptsetup opens: `latchkey_secret::close_on_exec`.
     println!("cargo:rustc-link-arg=-Wl,--wrap=open");
     // Relative relocations as a bitmap (DT_RELR) in place of 24 bytes each. A static program relocates itself, so no

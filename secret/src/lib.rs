@@ -9,7 +9,6 @@ pub mod child;
 pub mod close_on_exec;
 pub mod crypt_log;
 pub mod guardian;
-pub mod hash_names;
 mod inbox;
 mod maps;
 mod memory;

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use latchkey_secret::{close_on_exec, crypt_log, hash_names, udev};
+use latchkey_secret::{close_on_exec, crypt_log, udev};
 use libcryptsetup_rs::consts::vals::EncryptionFormat;
 use libcryptsetup_rs::{CryptDevice, CryptInit, Either, LibcryptErr, set_log_callback};
 
@@ -109,7 +109,6 @@ pub(crate) fn uuid(context: &mut CryptDevice) -> Result<String, CryptError> {
 pub(crate) fn start() {
     udev::link();
     close_on_exec::link();
-    hash_names::link();
     set_log_callback::<()>(Some(crypt_log::receive), None);
     crypt_log::take_errors();
     prepare_locking();
