@@ -29,9 +29,6 @@ use volume::{State, Volume};
 
 /// How much longer the boot takes for volumes that it does not need, once the others are open.
 const OPTIONAL_LIMIT: Duration = Duration::from_secs(10);
-/// How many volumes the thread that opens them is given: it has the next one when it is done with one, and a passphrase that
-/// is typed meanwhile has to wait for no more than these.
-const OPENED_AT_ONCE: usize = 2;
 
 /// The state machine.
 #[derive(Debug)]
@@ -446,16 +443,15 @@ impl Flow {
     }
 
     fn open_what_was_released(&mut self, actions: &mut Vec<Action>) {
-        // A passphrase that is being tried goes first.
-        if self.prompt == Prompt::Trying || !self.credentials {
+        // One thing at a time: a passphrase that is being tried goes first.
+        let busy = self.prompt == Prompt::Trying || self.volumes.iter().any(Volume::is_opening);
+        if busy || !self.credentials {
             return;
         }
-        let opening = |volume: &&Volume| volume.is_opening();
-        let places = OPENED_AT_ONCE.saturating_sub(self.volumes.iter().filter(opening).count());
         let ready = |volume: &Volume| {
             volume.is_locked() && volume.refused.is_none() && !volume.released.is_empty()
         };
-        for index in self.indices(ready).into_iter().take(places) {
+        if let Some(index) = self.volumes.iter().position(ready) {
             let volume = &mut self.volumes[index];
             let server = volume.released.remove(0);
             volume.state = State::OpeningAutomatically(server);

@@ -29,7 +29,7 @@ fn a_refusing_first_server_leads_to_the_second() {
     )]));
     assert_eq!(rig.asked.as_ref().map(|asked| asked.1), Some(1));
     rig.answer(released());
-    assert_eq!(rig.opening, [0]);
+    assert_eq!(rig.opening, Some((0, true)));
 }
 
 #[test]

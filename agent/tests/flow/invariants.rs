@@ -64,8 +64,8 @@ fn step(rig: &mut Rig, choice: u16, prompt_possible: &mut bool) {
             };
             Event::Answered(number, answer)
         }
-        9 | 10 => match (rig.opening.first(), rig.to_activate.first()) {
-            (Some(&volume), _) => match detail % 4 {
+        9 | 10 => match (rig.opening, rig.to_activate.first()) {
+            (Some((volume, _)), _) => match detail % 4 {
                 0 => Event::NotOpened(volume, Refusal::Gate("cost".into())),
                 1 => Event::NotOpened(volume, Refusal::Share("damaged".into())),
                 _ => Event::Opened(volume),
@@ -91,7 +91,7 @@ fn step(rig: &mut Rig, choice: u16, prompt_possible: &mut bool) {
                 Event::PromptLost(PromptLoss::Again)
             }
         }
-        14 if rig.trying && rig.opening.is_empty() => Event::Tried(match detail % 3 {
+        14 if rig.trying && rig.opening.is_none() => Event::Tried(match detail % 3 {
             0 => Tried::Wrong,
             1 => Tried::Failed("no memory".into()),
             _ => Tried::Right((0..volumes).filter(|volume| rig.locked[*volume]).collect()),

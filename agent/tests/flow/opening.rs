@@ -13,7 +13,7 @@ fn a_released_share_opens_and_ends_the_prompt() {
     let mut rig = Rig::ready();
     assert!(rig.prompt, "the prompt does not wait for the key server");
     rig.answer(released());
-    assert_eq!(rig.opening, [0]);
+    assert_eq!(rig.opening, Some((0, true)));
     rig.event(Event::Opened(0));
     assert_eq!(rig.finished, Some(Outcome::Open));
     assert!(rig.log.contains(&Action::EndPrompt));
@@ -51,7 +51,7 @@ fn a_share_that_comes_while_a_passphrase_is_tried_waits_for_it() {
     let mut rig = Rig::ready();
     rig.event(Event::Typed);
     rig.answer(released());
-    assert!(rig.opening.is_empty());
+    assert_eq!(rig.opening, None);
     let actions = rig.event(Event::Tried(Tried::Wrong));
     Rig::expect(&actions, |action| *action == Action::Open(0, 0));
 }

@@ -61,7 +61,7 @@ pub struct Rig {
     pub asked: Option<(u64, usize, usize, Vec<usize>)>,
     pub prompt: bool,
     pub trying: bool,
-    pub opening: Vec<usize>,
+    pub opening: Option<(usize, bool)>,
     pub to_activate: Vec<usize>,
     pub wiped: bool,
     pub locked: Vec<bool>,
@@ -82,7 +82,7 @@ impl Rig {
             asked: None,
             prompt: false,
             trying: false,
-            opening: Vec::new(),
+            opening: None,
             to_activate: Vec::new(),
             wiped: false,
             locked: vec![false; volumes],
@@ -125,7 +125,7 @@ impl Rig {
 
     pub fn end_opening(&mut self, volume: usize) {
         self.to_activate.retain(|other| *other != volume);
-        self.opening.retain(|other| *other != volume);
+        self.opening = None;
     }
 
     pub fn apply(&mut self, actions: Vec<Action>) {
@@ -149,11 +149,11 @@ impl Rig {
                 Action::Open(volume, _) => {
                     assert!(!self.wiped, "opened with wiped credentials");
                     assert!(
-                        !self.trying && self.opening.len() < 2,
-                        "more openings than the thread is to have"
+                        !self.trying && self.opening.is_none(),
+                        "two openings at once"
                     );
                     assert!(self.locked[*volume]);
-                    self.opening.push(*volume);
+                    self.opening = Some((*volume, true));
                 }
                 Action::Prompt(volume, _) => {
                     assert!(!self.prompt && !self.trying, "two prompts");
@@ -210,7 +210,7 @@ impl Rig {
 
     /// What a person at the console may rely on.
     pub fn check(&self, prompt_possible: bool) {
-        let busy = self.trying || !self.opening.is_empty() || !self.to_activate.is_empty();
+        let busy = self.trying || self.opening.is_some() || !self.to_activate.is_empty();
         let mut volumes = self.locked.iter().zip(&self.typeable);
         let waits = volumes.any(|(locked, typeable)| *locked && *typeable);
         if self.finished.is_none() && prompt_possible && !busy && waits {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use latchkey::flow::{Answer, Event, Outcome, Refusal, Tried, Verdict};
+use latchkey::flow::{Answer, Event, Outcome, Tried, Verdict};
 
 use crate::rig::{Rig, bound, plan, released};
 
@@ -167,35 +167,13 @@ fn an_opening_that_is_under_way_is_not_cut_off() {
     rig.event(Event::NetworkUp);
     let both = vec![(0, Verdict::Released), (1, Verdict::Released)];
     rig.answer(Answer::Verdicts(both));
-    assert_eq!(rig.opening, [0, 1]);
     rig.event(Event::Opened(0));
-    assert_eq!(rig.opening, [1]);
+    assert_eq!(rig.opening, Some((1, true)));
     rig.now = Duration::from_secs(60);
     rig.event(Event::Tick);
     assert_eq!(rig.finished, None);
     rig.event(Event::Opened(1));
     assert_eq!(rig.finished, Some(Outcome::Open));
-}
-
-#[test]
-fn the_next_volume_is_at_hand_when_one_is_done() {
-    let mut rig = Rig::new(plan(4, 1));
-    for volume in 0..4 {
-        rig.event(Event::Device(volume, bound(1)));
-    }
-    rig.event(Event::NetworkUp);
-    let all = (0..4).map(|volume| (volume, Verdict::Released)).collect();
-    rig.answer(Answer::Verdicts(all));
-    assert_eq!(rig.opening, [0, 1], "and no more");
-    rig.event(Event::NotOpened(0, Refusal::Gate("cost".into())));
-    assert_eq!(rig.opening, [1, 2]);
-    // What is typed now comes after these two, and before the fourth.
-    rig.event(Event::Typed);
-    rig.event(Event::Opened(1));
-    rig.event(Event::Opened(2));
-    assert!(rig.trying && rig.opening.is_empty());
-    rig.event(Event::Tried(Tried::Wrong));
-    assert_eq!(rig.opening, [3]);
 }
 
 #[test]
