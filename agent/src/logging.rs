@@ -12,12 +12,22 @@ use systemd_journal_logger::{JournalLog, connected_to_journal};
 
 /// Begins to log; everything of `level` and above.
 pub fn start(level: LevelFilter) {
-    let installed =
-        connected_to_journal() && JournalLog::new().is_ok_and(|journal| journal.install().is_ok());
-    if !installed {
-        // It fails only if a logger is there already, which then is as good.
-        let _ = log::set_logger(&Stderr);
-    }
+    let journal = connected_to_journal()
+        .then(|| JournalLog::new().ok())
+        .flatten();
+    let logger: Box<dyn Log> = match journal {
+        Some(logger) => Box::new(Ours {
+            logger,
+            others: LevelFilter::Warn,
+        }),
+        // Of libraries only where something is wrong; their warnings are for their developers.
+        None => Box::new(Ours {
+            logger: Stderr,
+            others: LevelFilter::Error,
+        }),
+    };
+    // It fails only if a logger is there already, which then is as good.
+    let _ = log::set_boxed_logger(logger);
     log::set_max_level(level);
 }
 
@@ -39,19 +49,38 @@ pub fn kernel_log(line: &str) {
     let _ = log.and_then(|mut log| log.write_all(format!("<7>latchkey: {line}\n").as_bytes()));
 }
 
-struct Stderr;
+/// Drops most lines of other crates, which are not written with our care for secrets.
+struct Ours<L> {
+    logger: L,
+    /// From where on those are heard.
+    others: LevelFilter,
+}
 
-impl Log for Stderr {
+impl<L: Log> Log for Ours<L> {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.level() <= log::max_level()
+        let own = metadata.target().starts_with("latchkey");
+        metadata.level() <= log::max_level() && (own || metadata.level() <= self.others)
     }
 
     fn log(&self, record: &Record<'_>) {
-        // Libraries are heard only where something is wrong; their warnings are for their developers.
-        let ours = record.target().starts_with("latchkey");
-        if !self.enabled(record.metadata()) || !(ours || record.level() <= log::Level::Error) {
-            return;
+        if self.enabled(record.metadata()) {
+            self.logger.log(record);
         }
+    }
+
+    fn flush(&self) {
+        self.logger.flush();
+    }
+}
+
+struct Stderr;
+
+impl Log for Stderr {
+    fn enabled(&self, _metadata: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
         if record.level() >= log::Level::Debug && IS_BOOT.load(Ordering::Relaxed) {
             return kernel_log(&record.args().to_string());
         }

@@ -80,8 +80,8 @@ impl KernelCommandLine {
 
     /// `latchkey.debug`.
     pub fn wants_debug(&self) -> bool {
-        self.values("latchkey.debug")
-            .any(|value| value != Some("0"))
+        let last = self.values("latchkey.debug").last();
+        last.is_some_and(|value| !value.is_some_and(is_no))
     }
 
     /// The word that asks for something else than an ordinary boot of `usual_init`, if there is one.
@@ -199,7 +199,13 @@ mod tests {
         assert!(KernelCommandLine::parse("a latchkey=off b").is_switched_off());
         assert!(!KernelCommandLine::parse("latchkey=on xlatchkey=off latchkey").is_switched_off());
         assert!(KernelCommandLine::parse("latchkey.debug").wants_debug());
-        assert!(!KernelCommandLine::parse("latchkey.debug=0 latchkey_debug").wants_debug());
+        for quiet in [
+            "latchkey.debug=0 latchkey_debug",
+            "latchkey.debug latchkey.debug=off",
+            "",
+        ] {
+            assert!(!KernelCommandLine::parse(quiet).wants_debug(), "{quiet}");
+        }
     }
 
     #[test]
