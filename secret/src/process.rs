@@ -32,8 +32,8 @@ pub struct Hardened {
     pub mlock_all: bool,
 }
 
-/// Lets the calling thread, and those that it starts from here on, have the processor before what runs at nice value 0
-/// (setpriority(2)), so far as it is allowed to.
+/// Lets the calling thread, and the threads and programs that it starts from here on, have the processor before what runs at
+/// nice value 0 (setpriority(2)), so far as it is allowed to.
 pub fn hurry() {
     const NICE: libc::c_int = -10;
     // SAFETY: a system call without pointers; on Linux 0 is the calling thread.

@@ -76,6 +76,8 @@ pub enum UnlockError {
 /// Every variant of [`UnlockError`].
 pub fn run(files: &Files, settings: &Settings) -> Result<Outcome, UnlockError> {
     process::harden().map_err(UnlockError::Harden)?;
+    // The boot waits for the next volume, and not for all that udev does about the last one.
+    process::hurry();
     process::pin_name_service();
     latchkey_secret::udev::link();
     let boot = Boot::read(files);

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use latchkey_protocol::envelope::{EnvelopeError, Released, Token};
 use latchkey_protocol::{Generation, ServerId, Share};
-use latchkey_secret::{SecretBytes, process, udev_wait};
+use latchkey_secret::{SecretBytes, udev_wait};
 
 use super::look::{is_taken, look};
 use crate::failure::chain;
@@ -134,8 +134,6 @@ struct Volumes {
 impl Volumes {
     fn work(mut self, jobs: &Receiver<Job>, tell: impl Fn(Told)) {
         udev_wait::defer();
-        // The boot waits for the next volume, and not for all that udev does about the last one.
-        process::hurry();
         while let Some(job) = self.next(jobs, &tell) {
             let event = match job {
                 Job::Probe(volume, device) => {
