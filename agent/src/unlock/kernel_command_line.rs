@@ -80,8 +80,8 @@ impl KernelCommandLine {
 
     /// `latchkey.debug`.
     pub fn wants_debug(&self) -> bool {
-        let last = self.values("latchkey.debug").last();
-        last.is_some_and(|value| !value.is_some_and(is_no))
+        let name = "latchkey.debug";
+        self.values(name).next().is_some() && self.is_on(name)
     }
 
     /// The word that asks for something else than an ordinary boot of `usual_init`, if there is one.

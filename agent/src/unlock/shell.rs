@@ -195,12 +195,9 @@ impl Shell {
                 if let Some(session) = &mut self.session {
                     session.note(&event);
                 }
-                let typed = matches!(event, Event::Typed);
                 let actions = flow.handle(self.started.elapsed(), event);
                 outcome = self.perform(actions).await;
-                if typed {
-                    self.typed = None; // nothing was left to try it on
-                }
+                self.typed = None; // what was typed when nothing was left to try it on
             }
         }
         Ok(outcome.unwrap_or(Outcome::Stopped))

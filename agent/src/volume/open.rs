@@ -241,7 +241,7 @@ impl Attempt<'_> {
         let mut header = HeaderCopy::read_detached(header, &self.place.device)?;
         gate::check(header.uuid(), header.json(), self.uuid, bound, position)
             .map_err(|source| self.gate(source))?;
-        self.is_as_bound(header.device());
+        Self::log_as_bound(header.device());
         header.copy_keyslot(bound.keyslot)?;
         let digest = identity::luks2_digest(self.uuid, &bound.volume_key_id);
         header.replace_digest(bound.keyslot, &digest)?;
@@ -260,7 +260,7 @@ impl Attempt<'_> {
         let device = &self.place.device;
         let header = Luks1Copy::read(device, device)?;
         luks1::check(header.facts(), self.uuid, bound).map_err(|source| self.gate(source))?;
-        self.is_as_bound(device);
+        Self::log_as_bound(device);
         let mut context = header.context().map_err(|source| self.failed(source))?;
         let key = self.keyslot(&mut context, bound.keyslot)?;
         self.check_key(&key, &bound.volume_key_id)?;
@@ -323,7 +323,7 @@ impl Attempt<'_> {
         }
     }
 
-    fn is_as_bound(&self, header: &Path) {
+    fn log_as_bound(header: &Path) {
         log::debug!("the header on '{}' is as it was bound", header.display());
     }
 
