@@ -150,11 +150,16 @@ impl Shell {
             .build()?;
         let outcome = executor.block_on(self.follow(plan));
         executor.shutdown_background();
-        self.worker.end();
+        let dropped = self.worker.end();
         // What the thread did last nobody has heard of yet.
         while let Ok(message) = self.messages.try_recv() {
             if let Message::Worker(event) = message {
                 note_opening(&self.runtime, &self.entries, &event);
+            }
+        }
+        for volume in dropped {
+            if let Err(error) = self.runtime.refuse_automatic(&self.entries[volume].name) {
+                log::error!("{}", chain(&error));
             }
         }
         if let Err(error) = self
@@ -180,7 +185,10 @@ impl Shell {
             let missing = self.misses_devices();
             let event = tokio::select! {
                 biased;
-                _ = terminate.recv() => Some(Event::Stop),
+                _ = terminate.recv() => {
+                    self.worker.stop();
+                    Some(Event::Stop)
+                }
                 Some(message) = self.messages.recv() => self.received(message),
                 Some(event) = next(&mut self.network) => Some(self.network_event(event)),
                 _ = look.tick() => {

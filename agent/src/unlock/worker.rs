@@ -32,7 +32,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub struct Worker {
     jobs: Sender<Job>,
     is_over: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
+    thread: JoinHandle<Vec<VolumeIndex>>,
 }
 
 /// What the thread tells.
@@ -93,7 +93,7 @@ impl Worker {
                     unwarned: Vec::new(),
                     is_over: tells,
                 }
-                .work(&received, tell);
+                .work(&received, tell)
             })?;
         Ok(Self {
             jobs,
@@ -109,13 +109,19 @@ impl Worker {
         }
     }
 
-    /// Waits for the job that is being done, drops the others, and with them every secret.
-    pub fn end(self) {
+    /// Begins no other job: those that are queued are dropped, and with them every secret.
+    pub fn stop(&self) {
         self.is_over.store(true, Ordering::Relaxed);
+    }
+
+    /// Stops, waits for the job that is being done, and tells which volumes' openings never began.
+    pub fn end(self) -> Vec<VolumeIndex> {
+        self.stop();
         drop(self.jobs);
-        if self.thread.join().is_err() {
+        self.thread.join().unwrap_or_else(|_| {
             log::error!("the thread that opens volumes ended badly");
-        }
+            Vec::new()
+        })
     }
 }
 
@@ -132,9 +138,17 @@ struct Volumes {
 }
 
 impl Volumes {
-    fn work(mut self, jobs: &Receiver<Job>, tell: impl Fn(Told)) {
+    /// Returns which volumes' openings never began.
+    fn work(mut self, jobs: &Receiver<Job>, tell: impl Fn(Told)) -> Vec<VolumeIndex> {
         udev_wait::defer();
+        let mut dropped = Vec::new();
         while let Some(job) = self.next(jobs, &tell) {
+            if self.is_over.load(Ordering::Relaxed) {
+                if let Job::Open { volume, .. } = job {
+                    dropped.push(volume);
+                }
+                continue;
+            }
             let event = match job {
                 Job::Probe(volume, device) => {
                     // The key servers are asked as soon as the headers were read, people may be warned later.
@@ -173,6 +187,7 @@ impl Volumes {
         if !udev_wait::wait() {
             log::warn!("udev does not say that it is done with the new mappings");
         }
+        dropped
     }
 
     fn probe(&mut self, volume: VolumeIndex, device: PathBuf) -> Header {
@@ -188,17 +203,16 @@ impl Volumes {
 
     /// The next job. While there is none, what can wait is done: warnings, and waiting for udev.
     fn next(&mut self, jobs: &Receiver<Job>, tell: &impl Fn(Told)) -> Option<Job> {
-        let job = loop {
+        loop {
             if !udev_wait::is_pending() && self.unwarned.is_empty() {
-                break jobs.recv().ok();
+                return jobs.recv().ok();
             }
             match jobs.recv_timeout(PAUSE) {
-                Ok(job) => break Some(job),
+                Ok(job) => return Some(job),
                 Err(RecvTimeoutError::Timeout) => self.catch_up(tell),
-                Err(RecvTimeoutError::Disconnected) => break None,
+                Err(RecvTimeoutError::Disconnected) => return None,
             }
-        };
-        job.filter(|_| !self.is_over.load(Ordering::Relaxed))
+        }
     }
 
     fn catch_up(&mut self, tell: &impl Fn(Told)) {
@@ -320,7 +334,39 @@ impl From<PassphraseError> for NotMapped {
 
 #[cfg(test)]
 mod tests {
+    use latchkey_secret::Secret;
+
     use super::*;
+    use crate::volume::crypttab;
+
+    #[test]
+    fn openings_that_a_stop_overtakes_never_begin_and_are_told() {
+        let root = tempfile::tempdir().unwrap();
+        let entries = crypttab::parse("a /dev/a\nb /dev/b\n");
+        let (tell, told) = channel();
+        let worker = Worker::start(
+            Files::under(root.path()),
+            entries.into_iter().map(Result::unwrap).collect(),
+            move |what| drop(tell.send(what)),
+        )
+        .unwrap();
+        let open = |volume| Job::Open {
+            volume,
+            server: ServerId::from_bytes([1; 32]),
+            share: Share(Secret::zeroed().unwrap()),
+            generation: Generation::FIRST,
+        };
+        worker.queue(open(0));
+        let Told::Event(Event::NotOpened(0, _)) = told.recv().unwrap() else {
+            panic!("a volume was opened whose header nobody read");
+        };
+        worker.stop();
+        worker.queue(Job::Forget);
+        worker.queue(open(1));
+        worker.queue(open(0));
+        assert_eq!(worker.end(), [1, 0]);
+        assert!(told.recv().is_err());
+    }
 
     #[test]
     fn what_holds_nothing_that_is_known_is_not_prompted_for_again() {

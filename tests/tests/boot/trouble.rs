@@ -84,7 +84,7 @@ fn with_trouble(stage: &Stage, bound: &Bound, copy: &Path) -> Spec {
 }
 
 /// Rows D5 and M1: disks that cannot read a part of a header, a keyslot or the data, one that takes half a second for each read,
-/// and a keyslot that needs more memory than there is.
+/// and a keyslot that needs more memory than there is beside the one that opens.
 pub fn faulty(stage: &Stage, bound: &Bound) -> Outcome {
     let disk = |number: usize| &bound.data[number - 1];
     add_keyslot_of(disk(SLOW), 1 << 20)?;
@@ -110,7 +110,6 @@ pub fn faulty(stage: &Stage, bound: &Bound) -> Outcome {
         opened(&mut machine, name)?;
     }
     machine.expect_beside("'data5' is not opened automatically: failed to read", LIMIT)?;
-    machine.expect_beside("needs 1024 MiB of memory, this machine has 4", LIMIT)?;
     machine.answer("Please unlock disk data1", PASSPHRASE)?;
     machine.up()?;
     for name in ["data1", "data2", "data3", "data4", "data5", "data7"] {
@@ -120,16 +119,18 @@ pub fn faulty(stage: &Stage, bound: &Bound) -> Outcome {
     Ok(())
 }
 
-/// Row D8: a disk that is pulled out when its header was read and nobody has answered yet.
+/// Row D8: a disk that is pulled out when its header was read and nobody has answered yet. And what is told of a keyslot that
+/// needs too much memory (M1), while nothing is open: afterwards nobody is told any more.
 pub fn removed(stage: &Stage, bound: &mut Bound) -> Outcome {
     bound.server.stop()?;
-    let mut spec = stage.machine(&bound.root, "removed");
+    let mut spec = stage.machine(&bound.root, "removed").memory_mib(512);
     for (number, disk) in (1..).zip(&bound.data) {
         spec = with_drive(spec, number, &plain(disk));
     }
     let mut machine = Machine::start(&spec)?;
     machine.expect(stage.prompt(), LIMIT)?;
     machine.expect_beside("no key server answers", LIMIT)?;
+    machine.expect_beside("needs 1024 MiB of memory, this machine has 4", LIMIT)?;
     machine.unplug(&device(TWICE))?;
     bound.server.start(PORT)?;
     for name in [ROOT, "data3", "data4", "data5", "data6", "data7"] {
