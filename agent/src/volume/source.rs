@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::stack;
+
 /// The second field of crypttab.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
@@ -27,13 +29,14 @@ pub enum Source {
 pub enum SourceError {
     /// Two or more devices carry what should be unique.
     #[error(
-        "'{wanted}' is on more than one device: {devices}\nname the device in crypttab by a path under /dev/disk/by-id, or take the copy away"
+        "'{wanted}' is on more than one device: {}\nname the device in crypttab by a path under /dev/disk/by-id, or take the copy away",
+        list(devices)
     )]
     Ambiguous {
         /// As in crypttab.
         wanted: String,
         /// Device paths.
-        devices: String,
+        devices: Vec<PathBuf>,
     },
 }
 
@@ -85,7 +88,7 @@ impl Source {
         if carriers.len() > 1 {
             return Err(SourceError::Ambiguous {
                 wanted: self.to_string(),
-                devices: carriers.into_iter().collect::<Vec<_>>().join(", "),
+                devices: carriers.into_iter().collect(),
             });
         }
         Ok(Some(link))
@@ -126,9 +129,9 @@ impl Source {
         Path::new("/dev/disk").join(directory).join(escape(value))
     }
 
-    /// Names of the block devices that udev recorded with this UUID or label, without those that another of them
-    /// lies on (a multipath map and its paths carry the same signature).
-    fn carriers(&self, root: &Path) -> BTreeSet<String> {
+    /// The block devices that udev recorded with this UUID or label, without those that another of them was made of: a
+    /// multipath map and its paths carry the same signature, and so do the map's partition and the paths' own.
+    fn carriers(&self, root: &Path) -> BTreeSet<PathBuf> {
         let (property, value) = match self {
             Self::Path(_) => return BTreeSet::new(),
             Self::Uuid(value) => ("ID_FS_UUID_ENC", value),
@@ -148,24 +151,44 @@ impl Source {
             })
             .filter_map(|record| Some(record.file_name().to_str()?.strip_prefix('b')?.to_owned()))
             .collect();
-        let sys = |number: &String| below(root, Path::new("/sys/dev/block")).join(number);
-        let name = |number: &String| {
-            let target = std::fs::read_link(sys(number)).ok()?;
-            Some(format!("/dev/{}", target.file_name()?.to_str()?))
-        };
-        let lower: BTreeSet<String> = numbers
+        let sys = below(root, Path::new("/sys/dev/block"));
+        let carriers: BTreeSet<PathBuf> = numbers
             .iter()
-            .flat_map(|number| std::fs::read_dir(sys(number).join("slaves")))
-            .flatten()
-            .flatten()
-            .filter_map(|slave| Some(format!("/dev/{}", slave.file_name().to_str()?)))
+            .filter_map(|number| sys.join(number).canonicalize().ok())
             .collect();
-        numbers
-            .iter()
-            .filter_map(name)
-            .filter(|name| !lower.contains(name))
-            .collect()
+        let lower = made_of(&carriers);
+        let is_lower = |device: &PathBuf| {
+            let whole = stack::whole_device(device);
+            lower.contains(device) || whole.is_some_and(|whole| lower.contains(&whole))
+        };
+        let uppermost = carriers.iter().filter(|device| !is_lower(device));
+        let names = uppermost.filter_map(|device| device.file_name());
+        names.map(|name| Path::new("/dev").join(name)).collect()
     }
+}
+
+/// All that the kernel made these sysfs devices of, partitions of what they were made of apart.
+fn made_of(devices: &BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
+    let whole = |device: &PathBuf| stack::whole_device(device).unwrap_or_else(|| device.clone());
+    let mut lower = BTreeSet::new();
+    let mut next: Vec<PathBuf> = devices.iter().map(whole).collect();
+    while let Some(device) = next.pop() {
+        let slaves = stack::slaves(&device).into_iter();
+        for slave in slaves.filter_map(|slave| slave.canonicalize().ok()) {
+            if lower.insert(slave.clone()) {
+                next.push(slave);
+            }
+        }
+    }
+    lower
+}
+
+fn list(devices: &[PathBuf]) -> String {
+    let names: Vec<_> = devices
+        .iter()
+        .map(|device| device.to_string_lossy())
+        .collect();
+    names.join(", ")
 }
 
 impl fmt::Display for Source {
@@ -211,7 +234,8 @@ mod tests {
 
     const UUID: &str = "8a3d7d0e-0d5b-4f3c-9d52-1e1fa2a1c0de";
 
-    /// A root directory in which udev knows `devices`: number, name, record, devices below it.
+    /// A root directory in which udev knows `devices`: number, name (a partition's after its disk's), record, devices that it
+    /// is made of.
     fn root(devices: &[(&str, &str, &str, &[&str])]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         let at = |path: &str| root.path().join(path);
@@ -224,11 +248,17 @@ mod tests {
             fs::create_dir_all(at(directory)).unwrap();
         }
         for (number, name, record, slaves) in devices {
-            fs::write(at("dev").join(name), "").unwrap();
+            let device = at("sys/devices").join(name);
+            fs::create_dir_all(device.join("slaves")).unwrap();
+            fs::write(at("dev").join(device.file_name().unwrap()), "").unwrap();
             fs::write(at("run/udev/data").join(format!("b{number}")), record).unwrap();
-            fs::create_dir_all(at("sys/devices").join(name).join("slaves")).unwrap();
+            if name.contains('/') {
+                fs::write(device.join("partition"), "1\n").unwrap();
+            }
             for slave in *slaves {
-                fs::write(at("sys/devices").join(name).join("slaves").join(slave), "").unwrap();
+                let target = at("sys/devices").join(slave);
+                let name = target.file_name().unwrap();
+                symlink(&target, device.join("slaves").join(name)).unwrap();
             }
             symlink(
                 Path::new("../../devices").join(name),
@@ -343,5 +373,33 @@ mod tests {
             .resolve_below(root.path())
             .unwrap();
         assert_eq!(link, Some(format!("/dev/disk/by-uuid/{UUID}").into()));
+    }
+
+    #[test]
+    fn a_partition_of_a_multipath_map_and_those_of_its_paths_are_one_device() {
+        let record = format!("E:ID_FS_UUID_ENC={UUID}\n");
+        let mut devices = vec![
+            ("8:0", "sda", "", &[][..]),
+            ("8:1", "sda/sda1", &record, &[]),
+            ("8:16", "sdb", "", &[]),
+            ("8:17", "sdb/sdb1", &record, &[]),
+            ("253:0", "dm-0", "", &["sda", "sdb"]),
+            ("253:1", "dm-1", &record, &["dm-0"]),
+        ];
+        let carriers = |devices: &[(&str, &str, &str, &[&str])]| {
+            let root = root(devices);
+            let found = Source::Uuid(UUID.into()).carriers(root.path());
+            list(&found.into_iter().collect::<Vec<_>>())
+        };
+        assert_eq!(carriers(&devices), "/dev/dm-1");
+        // A copy beside the physical volume of a logical volume is a second one.
+        devices[5] = ("253:1", "dm-1", &record, &["sda/sda2"]);
+        devices.push(("8:2", "sda/sda2", "", &[]));
+        devices.remove(4);
+        assert_eq!(carriers(&devices), "/dev/dm-1, /dev/sda1, /dev/sdb1");
+        // Partitions of an array, and of its members, where the array's data begin with the disk.
+        devices[4] = ("259:1", "md0/md0p1", &record, &[]);
+        devices[5] = ("9:0", "md0", "", &["sda", "sdb"]);
+        assert_eq!(carriers(&devices), "/dev/md0p1");
     }
 }

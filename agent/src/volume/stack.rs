@@ -209,13 +209,21 @@ fn below(devices: &[PathBuf], depth: Depth) -> BTreeSet<PathBuf> {
 /// What a sysfs device lies on.
 fn under(device: &Path) -> Vec<PathBuf> {
     // A partition has no slaves of its own: they are the whole device's.
-    if device.join("partition").exists() {
-        let real = fs::canonicalize(device).ok();
-        return real
-            .and_then(|path| path.parent().map(Path::to_owned))
-            .into_iter()
-            .collect();
+    match whole_device(device) {
+        Some(whole) => vec![whole],
+        None => slaves(device),
     }
+}
+
+/// The device that a sysfs device is a partition of.
+pub(super) fn whole_device(device: &Path) -> Option<PathBuf> {
+    let real = fs::canonicalize(device).ok()?;
+    let whole = real.parent()?.to_owned();
+    real.join("partition").exists().then_some(whole)
+}
+
+/// What the kernel made a sysfs device of: the paths of a multipath map, the members of an array.
+pub(super) fn slaves(device: &Path) -> Vec<PathBuf> {
     let slaves = fs::read_dir(device.join("slaves"));
     let slaves = slaves.into_iter().flatten().flatten();
     slaves.map(|slave| slave.path()).collect()
