@@ -188,3 +188,38 @@ fn a_device_that_comes_later_is_waited_for() {
     opening.says("failed to open");
     opening.ends_when_told();
 }
+
+#[test]
+fn a_header_on_a_device_that_comes_later_is_waited_for() {
+    let server = Server::start();
+    let (machine, volume) = bound(&server);
+    machine.write_crypttab("luks,_netdev,nofail,header=/dev/header");
+    let mut opening = Opening::of(&machine);
+    opening.says("waiting for the header's device '/dev/header'");
+    std::os::unix::fs::symlink(volume.path(), machine.path("dev/header")).unwrap();
+    // A header that is somewhere else now is another volume, but it was read.
+    opening.says("the volume is one with a detached header, bound was LUKS2");
+    opening.ends_when_told();
+}
+
+#[test]
+fn a_key_server_that_wants_to_be_left_alone_is_while_another_is_away() {
+    let mut away = Server::start();
+    let slow = Server::start();
+    let machine = Machine::joined(&[&away, &slow]);
+    machine.write_crypttab("luks,_netdev,nofail");
+    let volume = Volume::luks2();
+    machine.plug_in(&volume);
+    let arguments = ["bind", volume.path(), "--key-file", "-"];
+    machine.latchkey(&arguments, PASSPHRASE).succeeded();
+    let deny = ["policy", "web-1/root_crypt", "deny"];
+    slow.admin(&deny).succeeded();
+    away.stop();
+    let mut opening = Opening::of(&machine);
+    opening.says("the key server denied");
+    // The one that is away is tried again until it is there.
+    away.serve();
+    opening.says("failed to open");
+    assert_eq!(slow.log().matches("asked for volume").count(), 1);
+    opening.ends_when_told();
+}

@@ -3,6 +3,7 @@
 //! One request id and one key pair last as long as the program, so that a person approves once. Files, header and
 //! certificates are read anew in each round: the tickets move on meanwhile, and so may the certificate.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use latchkey_protocol::encoding::Bytes;
@@ -13,7 +14,7 @@ use latchkey_protocol::wire::{
 };
 use latchkey_protocol::{BootKeyPair, RequestId, ServerId};
 use sha2::{Digest, Sha256};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::OpeningError;
 use crate::failure::{chain, printable};
@@ -26,9 +27,11 @@ use crate::volume::crypttab::Entry;
 use crate::volume::open::{OpenError, open_automatically};
 use crate::volume::place::Place;
 
-/// Until the device is looked for again.
+/// Until the device is looked for again, and whatever else this machine has to have first.
 const DEVICE_PAUSE: Duration = Duration::from_secs(1);
-/// When no round can end otherwise soon: the volume is not as it was bound, or a key server does not know this machine.
+/// Until what this machine cannot read is read again.
+const READ_PAUSE: Duration = Duration::from_secs(10);
+/// When a key server's next answer is no other soon: the volume is not as it was bound, or this machine is not known there.
 const LONG_PAUSE: Duration = Duration::from_secs(300);
 /// A key server's own pace counts within these limits.
 const PACES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(300)];
@@ -39,12 +42,28 @@ pub struct Asker<'a> {
     entry: &'a Entry,
     keys: BootKeyPair,
     request: RequestId,
+    resting: BTreeMap<ServerId, Resting>,
+}
+
+/// A key server that is not asked for a while.
+struct Resting {
+    until: Instant,
+    /// What it said last.
+    why: String,
+    rest: Rest,
 }
 
 /// What a round came to.
 enum Round {
     Open(String),
     NotBound,
+    /// What is waited for, and how long.
+    Wait(String, Duration),
+}
+
+/// What a key server's answer came to.
+enum Answered {
+    Open(String),
     /// What is waited for, and how long; without a time, as after other failures.
     Wait(String, Option<Duration>),
 }
@@ -67,6 +86,7 @@ impl<'a> Asker<'a> {
             entry,
             keys: BootKeyPair::generate()?,
             request: RequestId::random().map_err(OpeningError::Random)?,
+            resting: BTreeMap::new(),
         })
     }
 
@@ -74,83 +94,120 @@ impl<'a> Asker<'a> {
     ///
     /// # Errors
     /// `NotBound`.
-    pub async fn ask_until_open(&self, say: impl Fn(&str)) -> Result<String, OpeningError> {
-        let mut rest = Rest::of_openings();
+    pub async fn ask_until_open(&mut self, say: impl Fn(&str)) -> Result<String, OpeningError> {
         say("asking the key server");
         loop {
-            let pause = match self.round().await {
+            match self.round().await {
                 Round::Open(how) => return Ok(how),
                 Round::NotBound => return Err(OpeningError::NotBound(self.entry.name.clone())),
                 Round::Wait(why, pause) => {
                     say(&why);
-                    pause.unwrap_or_else(|| rest.next(None))
+                    sleep(pause).await;
                 }
-            };
-            sleep(pause).await;
+            }
         }
     }
 
-    async fn round(&self) -> Round {
+    /// Asks each key server that does not rest.
+    async fn round(&mut self) -> Round {
         let volume = match self.volume() {
             Ok(Some(volume)) => volume,
             Ok(None) => return Round::NotBound,
-            Err((why, pause)) => return Round::Wait(why, Some(pause)),
+            Err((why, pause)) => return Round::Wait(why, pause),
         };
         let servers = match self.files.servers() {
             Ok(servers) => servers,
-            Err(error) => return Round::Wait(chain(&error), None),
+            Err(error) => return Round::Wait(chain(&error), READ_PAUSE),
         };
-        let mut said = Vec::new();
-        let mut pauses: Vec<Option<Duration>> = Vec::new();
+        let mut waits = Vec::new();
         for joined in servers {
             let opened = joined
                 .map_err(|error| chain(&error))
                 .and_then(|joined| KeyServer::open(&joined, Role::Host).map_err(|e| chain(&e)));
-            let answer = match opened {
-                Ok(server) => {
-                    let id = server.settings.id;
-                    let Some(envelope) = volume.token.envelope_of(id) else {
-                        continue;
-                    };
-                    self.ask(&server, &volume, envelope).await
+            let server = match opened {
+                Ok(server) => server,
+                Err(why) => {
+                    waits.push((why, READ_PAUSE));
+                    continue;
                 }
-                Err(why) => Round::Wait(why, None),
             };
-            match answer {
-                Round::Wait(why, wanted) => {
-                    said.push(why);
-                    pauses.push(wanted);
-                }
-                ended => return ended,
+            let id = server.settings.id;
+            let Some(envelope) = volume.token.envelope_of(id) else {
+                continue;
+            };
+            if let Some(wait) = self.rest_of(id) {
+                waits.push(wait);
+                continue;
+            }
+            match self.ask(&server, &volume, envelope).await {
+                Answered::Open(how) => return Round::Open(how),
+                Answered::Wait(why, pause) => waits.push(self.let_rest(id, why, pause)),
             }
         }
-        if said.is_empty() {
-            said.push("this machine has joined none of the key servers it is bound to".to_owned());
+        if waits.is_empty() {
+            let why = "this machine has joined none of the key servers it is bound to";
+            waits.push((why.to_owned(), READ_PAUSE));
         }
-        // One that is away is tried again soon, whatever the others say.
-        let together: Option<Vec<Duration>> = pauses.into_iter().collect();
+        let (said, pauses): (Vec<_>, Vec<_>) = waits.into_iter().unzip();
         Round::Wait(
             said.join("; "),
-            together.and_then(|all| all.into_iter().min()),
+            pauses.into_iter().min().unwrap_or(READ_PAUSE),
         )
+    }
+
+    /// What a key server said last, and how long it is still not asked.
+    fn rest_of(&self, server: ServerId) -> Option<(String, Duration)> {
+        let resting = self.resting.get(&server)?;
+        let left = resting.until.checked_duration_since(Instant::now())?;
+        (!left.is_zero()).then(|| (resting.why.clone(), left))
+    }
+
+    /// Asks a key server again after `pause`, or, without one, as after other failures.
+    fn let_rest(
+        &mut self,
+        server: ServerId,
+        why: String,
+        pause: Option<Duration>,
+    ) -> (String, Duration) {
+        let rest = self.resting.remove(&server).map(|resting| resting.rest);
+        let mut rest = rest.unwrap_or_else(Rest::of_openings);
+        let pause = pause.unwrap_or_else(|| rest.next(None));
+        let resting = Resting {
+            until: Instant::now() + pause,
+            why: why.clone(),
+            rest,
+        };
+        self.resting.insert(server, resting);
+        (why, pause)
     }
 
     /// The volume as it is now; `None` if it is not bound.
     fn volume(&self) -> Result<Option<Volume>, (String, Duration)> {
-        let Entry { name, source, .. } = self.entry;
+        let Entry {
+            name,
+            source,
+            options,
+            ..
+        } = self.entry;
         let place = Place::of_entry(self.entry, self.files);
-        let place = place.map_err(|error| (chain(&error), LONG_PAUSE))?;
+        let place = place.map_err(|error| (chain(&error), READ_PAUSE))?;
         let place =
             place.ok_or_else(|| (format!("waiting for the device '{source}'"), DEVICE_PAUSE))?;
+        if let Some(header) = options.header_device()
+            && !self.files.path(&header.to_string_lossy()).exists()
+        {
+            let why = format!("waiting for the header's device '{}'", header.display());
+            return Err((why, DEVICE_PAUSE));
+        }
         let found = binding::find(self.files, name, &place);
-        let found = found.map_err(|error| (chain(&error), LONG_PAUSE))?;
+        let found = found.map_err(|error| (chain(&error), READ_PAUSE))?;
         let Some(first) = found.into_iter().next() else {
             return Ok(None);
         };
         let unreadable = |error| format!("{} cannot be read: {error}", first.at);
         let token = first
             .token
-            .map_err(|error| (unreadable(error), LONG_PAUSE))?;
+            .map_err(|error| (unreadable(error), READ_PAUSE))?;
         let shown = shown(&place, &token);
         Ok(Some(Volume {
             place,
@@ -159,7 +216,7 @@ impl<'a> Asker<'a> {
         }))
     }
 
-    async fn ask(&self, server: &KeyServer, volume: &Volume, envelope: &Envelope) -> Round {
+    async fn ask(&self, server: &KeyServer, volume: &Volume, envelope: &Envelope) -> Answered {
         let id = server.settings.id;
         let request = self.request(id, volume, envelope.generation);
         let asked = server.ask(async |client, address| client.open(address, &request).await);
@@ -167,17 +224,17 @@ impl<'a> Asker<'a> {
             Ok(answer) => answer,
             Err(Unreachable::Final(error)) => {
                 let why = format!("the key server denied: {}", error.fault);
-                return Round::Wait(why, Some(LONG_PAUSE));
+                return Answered::Wait(why, Some(LONG_PAUSE));
             }
             Err(error) => {
                 let asked = error.retry_after();
                 let why = format!("no key server answers, trying on: {}", chain(&error));
-                return Round::Wait(why, asked.map(|asked| asked.clamp(PACES[0], PACES[1])));
+                return Answered::Wait(why, asked.map(|asked| asked.clamp(PACES[0], PACES[1])));
             }
         };
         let wait = |why: String, seconds: u32| {
             let pace = Duration::from_secs(seconds.into()).clamp(PACES[0], PACES[1]);
-            Round::Wait(why, Some(pace))
+            Answered::Wait(why, Some(pace))
         };
         // The client has checked that it is about this volume.
         match answer.verdicts.into_iter().next().map(|one| one.verdict) {
@@ -192,7 +249,7 @@ impl<'a> Asker<'a> {
                 };
                 let share = match self.keys.open(&sealed, context) {
                     Ok(share) => share,
-                    Err(error) => return Round::Wait(chain(&error), Some(LONG_PAUSE)),
+                    Err(error) => return Answered::Wait(chain(&error), Some(LONG_PAUSE)),
                 };
                 let released = Released {
                     share: &share,
@@ -201,18 +258,18 @@ impl<'a> Asker<'a> {
                 };
                 let secret = match volume.token.open(envelope, released) {
                     Ok(secret) => secret,
-                    Err(error) => return Round::Wait(chain(&error), Some(LONG_PAUSE)),
+                    Err(error) => return Answered::Wait(chain(&error), Some(LONG_PAUSE)),
                 };
                 let Volume { place, token, .. } = volume;
                 match open_automatically(self.entry, place, token, &secret) {
-                    Ok(_) => Round::Open(format!("open: key server {} released it", id.short())),
-                    Err(OpenError::AlreadyOpen(_)) => Round::Open("open".to_owned()),
+                    Ok(_) => Answered::Open(format!("open: key server {} released it", id.short())),
+                    Err(OpenError::AlreadyOpen(_)) => Answered::Open("open".to_owned()),
                     // Whoever has the name may give it back.
-                    Err(error @ OpenError::NameTaken { .. }) => Round::Wait(chain(&error), None),
-                    Err(error) => Round::Wait(chain(&error), Some(LONG_PAUSE)),
+                    Err(error @ OpenError::NameTaken { .. }) => Answered::Wait(chain(&error), None),
+                    Err(error) => Answered::Wait(chain(&error), Some(LONG_PAUSE)),
                 }
             }
-            Some(Verdict::Released { generation, .. }) => Round::Wait(
+            Some(Verdict::Released { generation, .. }) => Answered::Wait(
                 format!(
                     "the key server released generation {generation}, the envelope needs {}",
                     envelope.generation
@@ -245,11 +302,11 @@ impl<'a> Asker<'a> {
                 format!("the key server denied: {}", printable(reason.as_str())),
                 retry_after,
             ),
-            Some(Verdict::Destroyed) => Round::Wait(
+            Some(Verdict::Destroyed) => Answered::Wait(
                 "the key server destroyed the share for good".to_owned(),
                 Some(LONG_PAUSE),
             ),
-            None => Round::Wait("the key server gave no verdict".to_owned(), None),
+            None => Answered::Wait("the key server gave no verdict".to_owned(), None),
         }
     }
 

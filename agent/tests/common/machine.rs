@@ -181,7 +181,7 @@ impl Server {
         self.dir.path().join("data")
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 }
