@@ -80,7 +80,7 @@ install() {
 latchkey_add_volumes() {
     local table="${dracutsysrootdir-}/etc/crypttab" name device key options
     [[ $hostonly && -f $table ]] || return 0
-    while read -r name device key options || [[ $name ]]; do
+    while read -r name device key options _ || [[ $name ]]; do # a comment may follow
         [[ $name && $name != \#* && ,$options, == *,x-initrd.attach,* ]] || continue
         awk -v name="$name" '$1 == name { found = 1 } END { exit !found }' "$initdir/etc/crypttab" 2>/dev/null ||
             echo "$name $device $key $options" >>"$initdir/etc/crypttab"
