@@ -106,7 +106,7 @@ pub fn run(files: &Files, settings: &Settings) -> Result<Outcome, UnlockError> {
         (None, Ok(credentials)) => (None, Some(credentials)),
     };
     let plan = Plan {
-        volumes: entries.iter().map(planned).collect(),
+        volumes: planned(&entries, &optional::names(files)),
         servers: credentials
             .as_ref()
             .map(planned_servers)
@@ -155,12 +155,13 @@ fn volumes(
     Ok(entries)
 }
 
-fn planned(entry: &Entry) -> PlannedVolume {
-    PlannedVolume {
+fn planned(entries: &[Entry], optional: &[String]) -> Vec<PlannedVolume> {
+    let planned = |entry: &Entry| PlannedVolume {
         name: entry.name.clone(),
-        optional: entry.options.nofail,
+        optional: entry.options.nofail && optional.contains(&entry.name),
         prompt_limit: prompt::limit(&entry.options),
-    }
+    };
+    entries.iter().map(planned).collect()
 }
 
 /// The key servers as the flow knows them.

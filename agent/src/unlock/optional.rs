@@ -1,5 +1,7 @@
 //! Bound volumes that the boot goes on without.
 //!
+//! The image says which: `nofail` in crypttab is not enough for it (`latchkey image-optional`). With other frameworks that is all.
+//!
 //! initramfs-tools knows no `nofail`: it would prompt for such a volume, and a machine with nobody at its console would
 //! stand there, with its root open. So what is not open when the agent has done its part is taken out of the initramfs'
 //! own crypttab. The running system may still open it, by crypttab(5) of the root.
@@ -14,19 +16,22 @@ use crate::flow::Outcome;
 use crate::volume::crypttab;
 use crate::volume::mapping;
 
-/// In the image: the names of the bound volumes with `nofail` that neither root nor `/usr` lies on, by lines.
+/// In the image: their names, by lines.
 const LIST: &str = "/etc/latchkey/optional";
+
+/// Their names; none if the image does not say.
+pub fn names(files: &Files) -> Vec<String> {
+    let list = fs::read_to_string(files.path(LIST)).unwrap_or_default();
+    list.lines().map(str::to_owned).collect()
+}
 
 /// Takes the optional volumes that are not open away from the native unlocker; none where the agent did not come to its end.
 pub fn leave(files: &Files, outcome: Outcome) {
     if matches!(outcome, Outcome::Stopped | Outcome::NativePrompt) {
         return;
     }
-    let optional = fs::read_to_string(files.path(LIST)).unwrap_or_default();
-    let closed: Vec<&str> = optional
-        .lines()
-        .filter(|name| !mapping::name_is_taken(name))
-        .collect();
+    let mut closed = names(files);
+    closed.retain(|name| !mapping::name_is_taken(name));
     match take_out(&files.path(INITRAMFS_TOOLS_CRYPTTAB), &closed) {
         Ok(taken) => {
             for name in taken {
@@ -40,7 +45,7 @@ pub fn leave(files: &Files, outcome: Outcome) {
 }
 
 /// Takes the lines of `names` out of the crypttab at `path`, all at once; returns the names of those that were there.
-fn take_out(path: &Path, names: &[&str]) -> io::Result<Vec<String>> {
+fn take_out(path: &Path, names: &[String]) -> io::Result<Vec<String>> {
     let table = match fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         read => read?,
@@ -49,7 +54,7 @@ fn take_out(path: &Path, names: &[&str]) -> io::Result<Vec<String>> {
     let mut kept = String::new();
     for line in table.split_inclusive('\n') {
         match crypttab::parse(line).pop() {
-            Some(Ok(entry)) if names.contains(&entry.name.as_str()) => taken.push(entry.name),
+            Some(Ok(entry)) if names.contains(&entry.name) => taken.push(entry.name),
             _ => kept += line,
         }
     }
@@ -106,6 +111,9 @@ mod tests {
     fn another_framework_has_no_such_file() {
         let root = tempfile::tempdir().unwrap();
         let absent = root.path().join("cryptroot/crypttab");
-        assert_eq!(take_out(&absent, &["a"]).unwrap(), Vec::<String>::new());
+        assert_eq!(
+            take_out(&absent, &["a".to_owned()]).unwrap(),
+            Vec::<String>::new()
+        );
     }
 }
