@@ -103,6 +103,7 @@ HOOKS   := $(DESTDIR)/etc/initramfs-tools/hooks
 DRACUT  := $(DESTDIR)/usr/lib/dracut/modules.d
 IMAGE   := $(DESTDIR)$(PREFIX)/lib/latchkey
 UNITS   := $(DESTDIR)$(PREFIX)/lib/systemd/system
+MAKERS  := $(DESTDIR)$(PREFIX)/lib/systemd/system-generators
 USERS   := $(DESTDIR)$(PREFIX)/lib/sysusers.d
 MAN     := $(DESTDIR)$(PREFIX)/share/man
 DOC     := $(DESTDIR)$(PREFIX)/share/doc/latchkey
@@ -112,7 +113,8 @@ hooks         := $(patsubst initramfs-tools-hook/%,%,$(shell find \
 admin_hooks   := $(notdir $(wildcard initramfs-tools-hook/etc-hooks/*))
 image_parts   := $(notdir $(wildcard image/*))
 modules       := $(patsubst dracut-module/%,%,$(shell find dracut-module/90latchkey -type f))
-units         := $(shell find systemd \( -type f -o -type l \) ! -name '*.md' ! -path '*/sysusers.d/*' -printf '%P\n' 2>/dev/null)
+units         := $(shell find systemd \( -type f -o -type l \) ! -name '*.md' ! -path '*/sysusers.d/*' ! -path '*/system-generators/*' -printf '%P\n' 2>/dev/null)
+generators    := $(notdir $(wildcard systemd/system-generators/*))
 users         := $(notdir $(wildcard systemd/sysusers.d/*.conf))
 pages         := $(notdir $(wildcard docs/man/*.[1-9]))
 papers        := $(wildcard LICENSE LICENSE-* README.md CHANGELOG.md)
@@ -121,7 +123,7 @@ installed     := \
 	$(addprefix $(TOOLS)/,$(hooks)) \
 	$(addprefix $(HOOKS)/,$(admin_hooks)) $(addprefix $(DRACUT)/,$(modules)) \
 	$(addprefix $(IMAGE)/,$(image_parts)) \
-	$(addprefix $(UNITS)/,$(units)) $(addprefix $(USERS)/,$(users)) \
+	$(addprefix $(UNITS)/,$(units)) $(addprefix $(MAKERS)/,$(generators)) $(addprefix $(USERS)/,$(users)) \
 	$(foreach page,$(pages),$(MAN)/man$(subst .,,$(suffix $(page)))/$(page)) \
 	$(addprefix $(DOC)/,$(papers))
 
@@ -141,6 +143,7 @@ install: $(if $(and $(wildcard dist/latchkey),$(wildcard dist/latchkeyd)),,dist)
 	for file in $(modules); do $(call place,dracut-module/$$file,$(DRACUT)/$$file); done
 	for file in $(image_parts); do $(call place,image/$$file,$(IMAGE)/$$file); done
 	for file in $(units); do $(call place,systemd/$$file,$(UNITS)/$$file); done
+	for file in $(generators); do $(call place,systemd/system-generators/$$file,$(MAKERS)/$$file); done
 	for file in $(users); do install -D -m 644 systemd/sysusers.d/$$file $(USERS)/$$file; done
 	for page in $(pages); do install -D -m 644 docs/man/$$page $(MAN)/man$${page##*.}/$$page; done
 	for file in $(papers); do install -D -m 644 $$file $(DOC)/$$file; done

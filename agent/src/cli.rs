@@ -244,6 +244,7 @@ fn dispatch_boot(command: Command, files: &Files) -> Result<ExitCode, Failure> {
         }
         Command::Withdraw => withdraw::run(files)?,
         Command::Generate { folder } => generator::run(files, &folder)?,
+        Command::GenerateData { folder } => opening::generator::run(files, &folder)?,
         Command::Finish { mount_point } => {
             let from_environment = || std::env::var_os("rootmnt").map(PathBuf::from);
             let mount_point = mount_point

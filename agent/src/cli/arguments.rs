@@ -239,6 +239,12 @@ pub enum Command {
         /// The folder for them
         folder: PathBuf,
     },
+    /// Leave to systemd the data volumes that the boot needs early: links in this folder, as systemd.generator(7) says
+    #[command(hide = true)]
+    GenerateData {
+        /// The folder for them
+        folder: PathBuf,
+    },
     /// Clean up, and make sure that root lies on a volume that was opened
     #[command(hide = true)]
     Finish {

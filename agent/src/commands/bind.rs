@@ -111,7 +111,7 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
     let opened_in = OpenedIn::of(&entry, files.root());
     match opened_in {
         OpenedIn::Initramfs => warn_unless_opened(&entry, new.framework),
-        OpenedIn::RunningSystem => warn_of_mounts(files, &entry),
+        OpenedIn::RunningSystem => warn_of_mounts(files, &entry, new.framework),
     }
     check_unbound(files, &target, &servers)?;
     let given = Given {
@@ -237,12 +237,20 @@ fn warn_unless_opened(entry: &Entry, framework: Framework) {
 }
 
 /// Nothing that the boot needs may lie on a volume that opens when the boot is over.
-fn warn_of_mounts(files: &Files, entry: &Entry) {
-    for mount_point in fstab::held_up(files, &entry.name) {
+fn warn_of_mounts(files: &Files, entry: &Entry, framework: Framework) {
+    let name = &entry.name;
+    for line in fstab::held_up(files, name) {
         log::warn!(
-            "'{mount_point}' lies on '{}', and the boot would wait for it in vain\n\
-             write '_netdev,nofail' among its options in fstab",
-            entry.name
+            "{}\nif services alone need it, write '_netdev,nofail' among its options in fstab; otherwise have the initramfs \
+             open the volume: '{}' in place of '_netdev' in crypttab",
+            fstab::too_late(&line, name),
+            framework.word()
+        );
+    }
+    for line in fstab::unclear(files, name) {
+        log::warn!(
+            "the device of {line} in fstab is not there now: if it lies on '{name}', write '_netdev,nofail' among its options \
+             there, or the boot would wait for it in vain"
         );
     }
 }

@@ -11,6 +11,7 @@ use super::rotate::journal::Rotation;
 use super::target::{Target, formatted_by, read_crypttab};
 use crate::failure::chain;
 use crate::files::{Files, FilesError};
+use crate::opening::fstab;
 use crate::volume::binding;
 use crate::volume::crypttab::{Entry, Key};
 use crate::volume::envelopes;
@@ -161,13 +162,18 @@ fn volume(files: &Files, entry: &Entry, joined: &[ServerId]) -> Listed {
         }
     };
     let uuid = target.as_ref().map(|target| target.uuid.clone());
+    let opened_in = OpenedIn::of(entry, files.root());
+    if opened_in == OpenedIn::RunningSystem && matches!(binding, Binding::Bound { .. }) {
+        let early = fstab::held_up(files, &entry.name);
+        problems.extend(early.iter().map(|line| fstab::too_late(line, &entry.name)));
+    }
     let rotating = target
         .as_ref()
         .is_some_and(|target| !matches!(Rotation::load(files, target), Ok(None)));
     Listed {
         name: entry.name.clone(),
         source: entry.source.to_string(),
-        opened_in: OpenedIn::of(entry, files.root()),
+        opened_in,
         open: crate::volume::mapping::name_is_taken(&entry.name),
         kind: target.map(|target| target.kind.name()),
         uuid: uuid.filter(|uuid| !uuid.is_empty()),

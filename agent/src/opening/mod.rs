@@ -12,6 +12,7 @@
 mod asking;
 mod followers;
 pub(crate) mod fstab;
+pub(crate) mod generator;
 mod typing;
 
 use std::cell::RefCell;
@@ -20,7 +21,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use latchkey_protocol::release::ReleaseError;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::yield_now;
 use tokio::time::{Instant, interval, sleep_until};
 
 use crate::commands::target::read_crypttab;
@@ -211,16 +213,16 @@ impl Opener<'_> {
         let mut look = interval(LOOK);
         let mut is_ready = false;
         let mut typing = Typing::new(self.files, self.entry);
-        let asker = Asker::new(self.files, self.entry)?;
+        let mut asker = Asker::new(self.files, self.entry)?;
         let mut asking = Box::pin(asker.ask_until_open(|line| self.say(line)));
-        loop {
+        let how = loop {
             tokio::select! {
-                opened = &mut asking => return opened.map(Ended::Open),
+                opened = &mut asking => break opened?,
                 typed = typing.answer() => if let Some(how) = typing.try_answer(typed) {
-                    return Ok(Ended::Open(how));
+                    break how;
                 },
                 _ = look.tick() => if self.is_open() {
-                    return Ok(Ended::Open("open".to_owned()));
+                    break "open".to_owned();
                 },
                 () = sleep_until(begin + GRACE), if !is_ready => {
                     is_ready = true;
@@ -230,7 +232,15 @@ impl Opener<'_> {
                 _ = terminate.recv() => return Ok(Ended::Stopped),
                 _ = interrupt.recv() => return Ok(Ended::Stopped),
             }
+        };
+        if has_come(&mut terminate).await || has_come(&mut interrupt).await {
+            // `ExecStop=` found nothing to close yet.
+            if let Err(error) = close(&self.entry.name) {
+                log::warn!("{}", chain(&error));
+            }
+            return Ok(Ended::Stopped);
         }
+        Ok(Ended::Open(how))
     }
 
     /// Whether somebody else opened the volume.
@@ -251,9 +261,30 @@ impl Opener<'_> {
     }
 }
 
+/// Whether a signal came while the thread was busy, as it is with a keyslot.
+async fn has_come(signal: &mut Signal) -> bool {
+    yield_now().await; // the runtime takes note of it
+    tokio::select! {
+        biased;
+        _ = signal.recv() => true,
+        () = std::future::ready(()) => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_signal_that_came_while_the_thread_was_busy_is_seen() {
+        let seen = block_on(async {
+            let mut signal = signal(SignalKind::user_defined1()).unwrap();
+            let before = has_come(&mut signal).await;
+            nix::sys::signal::raise(nix::sys::signal::Signal::SIGUSR1).unwrap();
+            (before, has_come(&mut signal).await)
+        });
+        assert_eq!(seen.unwrap(), (false, true));
+    }
 
     fn machine(crypttab: &str) -> (tempfile::TempDir, Files) {
         let root = tempfile::tempdir().unwrap();
