@@ -79,6 +79,9 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), RotateError> {
             server: server.short(),
         });
     }
+    if let Some(header) = target.place.luks_header() {
+        keyslots::free_keyslot(header)?; // without one no key server need make a share
+    }
     let opener = Opener::find(&target, &token, &servers, arguments.key_file.as_deref())?;
     let proved = matches!(opener, Opener::Secret(_));
     let mut rotation = Rotation::new(&target, &token, proved)?;

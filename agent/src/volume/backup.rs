@@ -5,8 +5,9 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::context::{self, CryptError};
+use super::context::CryptError;
 use super::header::{HeaderCopy, HeaderError};
+use super::keyslots::AnyHeader;
 use super::luks1::Luks1Copy;
 
 /// There is no backup that could be relied on.
@@ -57,7 +58,8 @@ pub fn backup_header(device: &Path, file: &Path) -> Result<(), BackupError> {
     if fs::symlink_metadata(file).is_ok() {
         return Err(BackupError::Exists(file.to_owned()));
     }
-    let result = write(device, file)
+    let header = AnyHeader::read_whole(device)?;
+    let result = write(&header, device, file)
         .and_then(|()| sync(file))
         .and_then(|()| compare(device, file));
     if result.is_err()
@@ -70,13 +72,13 @@ pub fn backup_header(device: &Path, file: &Path) -> Result<(), BackupError> {
 }
 
 /// libcryptsetup makes the file, with O_EXCL and readable by the owner only.
-fn write(device: &Path, file: &Path) -> Result<(), BackupError> {
+fn write(header: &AnyHeader, device: &Path, file: &Path) -> Result<(), BackupError> {
     let failed = |source| BackupError::Crypt {
         device: device.to_owned(),
         file: file.to_owned(),
         source,
     };
-    let mut context = context::luks(device).map_err(failed)?;
+    let mut context = header.writer(device).map_err(failed)?;
     context
         .backup_handle()
         .header_backup(None, file)

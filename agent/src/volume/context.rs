@@ -86,20 +86,6 @@ pub(crate) fn luks2(device: &Path) -> Result<CryptDevice, CryptError> {
     Ok(context)
 }
 
-/// A loaded context for the LUKS header of either kind on `device`.
-pub(crate) fn luks(device: &Path) -> Result<CryptDevice, CryptError> {
-    let mut context = attached(device)?;
-    context
-        .context_handle()
-        .load::<()>(Some(EncryptionFormat::Luks2), None)
-        .or_else(|_| {
-            context
-                .context_handle()
-                .load::<()>(Some(EncryptionFormat::Luks1), None)
-        })?;
-    Ok(context)
-}
-
 /// The UUID in a loaded header, lower case with hyphens.
 pub(crate) fn uuid(context: &mut CryptDevice) -> Result<String, CryptError> {
     Ok(context.status_handle().get_uuid()?.to_string())

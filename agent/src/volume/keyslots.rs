@@ -130,7 +130,7 @@ pub enum KeyslotError {
 }
 
 /// A copy of either kind of LUKS header.
-enum AnyHeader {
+pub(super) enum AnyHeader {
     Luks2(HeaderCopy),
     Luks1(Luks1Copy),
 }
@@ -143,6 +143,16 @@ impl AnyHeader {
         }
     }
 
+    /// As [`AnyHeader::read`], but refuses a device that is not to be written to: of a LUKS2 header the second copy may be
+    /// all that is left.
+    pub(super) fn read_whole(device: &Path) -> Result<Self, HeaderError> {
+        let header = Self::read(device)?;
+        if let Self::Luks2(_) = header {
+            header::require_primary(device)?;
+        }
+        Ok(header)
+    }
+
     fn format(&self) -> EncryptionFormat {
         match self {
             Self::Luks2(_) => EncryptionFormat::Luks2,
@@ -150,16 +160,8 @@ impl AnyHeader {
         }
     }
 
-    /// Refuses to write where only the second copy of a LUKS2 header is left.
-    fn require_whole(&self, device: &Path) -> Result<(), HeaderError> {
-        match self {
-            Self::Luks2(_) => header::require_primary(device),
-            Self::Luks1(_) => Ok(()),
-        }
-    }
-
-    /// A context that changes what is on `device`.
-    fn writer(&self, device: &Path) -> Result<CryptDevice, CryptError> {
+    /// A context on `device` itself, where loading it may write already.
+    pub(super) fn writer(&self, device: &Path) -> Result<CryptDevice, CryptError> {
         let mut context = context::attached(device)?;
         context::load(&mut context, self.format())?;
         Ok(context)
@@ -223,9 +225,9 @@ pub fn prove_other_keyslot(
 /// The keyslot that [`add_keyslot`] may use, so that the caller can write it down before it comes to be.
 ///
 /// # Errors
-/// `NoFreeKeyslot`, `Header`.
+/// `NoFreeKeyslot`; `Header`, also if nothing may be written to it.
 pub fn free_keyslot(device: &Path) -> Result<u32, KeyslotError> {
-    let free = match AnyHeader::read(device)? {
+    let free = match AnyHeader::read_whole(device)? {
         AnyHeader::Luks2(header) => {
             let taken = &header.json()["keyslots"];
             (0..KEYSLOTS_LIMIT)
@@ -364,8 +366,7 @@ fn add(
         slot,
         source,
     };
-    let header = AnyHeader::read(device)?;
-    header.require_whole(device)?;
+    let header = AnyHeader::read_whole(device)?;
     let mut context = header.writer(device).map_err(failed)?;
     if list(device)?.iter().any(|keyslot| keyslot.slot == slot) {
         return Err(KeyslotError::NoFreeKeyslot(device.to_owned()));
@@ -416,8 +417,7 @@ pub fn destroy_keyslot(
         slot,
         source,
     };
-    let header = AnyHeader::read(device)?;
-    header.require_whole(device)?;
+    let header = AnyHeader::read_whole(device)?;
     let mut context = header.writer(device).map_err(failed)?;
     context
         .keyslot_handle()
@@ -435,7 +435,7 @@ pub fn check_fit(device: &Path) -> Result<(), KeyslotError> {
         device: device.to_owned(),
         source,
     };
-    match AnyHeader::read(device)? {
+    match AnyHeader::read_whole(device)? {
         AnyHeader::Luks2(header) => gate::check_fit(header.json()),
         AnyHeader::Luks1(header) => luks1::check_fit(header.facts()),
     }

@@ -1,5 +1,6 @@
 //! `bind` and `unbind` where a key server is away, or a header is not as it should be.
 
+use std::os::unix::fs::FileExt;
 use std::process::Command;
 
 use serde_json::json;
@@ -158,4 +159,80 @@ fn the_last_keyslot_stays() {
         .unbind(&volume)
         .failed_saying(&["no keyslot but latchkey's", "luksAddKey"]);
     assert_eq!((volume.count("keyslots"), volume.count("tokens")), (1, 1));
+}
+
+#[test]
+fn what_was_written_over_a_header_is_not_written_over_again() {
+    let server = Server::start();
+    let volume = Volume::luks2();
+    let bound = Volume::luks2();
+    let machine = Machine::joined(&[&server]);
+    machine.bind(&bound).succeeded();
+    let volumes = server.admin(&["volumes", "--json"]).succeeded().out;
+    // Nothing but the path says then which volume it is.
+    let line = |name: &str, volume: &Volume| {
+        let below = machine.path(volume.path().trim_start_matches('/'));
+        std::fs::create_dir_all(below.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(volume.path(), below).unwrap();
+        format!("{name} {} none luks\n", volume.path())
+    };
+    let crypttab = line("volume", &volume) + &line("bound", &bound);
+    std::fs::write(machine.path("etc/crypttab"), crypttab).unwrap();
+    let (whole, whole_bound) = (volume.bytes(), bound.bytes());
+    let array: &[(u64, &[u8])] = &[(4096, b"\xfc\x4e\x2b\xa9\x01\0\0\0")];
+    let physical_volume: &[(u64, &[u8])] =
+        &[(0, &[0; 512]), (512, b"LABELONE"), (0x218, b"LVM2 001")];
+    for foreign in [array, physical_volume] {
+        let (sheet, path) = (machine.path("sheet.txt"), volume.path());
+        let key = ["--key-file", "-"];
+        let write_over = ["--sheet", sheet.to_str().unwrap()];
+        for (volume, whole, arguments, more) in [
+            (
+                &volume,
+                &whole,
+                &["bind", path, "--no-initramfs"][..],
+                &key[..],
+            ),
+            (
+                &volume,
+                &whole,
+                &["recovery-key", path],
+                &[key, write_over].concat(),
+            ),
+            (
+                &bound,
+                &whole_bound,
+                &["rotate", bound.path(), "--no-initramfs"],
+                &key,
+            ),
+            (
+                &bound,
+                &whole_bound,
+                &["unbind", bound.path(), "--no-initramfs"],
+                &[],
+            ),
+        ] {
+            std::fs::write(volume.path(), whole).unwrap();
+            let file = std::fs::File::options().write(true).open(volume.path());
+            for (at, bytes) in foreign {
+                file.as_ref().unwrap().write_all_at(bytes, *at).unwrap();
+            }
+            let before = volume.bytes();
+            machine
+                .latchkey(&[arguments, more].concat(), PASSPHRASE)
+                .failed_saying(&["something else was written over the beginning"]);
+            assert!(volume.bytes() == before, "{arguments:?} wrote to it");
+        }
+        assert!(!sheet.exists());
+    }
+    assert_eq!(
+        machine.state("header-").len(),
+        1,
+        "but of the first binding"
+    );
+    // No key server was asked for anything.
+    assert_eq!(
+        server.admin(&["volumes", "--json"]).succeeded().out,
+        volumes
+    );
 }
