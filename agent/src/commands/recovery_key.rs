@@ -22,6 +22,7 @@ use crate::date;
 use crate::files::{self, Files, FilesError};
 use crate::volume::CryptError;
 use crate::volume::backup::{self, BackupError};
+use crate::volume::envelopes;
 use crate::volume::keyslots::{self, KeyslotError};
 use crate::volume::open::KeyError;
 use crate::volume::place::HeaderPlace;
@@ -139,7 +140,10 @@ fn luks(
     destination: &Destination,
 ) -> Result<(), RecoveryError> {
     let backup = backup_path(files, &target.uuid);
-    let slot = keyslots::free_keyslot(header)?;
+    // After its header was put back, the envelope file of a LUKS1 volume names a keyslot that is free, and 'unbind' would
+    // take it for latchkey's again: LUKS1 has nothing else to tell ours by than that and the cheap key derivation.
+    let named = envelopes::keyslots_of(files, &target.uuid);
+    let slot = keyslots::free_keyslot_except(header, &named)?;
     let key = generate()?;
     let volume = Luks {
         name: &target.name,

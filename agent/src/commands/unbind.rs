@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+use latchkey_protocol::envelope::Token;
+
 use super::initramfs::{self, Rebuild, RebuildError};
 use super::journal::{Journal, JournalledKeyslot, UndoError};
 use super::rotate::RotateError;
@@ -145,7 +147,10 @@ fn check_others(target: &Target, found: &[Found]) -> Result<(), UnbindError> {
     // A LUKS1 header does not say which keyslot is ours.
     let bound = |slot: u32| {
         let tokens = found.iter().filter_map(|found| found.token.as_ref().ok());
-        target.kind == Kind::Luks1 && tokens.into_iter().any(|t| t.bound.keyslot() == Some(slot))
+        target.kind == Kind::Luks1
+            && tokens
+                .into_iter()
+                .any(|t| keyslot_of_file(target, t) == Some(slot))
     };
     let keyslots = keyslots::list(header)?;
     if keyslots.iter().any(|one| !one.ours && !bound(one.slot)) {
@@ -153,6 +158,11 @@ fn check_others(target: &Target, found: &[Found]) -> Result<(), UnbindError> {
     } else {
         Err(UnbindError::NoOther(target.device.clone()))
     }
+}
+
+/// The keyslot that an envelope file names, if the file is of this very volume: another disk may have got its name since.
+fn keyslot_of_file(target: &Target, token: &Token) -> Option<u32> {
+    token.bound.keyslot().filter(|_| token.uuid == target.uuid)
 }
 
 /// What there is to take away for one token or envelope file. Of a token that cannot be read, the keyslots that
@@ -176,7 +186,7 @@ fn journal_of(target: &Target, found: Found) -> Result<Journal, UnbindError> {
         Ok(token) => {
             match found.at {
                 At::Token(_) => slots.retain(|slot| Some(*slot) == token.bound.keyslot()),
-                At::File(_) => slots.extend(token.bound.keyslot()),
+                At::File(_) => slots.extend(keyslot_of_file(target, &token)),
             }
             journal.volume = Some(token.volume);
             journal.servers = token.envelopes.iter().map(|e| e.server).collect();

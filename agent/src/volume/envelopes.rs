@@ -66,11 +66,20 @@ pub fn remove(files: &Files, name: &str) -> Result<(), FilesError> {
 
 /// The name whose envelope file is of the volume with this UUID.
 pub fn name_of(files: &Files, uuid: &str) -> Option<String> {
-    let is_of = |name: &String| {
-        let token = read(files, name).ok().flatten();
-        token.is_some_and(|token| token.is_ok_and(|token| token.uuid == uuid))
-    };
-    names(files).into_iter().find(is_of)
+    of_volume(files, uuid).next().map(|(name, _)| name)
+}
+
+/// The keyslots that envelope files name for the volume with this UUID, whether its header has them or not.
+pub fn keyslots_of(files: &Files, uuid: &str) -> Vec<u32> {
+    let keyslot = |(_, token): (String, Token)| token.bound.keyslot();
+    of_volume(files, uuid).filter_map(keyslot).collect()
+}
+
+fn of_volume(files: &Files, uuid: &str) -> impl Iterator<Item = (String, Token)> {
+    names(files).into_iter().filter_map(move |name| {
+        let token = read(files, &name).ok()??.ok()?;
+        (token.uuid == uuid).then_some((name, token))
+    })
 }
 
 /// The names for which there is an envelope file.

@@ -227,15 +227,24 @@ pub fn prove_other_keyslot(
 /// # Errors
 /// `NoFreeKeyslot`; `Header`, also if nothing may be written to it.
 pub fn free_keyslot(device: &Path) -> Result<u32, KeyslotError> {
+    free_keyslot_except(device, &[])
+}
+
+/// As [`free_keyslot`], none of `not`.
+///
+/// # Errors
+/// As [`free_keyslot`].
+pub fn free_keyslot_except(device: &Path, not: &[u32]) -> Result<u32, KeyslotError> {
     let free = match AnyHeader::read_whole(device)? {
         AnyHeader::Luks2(header) => {
             let taken = &header.json()["keyslots"];
             (0..KEYSLOTS_LIMIT)
-                .find(|slot| taken[slot.to_string()].is_null())
+                .find(|slot| taken[slot.to_string()].is_null() && !not.contains(slot))
                 .filter(|_| has_room(header.json()))
         }
         AnyHeader::Luks1(header) => {
-            (0..luks1::KEYSLOTS).find(|slot| header.facts().keyslot(*slot).is_none())
+            let taken = |slot: &u32| header.facts().keyslot(*slot).is_some();
+            (0..luks1::KEYSLOTS).find(|slot| !taken(slot) && !not.contains(slot))
         }
     };
     free.ok_or_else(|| KeyslotError::NoFreeKeyslot(device.to_owned()))

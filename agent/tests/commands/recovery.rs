@@ -58,6 +58,44 @@ fn a_recovery_key_outlives_a_binding() {
 }
 
 #[test]
+fn the_envelope_file_of_the_disk_before_costs_the_next_one_no_keyslot() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let (before, after) = (luks1(), luks1());
+    machine.bind(&before).succeeded();
+    let other = "1c0ffee0-0d5b-4f3c-9d52-1e1fa2a1c0de";
+    cryptsetup(&["luksUUID", "--batch-mode", "--uuid", other, after.path()]);
+    let line = format!("root_crypt UUID={other} none luks,initramfs\n");
+    std::fs::write(machine.path("etc/crypttab"), line).unwrap();
+    let key = recovery_key(&machine, &after, 1);
+    machine
+        .bind(&after)
+        .failed_saying(&["is of the volume", UUID, "latchkey unbind"]);
+    machine.unbind(&after).succeeded();
+    opens(&after, &key);
+    machine.bind(&after).succeeded();
+    machine.unbind(&after).succeeded();
+    opens(&after, &key);
+    after.opens_with_the_passphrase();
+}
+
+#[test]
+fn a_recovery_key_takes_no_keyslot_that_unbinding_would_take_away() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = luks1();
+    machine.bind(&volume).succeeded();
+    let backup = &machine.state("header-")[0];
+    let restore = ["luksHeaderRestore", "--batch-mode", "--header-backup-file"];
+    cryptsetup(&[&restore[..], &[backup.to_str().unwrap(), volume.path()]].concat());
+    // Keyslot 1 is free again, and the envelope file still names it.
+    let key = recovery_key(&machine, &volume, 2);
+    machine.unbind(&volume).succeeded();
+    opens(&volume, &key);
+    volume.opens_with_the_passphrase();
+}
+
+#[test]
 fn without_a_passphrase_or_a_place_for_the_sheet_nothing_changes() {
     let machine = Machine::new();
     machine.write_crypttab("luks");
@@ -152,6 +190,24 @@ fn formatting<'a>(volume: &'a Volume, opened_by: &[&'a str]) -> Vec<&'a str> {
         "--no-initramfs",
     ];
     [&bind, opened_by].concat()
+}
+
+fn luks1() -> Volume {
+    Volume::format(&["--type", "luks1"])
+}
+
+fn cryptsetup(arguments: &[&str]) {
+    run(Command::new("cryptsetup").args(arguments), "").succeeded();
+}
+
+/// A new recovery key of `volume`, in keyslot `slot`.
+#[track_caller]
+fn recovery_key(machine: &Machine, volume: &Volume, slot: u32) -> String {
+    let arguments = ["recovery-key", volume.path(), "--key-file", "-"];
+    let said = machine.latchkey(&arguments, PASSPHRASE).succeeded();
+    let made = format!("keyslot {slot} opens with the recovery key");
+    assert!(said.err.contains(&made), "{}", said.err);
+    key_of(&said.out)
 }
 
 /// The line after "Recovery key".
