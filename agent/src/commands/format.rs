@@ -60,7 +60,8 @@ pub fn run(
         // Nobody types for nothing, nor keeps the device from others meanwhile: it is looked at again.
         drop(empty);
         let passphrase = passphrase(&device, key_file)?;
-        New::on(Empty::find(&device)?)?.add_passphrase(&passphrase)?;
+        let volume = New::on(Empty::find(&device)?)?.add_passphrase(&passphrase)?;
+        volume.write()?;
         log::info!("made a LUKS2 volume on '{}'", device.display());
         return Ok(passphrase);
     };
@@ -77,9 +78,9 @@ pub fn run(
         slot: 0,
     }
     .sheet(&key);
-    sheet.before(destination, || {
-        volume.add_passphrase(&key).map_err(NewVolumeError::from)
-    })?;
+    // As long as that takes, an interruption leaves neither a sheet nor anything on the device.
+    let volume = volume.add_passphrase(&key)?;
+    sheet.before(destination, || volume.write().map_err(NewVolumeError::from))?;
     log::info!("made a LUKS2 volume on '{}'", device.display());
     destination.remind();
     Ok(key)

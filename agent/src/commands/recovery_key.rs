@@ -27,6 +27,7 @@ use crate::volume::keyslots::{self, KeyslotError};
 use crate::volume::open::KeyError;
 use crate::volume::place::HeaderPlace;
 use crate::volume::plain::Settings;
+use crate::volume::typed;
 pub use key::generate;
 pub use sheet::{Destination, SheetError};
 use sheet::{Sheet, Step, quoted};
@@ -159,8 +160,10 @@ fn luks(
     let sheet = volume.sheet(&key);
     files::make_dir(&files.state())?;
     backup::backup_header(header, &backup)?;
+    // What takes seconds comes before the sheet, which an interruption would leave with a key that opens nothing.
+    let volume_key = typed::volume_key(header, passphrase).map_err(KeyslotError::from)?;
     sheet.before(destination, || {
-        keyslots::add_recovery_keyslot(header, slot, passphrase, &key).map_err(RecoveryError::from)
+        keyslots::add_recovery_keyslot(header, slot, &volume_key, &key).map_err(RecoveryError::from)
     })?;
     log::info!("keyslot {slot} opens with the recovery key; the other keyslots are unchanged");
     log::info!("the header from before is in '{}'", backup.display());

@@ -88,7 +88,7 @@ pub fn make_dir(path: &Path) -> Result<(), FilesError> {
         })
 }
 
-/// Writes a file that must not exist yet, 0600, and syncs it.
+/// Writes a file that must not exist yet, 0600, and syncs it. A failure leaves none.
 ///
 /// # Errors
 /// `Write`.
@@ -185,13 +185,22 @@ fn create(path: &Path, content: &[u8]) -> io::Result<()> {
         .create_new(true)
         .mode(FILE_MODE)
         .open(path)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    sync_dir_of(path)
+    let written = file
+        .write_all(content)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| sync_dir_of(path));
+    // Nobody is to take it for what it was to be.
+    if written.is_err()
+        && let Err(error) = fs::remove_file(path)
+    {
+        log::warn!("failed to remove '{}': {error}", path.display());
+    }
+    written
 }
 
 fn sync_dir_of(path: &Path) -> io::Result<()> {
     match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => File::open(".")?.sync_all(),
         Some(parent) => File::open(parent)?.sync_all(),
         None => Ok(()),
     }
@@ -200,6 +209,8 @@ fn sync_dir_of(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+
+    use nix::unistd::{Uid, setfsuid};
 
     use super::*;
 
@@ -220,6 +231,25 @@ mod tests {
         remove(&path).unwrap();
         remove(&path).unwrap();
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_made_durable_is_not_left() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("sheet");
+        // It can be written to, but not be opened to be synced, by anybody but root.
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o333)).unwrap();
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                setfsuid(Uid::from_raw(65534)); // of this thread alone
+                assert!(write_new(&path, b"a key").is_err());
+            });
+        });
+        assert!(!path.exists());
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        write_new(&path, b"somebody's").unwrap();
+        assert!(write_new(&path, b"a key").is_err());
+        assert_eq!(read(&path).unwrap(), b"somebody's");
     }
 
     #[test]

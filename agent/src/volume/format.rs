@@ -127,6 +127,15 @@ pub struct New {
     pub uuid: String,
 }
 
+/// A volume that a passphrase opens as soon as it is written to its device.
+pub struct Openable {
+    device: Empty,
+    copy: File,
+    /// Its header while it is not finished, and then.
+    marked: Vec<u8>,
+    finished: Vec<u8>,
+}
+
 impl New {
     /// Makes a LUKS2 header with a new volume key for `device`.
     ///
@@ -180,12 +189,12 @@ impl New {
         })
     }
 
-    /// Gives it its first keyslot, 0, with the key derivation that libcryptsetup thinks right for this machine, and writes it
-    /// to the device. Wherever that is interrupted, the keyslot opens or [`Empty::find`] finds the device empty.
+    /// Gives it its first keyslot, 0, with the key derivation that libcryptsetup thinks right for this machine, which takes
+    /// seconds. The device is still as it was.
     ///
     /// # Errors
     /// `Crypt`, `Write`.
-    pub fn add_passphrase(mut self, passphrase: &SecretBytes) -> Result<(), FormatError> {
+    pub fn add_passphrase(mut self, passphrase: &SecretBytes) -> Result<Openable, FormatError> {
         let device = self.device.path.clone();
         let failed = |source| FormatError::Write {
             device: device.clone(),
@@ -208,7 +217,12 @@ impl New {
             source: error.into(),
         })?;
         let finished = self.header().map_err(failed)?;
-        self.write(&marked, &finished).map_err(failed)
+        Ok(Openable {
+            device: self.device,
+            copy: self.copy,
+            marked,
+            finished,
+        })
     }
 
     /// Both copies of it.
@@ -217,20 +231,34 @@ impl New {
         self.copy.read_exact_at(&mut bytes, 0)?;
         Ok(bytes)
     }
+}
+
+impl Openable {
+    /// Writes it to the device and lets go of it. Wherever that is interrupted, the keyslot opens or [`Empty::find`] finds the
+    /// device empty.
+    ///
+    /// # Errors
+    /// `Write`.
+    pub fn write(self) -> Result<(), FormatError> {
+        self.write_in_steps().map_err(|source| FormatError::Write {
+            device: self.device.path.clone(),
+            source,
+        })
+    }
 
     /// Step by step, each on the disk before the next: the sector with the mark, which a disk writes whole or not at all; the
     /// rest of the header without keyslots; what the keyslots need; the header that names the keyslot, whose second copy counts
     /// as soon as it is there.
-    fn write(&self, marked: &[u8], finished: &[u8]) -> io::Result<()> {
+    fn write_in_steps(&self) -> io::Result<()> {
         let device = self.device.file();
-        let (mark, rest) = marked.split_at(SECTOR);
+        let (mark, rest) = self.marked.split_at(SECTOR);
         device.write_all_at(mark, 0)?;
         device.sync_data()?;
         device.write_all_at(rest, SECTOR as u64)?;
         device.sync_data()?;
         self.write_keyslots(device)?;
         device.sync_data()?;
-        let (primary, secondary) = finished.split_at(COPY);
+        let (primary, secondary) = self.finished.split_at(COPY);
         device.write_all_at(secondary, COPY as u64)?;
         device.sync_data()?;
         device.write_all_at(primary, 0)?;
@@ -277,7 +305,10 @@ mod tests {
             let file = device(data + (1 << 20));
             let new = New::on(Empty::find_with(file.path(), data).unwrap()).unwrap();
             let uuid = new.uuid.clone();
-            new.add_passphrase(&passphrase()).unwrap();
+            let new = new.add_passphrase(&passphrase()).unwrap();
+            let bytes = std::fs::read(file.path()).unwrap();
+            assert!(bytes.iter().all(|byte| *byte == 0), "it was written to");
+            new.write().unwrap();
             let opened = keyslots::prove_other_keyslot(file.path(), &passphrase(), None).unwrap();
             assert_eq!(opened, Some(0));
             let header = HeaderCopy::read(file.path()).unwrap();
@@ -312,7 +343,8 @@ mod tests {
         assert!(keyslots::list(file.path()).unwrap().is_empty());
         write(b"torn", KEYSLOTS - 5000);
         let again = New::on(Empty::find(file.path()).unwrap()).unwrap();
-        again.add_passphrase(&passphrase()).unwrap();
+        let again = again.add_passphrase(&passphrase()).unwrap();
+        again.write().unwrap();
     }
 
     #[test]

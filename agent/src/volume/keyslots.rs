@@ -339,18 +339,17 @@ pub fn add_keyslot_by_key(
 }
 
 /// Makes keyslot `slot` for a recovery key, which a person types: like any passphrase's, but its 256 random bits need no costly
-/// key derivation, and a small machine can afford it. `passphrase` opens another one.
+/// key derivation, and a small machine can afford it.
 ///
 /// # Errors
-/// As [`add_keyslot`]; `WrongSecret` if the new keyslot does not open with the key.
+/// As [`add_keyslot_by_key`]; `WrongSecret` if the new keyslot does not open with the key.
 pub fn add_recovery_keyslot(
     device: &Path,
     slot: u32,
-    passphrase: &SecretBytes,
+    volume_key: &SecretBytes,
     key: &SecretBytes,
 ) -> Result<(), KeyslotError> {
-    let opened = typed::check_passphrase(device, passphrase)?;
-    let (mut context, _) = add(device, slot, opened.volume_key(), key)?;
+    let (mut context, _) = add(device, slot, volume_key, key)?;
     let opened = open::volume_key(&mut context, slot, key.expose_secret());
     process::wipe_stack();
     match opened {

@@ -1,8 +1,11 @@
 //! New volumes and recovery keys: what is made here, stock cryptsetup opens.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::common::machine::{Machine, PASSPHRASE, Server, UUID, Volume, run};
@@ -160,6 +163,59 @@ fn a_new_volume_may_have_a_recovery_key_in_the_place_of_a_passphrase() {
     assert_eq!(volume.count("keyslots"), 2);
     machine.unbind(&volume).succeeded();
     assert_eq!(volume.count("keyslots"), 1);
+}
+
+#[test]
+fn a_sheet_may_lie_in_the_current_folder() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let (volume, new) = (Volume::luks2(), Volume::plain());
+    let sheet = |arguments: &[&str], name: &str| {
+        let mut command = machine.command(arguments);
+        run(command.current_dir(machine.root.path()), PASSPHRASE).succeeded();
+        std::fs::read_to_string(machine.path(name)).unwrap()
+    };
+    let of_new = formatting(&new, &["--recovery-sheet", "new.txt"]);
+    opens(&new, &key_of(&sheet(&of_new, "new.txt")));
+    let recovery_key = ["recovery-key", volume.path(), "--key-file", "-"];
+    let of_volume = [&recovery_key[..], &["--sheet", "sheet.txt"]].concat();
+    opens(&volume, &key_of(&sheet(&of_volume, "sheet.txt")));
+}
+
+#[test]
+fn a_new_volume_that_is_interrupted_before_it_is_one_leaves_no_sheet() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::plain();
+    let sheet = machine.path("sheet.txt");
+    let arguments = formatting(&volume, &["--recovery-sheet", sheet.to_str().unwrap()]);
+    let mut child = machine.command(&arguments).spawn().unwrap();
+    // The key derivation takes memory and then seconds.
+    let begin = Instant::now();
+    while memory_of(&child) < 64 << 10 {
+        assert!(begin.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    kill(
+        Pid::from_raw(child.id().try_into().unwrap()),
+        Signal::SIGTERM,
+    )
+    .unwrap();
+    assert!(!child.wait().unwrap().success());
+    assert!(volume.bytes().iter().all(|byte| *byte == 0));
+    assert!(!sheet.exists());
+    machine.latchkey(&arguments, "").succeeded();
+    opens(&volume, &key_of(&std::fs::read_to_string(&sheet).unwrap()));
+}
+
+/// KiB that a running program has written to.
+fn memory_of(child: &Child) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    number.map_or(0, |number| number.trim().parse().unwrap())
 }
 
 #[test]
