@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use io::FILE_MODE;
 pub use io::{
-    make_dir, read, read_key, read_lossy, read_text, remove, remove_dir, rename, replace, write_new,
+    make_dir, read, read_key, read_lossy, read_text, remove, remove_dir, rename, replace,
+    unfinished, write_new,
 };
 
 /// All paths of a client, below one root.

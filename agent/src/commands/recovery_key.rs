@@ -14,14 +14,14 @@ use latchkey_protocol::envelope::{Bound, BoundPlain, MachineSecret, PlainSecret}
 use latchkey_secret::{SecretBytes, SecretError};
 
 use super::bind::BindError;
-use super::bind::enrol::{Enrolment, Given, backup_path};
+use super::bind::enrol::{self, Enrolment, Given};
 use super::journal::Journal;
 use super::rotate::journal::Rotation;
 use super::target::{Target, TargetError};
 use crate::date;
-use crate::files::{self, Files, FilesError};
+use crate::files::{Files, FilesError};
 use crate::volume::CryptError;
-use crate::volume::backup::{self, BackupError};
+use crate::volume::backup::BackupError;
 use crate::volume::envelopes;
 use crate::volume::keyslots::{self, KeyslotError};
 use crate::volume::open::KeyError;
@@ -140,7 +140,6 @@ fn luks(
     passphrase: &SecretBytes,
     destination: &Destination,
 ) -> Result<(), RecoveryError> {
-    let backup = backup_path(files, &target.uuid);
     // After its header was put back, the envelope file of a LUKS1 volume names a keyslot that is free, and 'unbind' would
     // take it for latchkey's again: LUKS1 has nothing else to tell ours by than that and the cheap key derivation.
     let named = envelopes::keyslots_of(files, &target.uuid);
@@ -158,8 +157,7 @@ fn luks(
         slot,
     };
     let sheet = volume.sheet(&key);
-    files::make_dir(&files.state())?;
-    backup::backup_header(header, &backup)?;
+    let backup = enrol::keep_backup::<RecoveryError>(files, target, header)?;
     // What takes seconds comes before the sheet, which an interruption would leave with a key that opens nothing.
     let volume_key = typed::volume_key(header, passphrase).map_err(KeyslotError::from)?;
     sheet.before(destination, || {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use latchkey_protocol::envelope::Token;
 
+use super::bind::enrol;
 use super::initramfs::{self, Rebuild, RebuildError};
 use super::journal::{Journal, JournalledKeyslot, UndoError};
 use super::rotate::RotateError;
@@ -14,6 +15,7 @@ use super::target::{Target, TargetError};
 use crate::failure::chain;
 use crate::files::{Files, FilesError, Role};
 use crate::server::KeyServer;
+use crate::volume::backup::BackupError;
 use crate::volume::binding::{self, At, BindingError, Found};
 use crate::volume::header::{HeaderCopy, HeaderError};
 use crate::volume::keyslots::{self, KeyslotError};
@@ -56,6 +58,9 @@ pub enum UnbindError {
     /// The header cannot be read.
     #[error(transparent)]
     Header(#[from] HeaderError),
+    /// No keyslot goes without one.
+    #[error("without a backup of the header nothing is taken away; run this again to go on")]
+    Backup(#[from] BackupError),
     /// What an unfinished rotation left cannot be cleared up.
     #[error("a rotation was not finished, and what it left cannot be cleared up")]
     Rotation(#[source] Box<RotateError>),
@@ -93,6 +98,7 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), UnbindError> {
         return Err(UnbindError::NotBound(target.device));
     }
     check_others(&target, &found)?;
+    let backup = back_up(files, &target)?;
     if let Some(journal) = interrupted {
         journal
             .undo(files, &target, &servers)
@@ -106,6 +112,9 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), UnbindError> {
             .map_err(UnbindError::Undo)?;
     }
     log::info!("'{}' is no longer bound", target.device.display());
+    if let Some(backup) = backup {
+        log::info!("the header from before is in '{}'", backup.display());
+    }
     log::info!("the boot still asks the key servers for other volumes, if any are bound");
     if !target.entries.is_empty() {
         log::info!("its line in crypttab stays: what opened it before opens it");
@@ -158,6 +167,14 @@ fn check_others(target: &Target, found: &[Found]) -> Result<(), UnbindError> {
     } else {
         Err(UnbindError::NoOther(target.device.clone()))
     }
+}
+
+/// Of a LUKS header, before its keyslot and token go. In no journal: this backup stays.
+fn back_up(files: &Files, target: &Target) -> Result<Option<PathBuf>, UnbindError> {
+    let header = target.place.luks_header();
+    header
+        .map(|header| enrol::keep_backup(files, target, header))
+        .transpose()
 }
 
 /// The keyslot that an envelope file names, if the file is of this very volume: another disk may have got its name since.

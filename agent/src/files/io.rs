@@ -164,8 +164,8 @@ pub fn remove_dir(path: &Path) -> Result<(), FilesError> {
     })
 }
 
-/// What [`replace`] writes before it gives it the name `path`.
-fn unfinished(path: &Path) -> PathBuf {
+/// What [`replace`] writes before it gives it the name `path`, and [`remove`] removes too.
+pub fn unfinished(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     path.with_file_name(name)

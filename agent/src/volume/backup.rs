@@ -9,6 +9,8 @@ use super::context::CryptError;
 use super::header::{HeaderCopy, HeaderError};
 use super::keyslots::AnyHeader;
 use super::luks1::Luks1Copy;
+use crate::failure::chain;
+use crate::files::{self, FilesError};
 
 /// There is no backup that could be relied on.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +38,9 @@ pub enum BackupError {
         #[source]
         source: io::Error,
     },
+    /// The file could not get its name, or what an earlier run left under it not be removed.
+    #[error(transparent)]
+    Files(#[from] FilesError),
     /// The header in the file or on the device cannot be read.
     #[error(transparent)]
     Header(#[from] HeaderError),
@@ -59,14 +64,17 @@ pub fn backup_header(device: &Path, file: &Path) -> Result<(), BackupError> {
         return Err(BackupError::Exists(file.to_owned()));
     }
     let header = AnyHeader::read_whole(device)?;
-    let result = write(&header, device, file)
-        .and_then(|()| sync(file))
-        .and_then(|()| compare(device, file));
+    // It gets its name when it is whole: nobody is to rely on what an interrupted run left.
+    let new = files::unfinished(file);
+    files::remove(&new)?;
+    let result = write(&header, device, &new)
+        .and_then(|()| sync(&new))
+        .and_then(|()| compare(device, &new))
+        .and_then(|()| Ok(files::rename(&new, file)?));
     if result.is_err()
-        && let Err(error) = fs::remove_file(file)
-        && error.kind() != io::ErrorKind::NotFound
+        && let Err(error) = files::remove(&new)
     {
-        log::warn!("failed to remove '{}': {error}", file.display());
+        log::warn!("{}", chain(&error));
     }
     result
 }
@@ -93,10 +101,6 @@ fn sync(file: &Path) -> Result<(), BackupError> {
     fs::set_permissions(file, Permissions::from_mode(0o600)).map_err(failed)?;
     File::open(file)
         .and_then(|file| file.sync_all())
-        .map_err(failed)?;
-    let directory = file.parent().filter(|path| !path.as_os_str().is_empty());
-    File::open(directory.unwrap_or(Path::new(".")))
-        .and_then(|directory| directory.sync_all())
         .map_err(failed)
 }
 

@@ -679,7 +679,10 @@ fn a_backup_is_private_complete_and_overwrites_nothing() {
     let path = bound.volume.path();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("header.img");
+    let unfinished = directory.path().join("header.img.new");
+    fs::write(&unfinished, "left by a crash").unwrap();
     backup::backup_header(path, &file).unwrap();
+    assert!(!unfinished.exists());
     let mode = fs::metadata(&file).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let error = backup::backup_header(path, &file).unwrap_err();

@@ -68,6 +68,26 @@ fn a_bound_volume_is_shown_everywhere_and_unbinding_restores_it() {
 }
 
 #[test]
+fn unbinding_keeps_a_backup_of_the_header_that_it_changes() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::luks2();
+    machine.bind(&volume).succeeded();
+    machine.remove_backups();
+    let before = volume.bytes();
+    let said = machine.unbind(&volume).succeeded();
+    let backups = machine.state("header-");
+    assert_eq!(backups.len(), 1, "{backups:?}");
+    let backup = std::fs::read(&backups[0]).unwrap();
+    assert!(backup.len() >= 16 << 20 && before.starts_with(&backup));
+    let path = backups[0].to_str().unwrap();
+    assert!(said.err.contains(path), "{path} in {}", said.err);
+    // What is not bound needs none.
+    machine.unbind(&volume).failed_saying(&["is not bound"]);
+    assert_eq!(machine.state("header-"), backups);
+}
+
+#[test]
 fn volumes_that_cannot_be_bound_are_refused_and_not_touched() {
     let server = Server::start();
     let machine = Machine::joined(&[&server]);

@@ -12,7 +12,7 @@ use crate::commands::journal::{Journal, JournalledKeyslot};
 use crate::commands::prompt;
 use crate::commands::target::Target;
 use crate::date;
-use crate::files::{Files, FilesError};
+use crate::files::{self, Files, FilesError};
 use crate::volume::backup::{self, BackupError};
 use crate::volume::crypttab::Entry;
 use crate::volume::identity;
@@ -152,7 +152,7 @@ pub fn new_keyslot<E>(
 where
     E: From<FilesError> + From<BackupError> + From<KeyslotError> + From<SecretError>,
 {
-    let backup = backup_path(files, &target.uuid);
+    let backup = free_backup_path(files, &target.uuid);
     notes.backup(files, backup.clone())?;
     backup::backup_header(header, &backup)?;
 
@@ -303,8 +303,19 @@ fn proved_passphrase(
     Err(BindError::Passphrase(target.device.clone()))
 }
 
+/// Backs the header of `target` up, which lies on `header`, into a file that stays.
+pub fn keep_backup<E>(files: &Files, target: &Target, header: &Path) -> Result<PathBuf, E>
+where
+    E: From<FilesError> + From<BackupError>,
+{
+    files::make_dir(&files.state())?;
+    let backup = free_backup_path(files, &target.uuid);
+    backup::backup_header(header, &backup)?;
+    Ok(backup)
+}
+
 /// For the header with this UUID: a name that no other backup has.
-pub fn backup_path(files: &Files, uuid: &str) -> PathBuf {
+fn free_backup_path(files: &Files, uuid: &str) -> PathBuf {
     let name = format!("header-{uuid}-{}", date::stamp(date::now()));
     let numbered = (2..).map(|number| format!("{name}-{number}.img"));
     std::iter::once(format!("{name}.img"))
