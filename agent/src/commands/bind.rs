@@ -119,7 +119,7 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
         volume_key_file: arguments.volume_key_file.as_deref(),
         passphrase,
     };
-    let enrolment = Enrolment::prepare(&target, &entry, given)?;
+    let enrolment = Enrolment::prepare(&target, given)?;
     if new.opened_with == OpenedWith::VolumeKey && !entry.options.nofail {
         return Err(BindError::NoFail(entry.name));
     }

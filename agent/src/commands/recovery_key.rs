@@ -105,7 +105,7 @@ pub enum RecoveryError {
 pub fn run(files: &Files, arguments: &Arguments) -> Result<(), RecoveryError> {
     let _lock = files.lock()?;
     let target = Target::find(files, &arguments.device, arguments.name.as_deref())?;
-    let entry = target.entry(files, arguments.name.as_deref())?;
+    target.line(files, arguments.name.as_deref())?;
     if Journal::load(files, &target)?.is_some() {
         return Err(RecoveryError::Interrupted {
             device: target.device,
@@ -119,17 +119,22 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), RecoveryError> {
         volume_key_file: arguments.volume_key_file.as_deref(),
         passphrase: None,
     };
-    match Enrolment::prepare(&target, &entry, given)? {
-        Enrolment::Luks {
-            header, passphrase, ..
-        } => luks(files, &target, &header, &passphrase, &arguments.sheet),
-        Enrolment::Plain { secret, bound, .. } => {
-            let Bound::Plain(bound) = bound else {
-                unreachable!("a plain volume is bound as one")
-            };
+    // A keyslot needs no line of crypttab and nothing of what a binding insists on.
+    if let Some(header) = target.place.luks_header() {
+        let passphrase = enrol::passphrase(&target, header, given)?;
+        return luks(files, &target, header, &passphrase, &arguments.sheet);
+    }
+    target.entry(files, arguments.name.as_deref())?;
+    match Enrolment::prepare(&target, given)? {
+        Enrolment::Plain {
+            secret,
+            bound: Bound::Plain(bound),
+            ..
+        } => {
             let Target { name, device, .. } = &target;
             plain(name, device, &secret, &bound, &arguments.sheet)
         }
+        _ => unreachable!("a plain volume is bound as one"),
     }
 }
 

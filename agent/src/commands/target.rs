@@ -381,8 +381,26 @@ impl Target {
     /// The crypttab entry by which the boot opens this volume; `name` chooses among several.
     ///
     /// # Errors
-    /// `OtherName`, `Several`, `KeyFile`, `KeyScript`, `Unsupported`, `Formatted`, `Source`; `NoEntry`.
+    /// As [`Target::line`]; `KeyFile`, `KeyScript`, `Unsupported`, `Formatted`, `Source`; `NoEntry`.
     pub fn entry(&self, files: &Files, name: Option<&str>) -> Result<Entry, TargetError> {
+        let entry = self
+            .line(files, name)?
+            .ok_or_else(|| TargetError::NoEntry {
+                device: self.device.clone(),
+                crypttab: files.crypttab(),
+            })?;
+        check_key(&entry)?;
+        check_options(files, &entry)?;
+        // The boot would not guess which of two devices is meant.
+        entry.source.resolve_below(files.root())?;
+        Ok(entry)
+    }
+
+    /// The line of crypttab for this volume, if there is one, whatever it says; `name` chooses among several.
+    ///
+    /// # Errors
+    /// `OtherName`, `Several`.
+    pub fn line(&self, files: &Files, name: Option<&str>) -> Result<Option<Entry>, TargetError> {
         let crypttab = files.crypttab();
         let mut entries = self.entries.clone();
         let names = |entries: &[Entry]| {
@@ -410,17 +428,7 @@ impl Target {
                 names: names(&entries),
             });
         }
-        let Some(entry) = entries.pop() else {
-            return Err(TargetError::NoEntry {
-                device: self.device.clone(),
-                crypttab,
-            });
-        };
-        check_key(&entry)?;
-        check_options(files, &entry)?;
-        // The boot would not guess which of two devices is meant.
-        entry.source.resolve_below(files.root())?;
-        Ok(entry)
+        Ok(entries.pop())
     }
 
     /// The device that `argument` means, and the lines of crypttab for it.

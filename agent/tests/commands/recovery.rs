@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::common::machine::{Machine, PASSPHRASE, Server, UUID, Volume, run};
 
@@ -96,6 +96,51 @@ fn a_recovery_key_takes_no_keyslot_that_unbinding_would_take_away() {
     machine.unbind(&volume).succeeded();
     opens(&volume, &key);
     volume.opens_with_the_passphrase();
+}
+
+#[test]
+fn a_volume_that_cannot_be_bound_gets_a_recovery_key() {
+    let machine = Machine::new();
+    let integrity = Volume::luks2_with_integrity();
+    let full_of_tokens = Volume::luks2();
+    for id in 0..32 {
+        let import = ["token", "import", "--token-id", &id.to_string()];
+        let import = [&import[..], &[full_of_tokens.path()]].concat();
+        let token = json!({ "type": "other", "keyslots": [] }).to_string();
+        run(Command::new("cryptsetup").args(import), &token).succeeded();
+    }
+    for (volume, key, options) in [
+        (&Volume::luks2(), "/etc/keys/data", "luks"),
+        (&luks1(), "none", "luks,keyscript=/bin/x"),
+        (&Volume::luks2(), "none", "luks,tpm2-device=auto"),
+        (&integrity, "none", "luks,swap"),
+        (&full_of_tokens, "none", "luks"),
+    ] {
+        let line = format!("data UUID={UUID} {key} {options}\n");
+        std::fs::write(machine.path("etc/crypttab"), line).unwrap();
+        let key = recovery_key(&machine, volume, 1);
+        opens(volume, &key);
+        volume.opens_with_the_passphrase();
+    }
+    // Without a line, and without a file.
+    for crypttab in [Some("other UUID=1111 none luks\n"), None] {
+        std::fs::remove_file(machine.path("etc/crypttab")).unwrap_or_default();
+        if let Some(lines) = crypttab {
+            std::fs::write(machine.path("etc/crypttab"), lines).unwrap();
+        }
+        let volume = Volume::luks2();
+        opens(&volume, &recovery_key(&machine, &volume, 1));
+    }
+    let several = format!("a UUID={UUID} none luks\nb UUID={UUID} none luks\n");
+    std::fs::write(machine.path("etc/crypttab"), several).unwrap();
+    let volume = Volume::luks2();
+    let arguments = ["recovery-key", volume.path(), "--key-file", "-"];
+    machine
+        .latchkey(&arguments, PASSPHRASE)
+        .failed_saying(&["'a', 'b'", "--name"]);
+    let named = [&arguments[..], &["--name", "b"]].concat();
+    let said = machine.latchkey(&named, PASSPHRASE).succeeded();
+    assert!(said.out.contains("volume 'b'"), "{}", said.out);
 }
 
 #[test]

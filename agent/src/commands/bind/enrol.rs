@@ -14,7 +14,6 @@ use crate::commands::target::Target;
 use crate::date;
 use crate::files::{self, Files, FilesError};
 use crate::volume::backup::{self, BackupError};
-use crate::volume::crypttab::Entry;
 use crate::volume::identity;
 use crate::volume::keyslots::{self, KeyslotError};
 use crate::volume::open::KeyError;
@@ -62,33 +61,23 @@ pub struct Enrolled {
 
 impl Enrolment {
     /// Asks for what cannot be read, and proves it. Nothing is changed.
-    pub fn prepare(target: &Target, entry: &Entry, given: Given<'_>) -> Result<Self, BindError> {
+    pub fn prepare(target: &Target, given: Given<'_>) -> Result<Self, BindError> {
         let header = match &target.place.header {
             HeaderPlace::None(options) => {
                 let settings = Settings::of(options).map_err(|source| BindError::Settings {
                     device: target.device.clone(),
                     source,
                 })?;
-                return plain_volume(target, entry, &given, &settings);
+                return plain_volume(target, &given, &settings);
             }
             HeaderPlace::Attached => &target.device,
             HeaderPlace::Detached(header) => header,
         };
-        if given.volume_key_file.is_some() {
-            return Err(BindError::VolumeKeyFile {
-                device: target.device.clone(),
-                kind: target.kind.name(),
-            });
-        }
         keyslots::check_fit(header)?;
-        keyslots::free_keyslot(header)?;
         if let Some(header) = target.luks2_header() {
             tokens::free_id(header)?;
         }
-        let passphrase = match given.passphrase {
-            Some(passphrase) => passphrase,
-            None => proved_passphrase(target, header, entry, given.key_file)?,
-        };
+        let passphrase = passphrase(target, header, given)?;
         Ok(Self::Luks {
             header: header.clone(),
             uuid: target.uuid.clone(),
@@ -172,7 +161,6 @@ where
 
 fn plain_volume(
     target: &Target,
-    entry: &Entry,
     given: &Given<'_>,
     settings: &Settings,
 ) -> Result<Enrolment, BindError> {
@@ -204,7 +192,7 @@ fn plain_volume(
     if let Some(path) = given.key_file {
         return proved(look(prompt::read_key_file(path)?, PlainSecret::Passphrase)?);
     }
-    let question = question(target, entry);
+    let question = question(target);
     for _ in 0..TRIES {
         match look(prompt::ask_hidden(&question)?, PlainSecret::Passphrase)? {
             Err(ContentError::Unknown) => {
@@ -263,19 +251,37 @@ impl Look<'_> {
     }
 }
 
-fn question(target: &Target, entry: &Entry) -> String {
+fn question(target: &Target) -> String {
     format!(
         "Passphrase for '{}' ({}): ",
-        entry.name,
+        target.name,
         target.device.display()
     )
 }
 
-/// A passphrase that was proved to open a keyslot. There is none of ours at this point.
+/// What a new keyslot needs of a LUKS volume, whatever latchkey could do with it otherwise: room in `header`, and a passphrase
+/// that was proved to open a keyslot. Nothing is changed.
+pub fn passphrase(
+    target: &Target,
+    header: &Path,
+    given: Given<'_>,
+) -> Result<SecretBytes, BindError> {
+    if given.volume_key_file.is_some() {
+        return Err(BindError::VolumeKeyFile {
+            device: target.device.clone(),
+            kind: target.kind.name(),
+        });
+    }
+    keyslots::free_keyslot(header)?;
+    match given.passphrase {
+        Some(passphrase) => Ok(passphrase),
+        None => proved_passphrase(target, header, given.key_file),
+    }
+}
+
 fn proved_passphrase(
     target: &Target,
     header: &Path,
-    entry: &Entry,
     key_file: Option<&Path>,
 ) -> Result<SecretBytes, BindError> {
     let opens =
@@ -292,7 +298,7 @@ fn proved_passphrase(
             Err(BindError::KeyFile(target.device.clone()))
         };
     }
-    let question = question(target, entry);
+    let question = question(target);
     for _ in 0..TRIES {
         let passphrase = prompt::ask_hidden(&question)?;
         if opens(&passphrase)? {
