@@ -105,7 +105,7 @@ fn dispatch(command: Command, files: &Files) -> Result<ExitCode, Failure> {
             rebuild,
         } => {
             prepare()?;
-            let recovery_sheet = recovery_sheet.as_deref().map(Destination::of);
+            let recovery_sheet = recovery_sheet.as_deref().map(Destination::of).transpose()?;
             if json.json && recovery_sheet == Some(Destination::Stdout) {
                 return Err("the recovery sheet and --json cannot both go to stdout".into());
             }
@@ -134,7 +134,7 @@ fn dispatch(command: Command, files: &Files) -> Result<ExitCode, Failure> {
                 name,
                 key_file,
                 volume_key_file,
-                sheet: Destination::of(&sheet),
+                sheet: Destination::of(&sheet)?,
             };
             recovery_key::run(files, &arguments)?;
         }

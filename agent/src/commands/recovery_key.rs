@@ -379,7 +379,7 @@ mod tests {
             &device,
             &secret(bytes),
             &bound(kind),
-            &Destination::of(&written),
+            &Destination::of(&written).unwrap(),
         )
         .unwrap();
         fs::read_to_string(written).unwrap()

@@ -280,6 +280,36 @@ fn nothing_is_formatted_for_a_machine_that_cannot_bind() {
     assert_eq!(volume.bytes(), before);
 }
 
+#[test]
+fn a_sheet_that_nobody_would_see_is_refused_and_nothing_changes() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let (volume, new) = (Volume::luks2(), Volume::plain());
+    for (stdout, said) in [
+        (">&-", "nobody reads standard output"),
+        (">/dev/null", "nobody reads standard output"),
+        ("1</proc/version", "failed to print the recovery sheet"),
+    ] {
+        for (volume, arguments) in [
+            (&new, formatting(&new, &["--recovery-sheet", "-"])),
+            (
+                &volume,
+                vec!["recovery-key", volume.path(), "--key-file", "-"],
+            ),
+        ] {
+            let before = volume.bytes();
+            let latchkey = machine.command(&arguments);
+            let mut shell = Command::new("sh");
+            shell
+                .args(["-c", &format!("exec \"$0\" \"$@\" {stdout}")])
+                .arg(latchkey.get_program())
+                .args(latchkey.get_args());
+            run(&mut shell, PASSPHRASE).failed_saying(&[said]);
+            assert!(volume.bytes() == before, "{stdout}: it was changed");
+        }
+    }
+}
+
 /// The command that makes a new volume, with what opens it.
 fn formatting<'a>(volume: &'a Volume, opened_by: &[&'a str]) -> Vec<&'a str> {
     let bind = [

@@ -2,11 +2,14 @@
 
 use std::ffi::OsStr;
 use std::fmt::Display;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use latchkey_secret::{SecretBytes, SecretError};
+use nix::sys::stat::makedev;
 
 use super::pdf;
 use crate::files::{self, FilesError};
@@ -15,6 +18,8 @@ use crate::files::{self, FilesError};
 const LIMIT: usize = 64 << 10;
 /// The line of a sheet where its secret stands.
 const INDENT: &str = "    ";
+/// Major and minor number of /dev/null (null(4)).
+const NULL: (u64, u64) = (1, 3);
 
 /// What a sheet says. Everything but the secret is for everybody's eyes.
 pub struct Sheet<'a> {
@@ -48,11 +53,19 @@ pub enum Destination {
 }
 
 impl Destination {
-    /// `-` is stdout.
-    pub fn of(argument: &Path) -> Self {
-        match argument == Path::new("-") {
-            true => Self::Stdout,
-            false => Self::File(argument.to_owned()),
+    /// `-` is stdout, if somebody could read it there.
+    ///
+    /// # Errors
+    /// `Nobody`.
+    pub fn of(argument: &Path) -> Result<Self, SheetError> {
+        if argument != Path::new("-") {
+            return Ok(Self::File(argument.to_owned()));
+        }
+        // One that was closed is /dev/null since this process began.
+        let stdout = stdout().and_then(|stdout| stdout.metadata());
+        match stdout.is_ok_and(|stdout| stdout.rdev() != makedev(NULL.0, NULL.1)) {
+            true => Ok(Self::Stdout),
+            false => Err(SheetError::Nobody),
         }
     }
 
@@ -91,6 +104,11 @@ pub enum SheetError {
     /// The file.
     #[error(transparent)]
     Files(#[from] FilesError),
+    /// stdout is closed, or goes nowhere.
+    #[error(
+        "nobody reads standard output, and the recovery sheet would be lost\nname a file for it"
+    )]
+    Nobody,
     /// stdout.
     #[error("failed to print the recovery sheet")]
     Print(#[source] io::Error),
@@ -121,10 +139,8 @@ impl Sheet<'_> {
     pub fn write(&self, destination: &Destination) -> Result<(), SheetError> {
         let Destination::File(path) = destination else {
             let text = self.text()?;
-            let mut out = io::stdout().lock();
-            return out
-                .write_all(text.expose_secret())
-                .and_then(|()| out.flush())
+            return stdout()
+                .and_then(|mut stdout| stdout.write_all(text.expose_secret()))
                 .map_err(SheetError::Print);
         };
         if path.symlink_metadata().is_ok() {
@@ -160,6 +176,11 @@ impl Sheet<'_> {
         }
         Ok(text)
     }
+}
+
+/// Without the buffer of [`io::stdout`], which keeps what it was given, and takes it for written where nothing can be.
+fn stdout() -> io::Result<File> {
+    Ok(io::stdout().as_fd().try_clone_to_owned()?.into())
 }
 
 /// A word of a command line, quoted for sh(1) where it must be.
@@ -213,7 +234,7 @@ mod tests {
         let secret = secret(b"cbde-fghi");
         for name in ["sheet.txt", "sheet.pdf"] {
             let path = folder.path().join(name);
-            let file = Destination::of(&path);
+            let file = Destination::of(&path).unwrap();
             sheet(&secret).write(&file).unwrap();
             let mode = path.metadata().unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{name}");
