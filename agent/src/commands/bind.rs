@@ -87,10 +87,6 @@ struct Registration {
 /// A variant of [`BindError`].
 pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
     let _lock = files.lock()?;
-    let passphrase = match &arguments.format {
-        Some(new) => Some(new_volume(files, arguments, new)?),
-        None => None,
-    };
     let new = NewLine {
         name: arguments.name.clone(),
         options: arguments.options.clone(),
@@ -101,11 +97,26 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
         root_is_encrypted: stack::is_encrypted(files.root(), Path::new("/")).ok(),
         framework: Framework::of_system(files),
     };
-    let (mut target, mut line) = Target::find_or_new(files, &arguments.device, &new)?;
+    let Some(volume) = &arguments.format else {
+        return bind(files, arguments, &new, None);
+    };
+    let passphrase = new_volume(files, arguments, volume, &new)?;
+    bind(files, arguments, &new, Some(passphrase))
+        .map_err(|error| error.of_new_volume(&arguments.device))
+}
+
+/// Binds the volume, which `passphrase` opens if it is new.
+fn bind(
+    files: &Files,
+    arguments: &Arguments,
+    new: &NewLine,
+    passphrase: Option<SecretBytes>,
+) -> Result<(), BindError> {
+    let (mut target, mut line) = Target::find_or_new(files, &arguments.device, new)?;
     target.entry(files, arguments.name.as_deref())?;
     let servers = joined(files)?;
     if repair(files, &target, &servers)? {
-        (target, line) = Target::find_or_new(files, &arguments.device, &new)?;
+        (target, line) = Target::find_or_new(files, &arguments.device, new)?;
     }
     let entry = target.entry(files, arguments.name.as_deref())?;
     let opened_in = OpenedIn::of(&entry, files.root());
@@ -179,17 +190,31 @@ fn said(format: Format, target: &Target, binding: &Binding) -> Result<(), BindEr
     }
 }
 
-/// A volume where there is none, once it is clear that it can be bound.
+/// A volume where there is none, once it is clear that it can be bound, as far as that can be told before: what was made
+/// is not empty any more, so the same command would be refused.
 fn new_volume(
     files: &Files,
     arguments: &Arguments,
-    new: &NewVolume,
+    volume: &NewVolume,
+    line: &NewLine,
 ) -> Result<SecretBytes, BindError> {
-    joined(files)?;
-    Target::check_place_for_header(files, &arguments.device)?;
+    let servers = joined(files)?;
+    Target::check_new(files, &arguments.device, line)?;
+    for server in &servers {
+        shares::reach(server).map_err(|source| BindError::Away {
+            server: server.settings.id.short(),
+            device: arguments.device.clone(),
+            source: Box::new(source),
+        })?;
+    }
     let name = arguments.name.as_deref();
-    format::run(&arguments.device, new, name, arguments.key_file.as_deref())
-        .map_err(|error| BindError::Format(Box::new(error)))
+    format::run(
+        &arguments.device,
+        volume,
+        name,
+        arguments.key_file.as_deref(),
+    )
+    .map_err(|error| BindError::Format(Box::new(error)))
 }
 
 /// The key servers that this machine has joined, with its host identities.
@@ -390,7 +415,6 @@ impl Binder<'_> {
             }
             BindError::Share {
                 server: id.short(),
-                device: self.target.device.clone(),
                 source: Box::new(source),
             }
         })
@@ -456,7 +480,7 @@ pub(super) fn machine_secret(
 fn take_back(files: &Files, target: &Target, servers: &[KeyServer], journal: &Journal) {
     match journal.undo(files, target, servers) {
         Ok(()) => log::info!(
-            "what this run had done was taken back; '{}' is as it was",
+            "what this run had done to bind '{}' was taken back",
             target.device.display()
         ),
         Err(error) => log::error!(

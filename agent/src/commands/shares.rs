@@ -75,6 +75,16 @@ impl ShareError {
     }
 }
 
+/// Whether `server` answers and knows this machine, as one that is to give shares must.
+///
+/// # Errors
+/// A variant of [`ShareError`].
+pub fn reach(server: &KeyServer) -> Result<(), ShareError> {
+    let asked = server.ask(async |client, address| client.status(address).await);
+    block_on(asked).map_err(ShareError::Start)??;
+    Ok(())
+}
+
 /// Registers `volume`, which `opened_by` asks for, and returns its share. Doing it again for the same volume gives the same share.
 ///
 /// # Errors

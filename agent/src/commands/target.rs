@@ -22,6 +22,9 @@ use crate::volume::place::{HeaderPlace, Kind, Place};
 use crate::volume::source::{Source, SourceError};
 use crate::volume::stack;
 
+/// What stands for the UUID of a header that is not made yet.
+const UUID_TO_BE: &str = "00000000-0000-0000-0000-000000000000";
+
 /// A volume that a command is about.
 #[derive(Debug, Clone)]
 pub struct Target {
@@ -118,6 +121,11 @@ pub enum TargetError {
     /// No mapping can be called so.
     #[error("'{0}' cannot be the name of a mapping\nchoose another one with --name")]
     NewName(String),
+    /// No fourth field of a line can be so.
+    #[error(
+        "'{0}' cannot be the options of a line in crypttab\nwrite them with commas and without white space"
+    )]
+    NewOptions(String),
     /// Options that change how the volume is opened.
     #[error(
         "'{name}' has the option '{options}' in crypttab, which latchkey does not know how to honour; \
@@ -177,9 +185,9 @@ pub enum TargetError {
         /// The third field.
         key: PathBuf,
     },
-    /// `--format`, but crypttab says that there is no header on the device.
+    /// `--format`, but crypttab says that there is no header on the device, or would.
     #[error(
-        "'{0}' in crypttab says that this device is plain dm-crypt or has its header elsewhere; nothing was changed"
+        "the options of '{0}' say that this device is plain dm-crypt or has its header elsewhere; nothing was changed"
     )]
     NoPlaceForHeader(String),
     /// `keyscript=`.
@@ -224,7 +232,7 @@ impl Target {
     /// As [`Target::find`], where crypttab may lack the line: then `new` says what it is to be.
     ///
     /// # Errors
-    /// As [`Target::find`]; `Present`, `NoName`, `NameTaken`, `Line`, `NewName`.
+    /// As [`Target::find`]; `Present`, `NoName`, `NameTaken`, `Line`, `NewName`, `NewOptions`.
     pub fn find_or_new(
         files: &Files,
         argument: &Path,
@@ -232,46 +240,48 @@ impl Target {
     ) -> Result<(Self, Option<String>), TargetError> {
         let (device, entries) = Self::entries(files, argument)?;
         if !entries.is_empty() {
-            if !entries.iter().any(|e| new.is_chosen(&e.options.text)) {
-                return Err(TargetError::Present {
-                    device,
-                    name: entries[0].name.clone(),
-                    crypttab: files.crypttab(),
-                });
-            }
+            check_chosen(files, &device, &entries, new)?;
             return Ok((Self::find(files, argument, new.name.as_deref())?, None));
         }
         // Neither says anything of where the volume lies.
         let options = Options::parse(&new.text(None));
         let place = Place::of(&options, device, files.root());
-        let target = Self::of_place(place, None)?;
-        let open = mapping::mapping_on(&target.device).map(|mapping| mapping.name);
-        let made = (!target.uuid.is_empty()).then(|| format!("luks-{}", target.uuid));
+        let (mut target, line) = Self::of_place(place, None)?.with_line(files, new)?;
+        target.take_uuid_of_binding(files)?;
+        Ok((target, Some(line)))
+    }
+
+    /// A volume without a line in crypttab, with the one that `new` says.
+    fn with_line(self, files: &Files, new: &NewLine) -> Result<(Self, String), TargetError> {
+        let open = mapping::mapping_on(&self.device).map(|mapping| mapping.name);
+        let made = (!self.uuid.is_empty()).then(|| format!("luks-{}", self.uuid));
         let name = new.name.clone().or(open).or(made);
-        let name = name.ok_or_else(|| TargetError::NoName(target.device.clone()))?;
+        let name = name.ok_or_else(|| TargetError::NoName(self.device.clone()))?;
         check_name(files, &name)?;
-        let source = match target.kind {
-            Kind::Luks2 | Kind::Luks1 => Source::Uuid(target.uuid.clone()),
-            _ => Source::lasting(&target.device, files.root()),
+        let source = match self.kind {
+            Kind::Luks2 | Kind::Luks1 => Source::Uuid(self.uuid.clone()),
+            _ => Source::lasting(&self.device, files.root()),
         };
+        let options = new.text(stack::lies_partly_on(files.root(), Path::new("/"), &name).ok());
+        if options.contains(|c: char| c.is_ascii_whitespace()) {
+            return Err(TargetError::NewOptions(options));
+        }
         let line = format!(
-            "{} {} none {}",
+            "{} {} none {options}",
             crypttab::escape(&name),
             crypttab::escape(&source.to_string()),
-            new.text(stack::lies_partly_on(files.root(), Path::new("/"), &name).ok())
         );
         let entry = crypttab::parse(&line).pop();
         let entry = entry
             .and_then(Result::ok)
             .filter(|entry| entry.name == name);
         let entry = entry.ok_or_else(|| TargetError::NewName(name.clone()))?;
-        let mut target = Self {
+        let target = Self {
             name,
             entries: vec![entry],
-            ..target
+            ..self
         };
-        target.take_uuid_of_binding(files)?;
-        Ok((target, Some(line)))
+        Ok((target, line))
     }
 
     /// The volume of a line of crypttab whose source is `device`.
@@ -286,20 +296,35 @@ impl Target {
         Ok(target)
     }
 
-    /// Refuses a device for a new header of which crypttab says that it holds data from its beginning.
+    /// Refuses a device for a new LUKS2 header, at its beginning, that could not be bound then by its line in crypttab, or by
+    /// the one that `new` says.
     ///
     /// # Errors
-    /// `NoPlaceForHeader`; as [`Target::find`] for what `argument` means.
-    pub fn check_place_for_header(files: &Files, argument: &Path) -> Result<(), TargetError> {
+    /// `NoPlaceForHeader`; as [`Target::find_or_new`] and [`Target::entry`].
+    pub fn check_new(files: &Files, argument: &Path, new: &NewLine) -> Result<(), TargetError> {
         let (device, entries) = Self::entries(files, argument)?;
+        let has_line = !entries.is_empty();
+        let mut target = Self {
+            place: Place::attached(device.clone()),
+            device: device.clone(),
+            kind: Kind::Luks2,
+            uuid: UUID_TO_BE.to_owned(),
+            name: String::new(),
+            entries,
+        };
+        if has_line {
+            check_chosen(files, &device, &target.entries, new)?;
+        } else {
+            (target, _) = target.with_line(files, new)?;
+        }
         let elsewhere = |entry: &&Entry| {
             let place = Place::of(&entry.options, device.clone(), files.root());
             !matches!(place.header, HeaderPlace::Attached)
         };
-        match entries.iter().find(elsewhere) {
-            Some(entry) => Err(TargetError::NoPlaceForHeader(entry.name.clone())),
-            None => Ok(()),
+        if let Some(entry) = target.entries.iter().find(elsewhere) {
+            return Err(TargetError::NoPlaceForHeader(entry.name.clone()));
         }
+        target.entry(files, new.name.as_deref()).map(drop)
     }
 
     fn of_place(place: Place, name: Option<String>) -> Result<Self, TargetError> {
@@ -460,6 +485,23 @@ fn is_meant(entry: &Entry, device: &Path, luks_uuid: Option<&str>, files: &Files
     };
     let same = |path: &Path| path.canonicalize().is_ok_and(|path| path == device);
     same(&link) || same(&files.root().join(link.strip_prefix("/").unwrap_or(&link)))
+}
+
+/// Refuses options for a new line where the device has `entries`, unless they are those of one.
+fn check_chosen(
+    files: &Files,
+    device: &Path,
+    entries: &[Entry],
+    new: &NewLine,
+) -> Result<(), TargetError> {
+    if entries.iter().any(|e| new.is_chosen(&e.options.text)) {
+        return Ok(());
+    }
+    Err(TargetError::Present {
+        device: device.to_owned(),
+        name: entries[0].name.clone(),
+        crypttab: files.crypttab(),
+    })
 }
 
 /// Refuses a second line of one name: both frameworks would take the first.

@@ -35,7 +35,7 @@ fn a_key_server_that_is_away_leaves_nothing_half_done() {
     machine.bind(&volume).failed_saying(&[
         "did not give a share",
         &server.address(),
-        "nothing was changed",
+        "was taken back",
     ]);
     assert_eq!(volume.json(), header);
     let said = machine.latchkey(&["status"], "");
@@ -85,7 +85,7 @@ fn every_key_server_gets_an_envelope_or_none_does() {
     second.stop();
     machine
         .bind(&volume)
-        .failed_saying(&[&second.address(), "nothing was changed"]);
+        .failed_saying(&[&second.address(), "was taken back"]);
     assert_eq!((volume.count("keyslots"), volume.count("tokens")), (1, 0));
     assert_eq!(machine.state("bind-").len(), 0);
     second.serve();

@@ -310,6 +310,59 @@ fn a_sheet_that_nobody_would_see_is_refused_and_nothing_changes() {
     }
 }
 
+/// What was formatted is not empty any more: the same command, corrected, would be refused.
+#[test]
+fn nothing_is_formatted_before_all_that_binding_asks_for_was_looked_at() {
+    let mut server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::plain();
+    let before = volume.bytes();
+    let sheet = machine.path("sheet.txt");
+    let refused = |more: &[&str], texts: &[&str]| {
+        let bind = ["bind", volume.path(), "--format", "--no-initramfs"];
+        let sheet = ["--recovery-sheet", sheet.to_str().unwrap()];
+        let arguments = [&bind[..], &sheet, more].concat();
+        let said = machine.latchkey(&arguments, "").failed_saying(texts);
+        assert!(volume.bytes() == before, "{more:?}: {}", said.err);
+        assert!(!Path::new(sheet[1]).exists());
+    };
+    refused(
+        &["--name", "root_crypt"],
+        &["line 'root_crypt' for another device"],
+    );
+    refused(&["--name", "a/b"], &["'a/b' cannot be the name"]);
+    refused(
+        &["--options", "luks,foo=1"],
+        &["'foo=1'", "does not know how to honour"],
+    );
+    refused(
+        &["--options", "luks, nofail"],
+        &[
+            "'luks, nofail' cannot be the options",
+            "without white space",
+        ],
+    );
+    refused(
+        &["--name", "data", "--options", "plain"],
+        &["the options of 'data' say"],
+    );
+    server.stop();
+    refused(&[], &[&server.address(), "nothing was changed"]);
+    server.serve();
+
+    // It goes away later: no word of a device on which nothing was changed.
+    server.allow(1);
+    let arguments = formatting(&volume, &["--key-file", "-"]);
+    let said = machine
+        .latchkey(&arguments, PASSPHRASE)
+        .failed_saying(&["a LUKS2 volume was made on", "without --format"]);
+    assert!(!said.err.contains("nothing was changed"), "{}", said.err);
+    server.allow(usize::MAX);
+    let mut arguments = arguments;
+    arguments.retain(|word| *word != "--format");
+    machine.latchkey(&arguments, PASSPHRASE).succeeded();
+}
+
 /// The command that makes a new volume, with what opens it.
 fn formatting<'a>(volume: &'a Volume, opened_by: &[&'a str]) -> Vec<&'a str> {
     let bind = [

@@ -1,6 +1,6 @@
 //! Why a volume was not bound.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use latchkey_protocol::VolumeId;
 use latchkey_protocol::envelope::{ENVELOPES_LIMIT, EnvelopeError, MACHINE_SECRET_LIMIT};
@@ -103,13 +103,34 @@ pub enum BindError {
     /// A keyslot.
     #[error(transparent)]
     Keyslot(#[from] KeyslotError),
-    /// A key server does not take part.
-    #[error("key server {server} did not give a share; nothing was changed on '{}'", .device.display())]
-    Share {
+    /// A key server would not take part, so no volume was made.
+    #[error("key server {server} cannot be asked for a share; nothing was changed on '{}'", .device.display())]
+    Away {
         /// Its short id.
         server: String,
         /// The device.
         device: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<ShareError>,
+    },
+    /// There is a new volume, and it is not bound.
+    #[error(
+        "a LUKS2 volume was made on '{}' but is not bound, which the same command without --format does",
+        .device.display()
+    )]
+    Made {
+        /// The device.
+        device: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<BindError>,
+    },
+    /// A key server does not take part.
+    #[error("key server {server} did not give a share")]
+    Share {
+        /// Its short id.
+        server: String,
         /// Why.
         #[source]
         source: Box<ShareError>,
@@ -238,4 +259,17 @@ pub enum BindError {
         #[source]
         source: RebuildError,
     },
+}
+
+impl BindError {
+    /// This error, where the volume on `device` had just been made.
+    pub(super) fn of_new_volume(self, device: &Path) -> Self {
+        match self {
+            Self::Report(_) | Self::Rebuild { .. } => self,
+            error => Self::Made {
+                device: device.to_owned(),
+                source: Box::new(error),
+            },
+        }
+    }
 }
