@@ -80,7 +80,7 @@ pub enum Command {
         /// The name in /etc/crypttab, where the device has several, or none yet
         #[arg(long)]
         name: Option<String>,
-        /// The options of the line to write into /etc/crypttab, where there is none [default: luks,initramfs, and nofail where root does not lie on the volume; luks,_netdev,nofail where root is not encrypted]
+        /// The options of the line to write into /etc/crypttab, where there is none [default: luks,initramfs, and nofail where root does not lie on the volume; luks,_netdev,nofail where root is not encrypted, or on ZFS or the like]
         #[arg(long)]
         options: Option<String>,
         /// Read the passphrase from this file ('-': stdin); the whole content counts, line ends too

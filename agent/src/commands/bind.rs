@@ -24,7 +24,7 @@ use super::journal::Journal;
 use super::list::Format;
 use super::service;
 use super::shares::{self, Registered};
-use super::target::{NewLine, OpenedWith, Target};
+use super::target::{NewLine, OpenedWith, Target, known_of_root};
 use crate::failure::chain;
 use crate::files::{Files, Role};
 use crate::network::record;
@@ -94,7 +94,7 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), BindError> {
             Some(_) => OpenedWith::VolumeKey,
             None => OpenedWith::Passphrase,
         },
-        root_is_encrypted: stack::is_encrypted(files.root(), Path::new("/")).ok(),
+        root_is_encrypted: known_of_root(stack::is_encrypted(files.root(), Path::new("/"))),
         framework: Framework::of_system(files),
     };
     let Some(volume) = &arguments.format else {
@@ -121,8 +121,13 @@ fn bind(
     let entry = target.entry(files, arguments.name.as_deref())?;
     let opened_in = OpenedIn::of(&entry, files.root());
     match opened_in {
-        OpenedIn::Initramfs => warn_unless_opened(&entry, new.framework),
-        OpenedIn::RunningSystem => warn_of_mounts(files, &entry, new.framework),
+        OpenedIn::Initramfs => warn_unless_opened(files, &entry, new.framework),
+        OpenedIn::RunningSystem => {
+            warn_of_mounts(files, &entry, new.framework);
+            if line.is_some() {
+                warn_of_root(files);
+            }
+        }
     }
     check_unbound(files, &target, &servers)?;
     let given = Given {
@@ -235,8 +240,8 @@ fn joined(files: &Files) -> Result<Vec<KeyServer>, BindError> {
 
 /// The agent opens what the framework would open in the initramfs, root and what asks for it, and hands it only to a root that
 /// it can look below.
-fn warn_unless_opened(entry: &Entry, framework: Framework) {
-    let root = stack::lies_partly_on(Path::new("/"), Path::new("/"), &entry.name);
+fn warn_unless_opened(files: &Files, entry: &Entry, framework: Framework) {
+    let root = stack::lies_partly_on(files.root(), Path::new("/"), &entry.name);
     if !framework.takes(&entry.options) && matches!(root, Ok(false)) {
         log::warn!(
             "root does not lie on '{}': unless it is needed for resume or /usr, nothing opens it in the initramfs\n\
@@ -257,6 +262,18 @@ fn warn_unless_opened(entry: &Entry, framework: Framework) {
             "{error}: a boot that finds such a root closes again what was opened automatically, and does not go on if it \
              cannot\nlatchkey opens no volume for a root on ZFS, bcachefs or the like; take the binding away again if this \
              is one"
+        );
+    }
+}
+
+/// Its line is new, and leaves it to the running system: where nothing tells what root lies on, that may be the wrong place.
+fn warn_of_root(files: &Files) {
+    let root = stack::is_encrypted(files.root(), Path::new("/"));
+    if let Err(error @ StackError::NoDevice { .. }) = root {
+        log::warn!(
+            "{error}, so its line in crypttab leaves this volume to the running system\n\
+             latchkey opens no volume for a root on ZFS, bcachefs or the like; take the binding away again if root lies on \
+             this one"
         );
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use latchkey_protocol::encoding::hex;
 use sha2::{Digest, Sha256};
 
-pub use new_line::{NewLine, OpenedWith};
+pub use new_line::{NewLine, OpenedWith, known_of_root};
 
 use super::initramfs;
 use crate::files::{self, Files, FilesError};
@@ -262,7 +262,8 @@ impl Target {
             Kind::Luks2 | Kind::Luks1 => Source::Uuid(self.uuid.clone()),
             _ => Source::lasting(&self.device, files.root()),
         };
-        let options = new.text(stack::lies_partly_on(files.root(), Path::new("/"), &name).ok());
+        let of_root = stack::lies_partly_on(files.root(), Path::new("/"), &name);
+        let options = new.text(known_of_root(of_root));
         if options.contains(|c: char| c.is_ascii_whitespace()) {
             return Err(TargetError::NewOptions(options));
         }

@@ -281,3 +281,21 @@ fn where_crypttab_has_no_line_binding_writes_it() {
         .latchkey(&arguments, PASSPHRASE)
         .failed_saying(&["line 'other' for another device", "--name"]);
 }
+
+#[test]
+fn beside_a_root_without_a_block_device_a_new_line_is_that_of_a_data_volume() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    std::fs::write(machine.path("etc/crypttab"), "").unwrap();
+    std::fs::create_dir_all(machine.path("proc/self")).unwrap();
+    let mounts = "22 1 0:21 / / rw,relatime - zfs rpool/ROOT/debian rw,xattr\n";
+    std::fs::write(machine.path("proc/self/mountinfo"), mounts).unwrap();
+    let volume = Volume::luks2();
+    let said = machine.bind(&volume).succeeded();
+    let line = format!("luks-{UUID} UUID={UUID} none luks,_netdev,nofail\n");
+    let crypttab = std::fs::read_to_string(machine.path("etc/crypttab")).unwrap();
+    assert_eq!(crypttab, line);
+    for text in ["'/' is a zfs file system", "take the binding away again"] {
+        assert!(said.err.contains(text), "{text} in {}", said.err);
+    }
+}

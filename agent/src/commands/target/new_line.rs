@@ -2,6 +2,7 @@
 
 use super::super::initramfs::Framework;
 use crate::volume::crypttab::Options;
+use crate::volume::stack::StackError;
 
 /// The options of a line that `bind` writes where root is not encrypted, unless it is told others: the initramfs opens nothing
 /// then.
@@ -30,6 +31,16 @@ pub enum OpenedWith {
     Passphrase,
     /// A volume key, which nobody can type: the boot must be able to go on without the volume.
     VolumeKey,
+}
+
+/// What was found of root, as far as that can be told. A root without a block device (ZFS, an overlay) is no reason to open
+/// anything in the initramfs: such a boot closes what was opened automatically, so the line is as of a volume that root does
+/// not lie on.
+pub fn known_of_root(found: Result<bool, StackError>) -> Option<bool> {
+    match found {
+        Err(StackError::NoDevice { .. }) => Some(false),
+        found => found.ok(),
+    }
 }
 
 impl NewLine {
@@ -104,6 +115,27 @@ mod tests {
         assert_eq!(new.text(Some(true)), "luks,x-initrd.attach");
         assert_eq!(new.text(Some(false)), "luks,x-initrd.attach,nofail");
         assert!(new.is_chosen("luks,initramfs"));
+    }
+
+    #[test]
+    fn only_what_cannot_be_read_of_root_is_unknown() {
+        let path = std::path::PathBuf::from("/");
+        let kind = "zfs".to_owned();
+        for (found, known) in [
+            (Ok(true), Some(true)),
+            (Ok(false), Some(false)),
+            (
+                Err(StackError::NoDevice {
+                    path: path.clone(),
+                    kind,
+                }),
+                Some(false),
+            ),
+            (Err(StackError::NotMounted(path)), None),
+        ] {
+            let told = format!("{found:?}");
+            assert_eq!(known_of_root(found), known, "{told}");
+        }
     }
 
     #[test]
