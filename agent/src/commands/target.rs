@@ -107,6 +107,20 @@ pub enum TargetError {
     /// Nothing tells what the mapping is to be called.
     #[error("'{0}' has no line in crypttab\nchoose the name of its mapping with --name")]
     NoName(PathBuf),
+    /// `--name` and device-mapper disagree. What names the mapping, such as `root=`, would not find it in the next boot, and
+    /// whether root lies on the volume is told by the name that it has.
+    #[error(
+        "'{device}' is open as '{open}'; with the name '{chosen}' in crypttab nothing would find it where it is expected now\n\
+         leave --name out, close it first, or write its line into crypttab yourself"
+    )]
+    OpenAs {
+        /// The device.
+        device: PathBuf,
+        /// The mapping that is there.
+        open: String,
+        /// As asked for.
+        chosen: String,
+    },
     /// A line of that name means nothing.
     #[error("{0}\ncorrect that line, or choose another name with --name")]
     Line(LineError),
@@ -232,7 +246,7 @@ impl Target {
     /// As [`Target::find`], where crypttab may lack the line: then `new` says what it is to be.
     ///
     /// # Errors
-    /// As [`Target::find`]; `Present`, `NoName`, `NameTaken`, `Line`, `NewName`, `NewOptions`.
+    /// As [`Target::find`]; `Present`, `NoName`, `OpenAs`, `NameTaken`, `Line`, `NewName`, `NewOptions`.
     pub fn find_or_new(
         files: &Files,
         argument: &Path,
@@ -254,9 +268,7 @@ impl Target {
     /// A volume without a line in crypttab, with the one that `new` says.
     fn with_line(self, files: &Files, new: &NewLine) -> Result<(Self, String), TargetError> {
         let open = mapping::mapping_on(&self.device).map(|mapping| mapping.name);
-        let made = (!self.uuid.is_empty()).then(|| format!("luks-{}", self.uuid));
-        let name = new.name.clone().or(open).or(made);
-        let name = name.ok_or_else(|| TargetError::NoName(self.device.clone()))?;
+        let name = self.new_name(new.name.as_deref(), open)?;
         check_name(files, &name)?;
         let source = match self.kind {
             Kind::Luks2 | Kind::Luks1 => Source::Uuid(self.uuid.clone()),
@@ -283,6 +295,23 @@ impl Target {
             ..self
         };
         Ok((target, line))
+    }
+
+    /// What a new line calls the mapping: as it is open, else as it is chosen, else after the UUID.
+    fn new_name(&self, chosen: Option<&str>, open: Option<String>) -> Result<String, TargetError> {
+        match (chosen, open) {
+            (Some(chosen), Some(open)) if mapping::mangled(chosen) != open => {
+                Err(TargetError::OpenAs {
+                    device: self.device.clone(),
+                    open,
+                    chosen: chosen.to_owned(),
+                })
+            }
+            (Some(chosen), _) => Ok(chosen.to_owned()),
+            (None, Some(open)) => Ok(open),
+            (None, None) if self.uuid.is_empty() => Err(TargetError::NoName(self.device.clone())),
+            (None, None) => Ok(format!("luks-{}", self.uuid)),
+        }
     }
 
     /// The volume of a line of crypttab whose source is `device`.
@@ -589,5 +618,46 @@ fn check_key(entry: &Entry) -> Result<(), TargetError> {
             name: entry.name.clone(),
             key: key.clone(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_line_calls_an_open_mapping_as_it_is_called() {
+        let target = |uuid: &str| Target {
+            place: Place::attached("/dev/vda3"),
+            device: "/dev/vda3".into(),
+            kind: Kind::Luks2,
+            uuid: uuid.to_owned(),
+            name: String::new(),
+            entries: Vec::new(),
+        };
+        let name = |uuid, chosen, open: Option<&str>| {
+            target(uuid).new_name(chosen, open.map(str::to_owned)).ok()
+        };
+        for (chosen, open, expected) in [
+            (None, None, "luks-abc"),
+            (None, Some("luks-x"), "luks-x"),
+            (Some("root"), None, "root"),
+            (Some("root"), Some("root"), "root"),
+            (Some("my data"), Some("my\\x20data"), "my data"),
+        ] {
+            let told = format!("{chosen:?}, {open:?}");
+            assert_eq!(
+                name("abc", chosen, open).as_deref(),
+                Some(expected),
+                "{told}"
+            );
+        }
+        let refused = |uuid: &str, chosen, open: Option<&str>| {
+            let error = target(uuid).new_name(chosen, open.map(str::to_owned));
+            error.unwrap_err().to_string()
+        };
+        let error = refused("abc", Some("root"), Some("luks-x"));
+        assert!(error.contains("is open as 'luks-x'"), "{error}");
+        assert!(refused("", None, None).contains("--name"));
     }
 }
