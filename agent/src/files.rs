@@ -8,6 +8,8 @@ mod io;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use latchkey_protocol::token::{ADDRESSES_LIMIT, Address};
 use latchkey_protocol::{ClientName, ServerId};
@@ -20,6 +22,11 @@ pub use io::{
     make_dir, read, read_key, read_lossy, read_text, remove, remove_dir, rename, replace,
     unfinished, write_new,
 };
+
+/// How long whoever changes something waits for another one to end.
+pub const BUSY_LIMIT: Duration = Duration::from_secs(10);
+/// How often to look whether it has ended.
+pub const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// All paths of a client, below one root.
 #[derive(Debug, Clone)]
@@ -191,12 +198,31 @@ impl Files {
         self.servers_dir().join(format!("{}.joining", id.short()))
     }
 
-    /// Keeps other latchkey commands that change something out, until the result is dropped.
+    /// Keeps other latchkey commands that change something out, until the result is dropped. One that is at work is waited for,
+    /// [`BUSY_LIMIT`] at most: the service takes its turns too, each time that it writes a ticket into a header.
+    ///
+    /// # Errors
+    /// `Busy` if one does not end, `Write`.
+    pub fn lock(&self) -> Result<Lock, FilesError> {
+        self.lock_within(BUSY_LIMIT)
+    }
+
+    /// As [`Files::lock`], without waiting.
     ///
     /// # Errors
     /// `Busy` if one is at work, `Write`.
-    pub fn lock(&self) -> Result<Lock, FilesError> {
+    pub fn try_lock(&self) -> Result<Lock, FilesError> {
         self.lock_file("lock")
+    }
+
+    fn lock_within(&self, limit: Duration) -> Result<Lock, FilesError> {
+        let begin = Instant::now();
+        loop {
+            match self.try_lock() {
+                Err(FilesError::Busy) if begin.elapsed() < limit => thread::sleep(BUSY_PAUSE),
+                taken => return taken,
+            }
+        }
     }
 
     /// Keeps others that move the tickets of the key server `id` on out, until the result is dropped.
@@ -427,12 +453,18 @@ mod tests {
     }
 
     #[test]
-    fn only_one_command_changes_things_at_a_time() {
+    fn only_one_command_changes_things_at_a_time_and_the_next_waits_for_it() {
         let root = tempfile::tempdir().unwrap();
         let files = Files::under(root.path());
         let lock = files.lock().unwrap();
-        assert!(matches!(files.lock(), Err(FilesError::Busy)));
-        drop(lock);
+        assert!(matches!(files.try_lock(), Err(FilesError::Busy)));
+        let limit = BUSY_PAUSE * 3;
+        assert!(matches!(files.lock_within(limit), Err(FilesError::Busy)));
+        let other = thread::spawn(move || {
+            thread::sleep(BUSY_PAUSE * 3);
+            drop(lock);
+        });
         files.lock().unwrap();
+        other.join().unwrap();
     }
 }

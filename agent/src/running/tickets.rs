@@ -7,8 +7,6 @@
 //! The key server answers for all volumes at once or for none. One whose share was destroyed, or that it does not know, must
 //! not hold up the others: which one that is, each says alone.
 
-use std::time::Duration;
-
 use futures_util::{StreamExt as _, stream};
 use latchkey_protocol::ServerId;
 use latchkey_protocol::wire::{
@@ -16,16 +14,12 @@ use latchkey_protocol::wire::{
 };
 
 use super::volumes::{self, Bound};
-use crate::files::{Files, FilesError, Lock};
+use crate::files::{BUSY_LIMIT, BUSY_PAUSE, Files, FilesError, Lock};
 use crate::server::{KeyServer, Unreachable};
 use crate::volume::header::{HeaderCopy, HeaderError};
 use crate::volume::tickets;
 use crate::volume::tokens::{self, TokenError};
 
-/// How often to look whether another command has ended.
-const PAUSE: Duration = Duration::from_millis(50);
-/// How long to wait for one.
-const BUSY_LIMIT: Duration = Duration::from_secs(10);
 /// How many volumes are asked for at once when each is asked for alone.
 const AT_ONCE: usize = 8;
 
@@ -119,7 +113,7 @@ async fn attempt(
 ) -> Result<Moved, TicketsError> {
     let tickets = next(server, volumes, gone).await?;
     for (bound, ticket) in volumes.iter().zip(&tickets) {
-        let _lock = free(|| files.lock()).await?;
+        let _lock = free(|| files.try_lock()).await?;
         write(bound, server.settings.id, ticket)?;
     }
     let request = ConfirmRequest {
@@ -246,7 +240,7 @@ async fn free(take: impl Fn() -> Result<Lock, FilesError>) -> Result<Lock, Files
     loop {
         match take() {
             Err(FilesError::Busy) if begin.elapsed() < BUSY_LIMIT => {
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(BUSY_PAUSE).await;
             }
             taken => return taken,
         }
