@@ -170,7 +170,7 @@ pub enum Command {
     ImageOptional,
     /// Show who this machine is to its key servers, whether they answer, and which policies hold
     ///
-    /// Exit code 3 if something would keep the next boot from opening a bound volume by itself.
+    /// Exit code 3 if something is shown with a '!': it may keep the next boot from opening a bound volume by itself.
     Status {
         #[command(flatten)]
         json: JsonFlag,

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use latchkey_protocol::envelope::{Bound, Token};
-use latchkey_protocol::{ServerId, VolumeId};
+use latchkey_protocol::{Generation, ServerId, VolumeId};
 use serde::Serialize;
 
 use super::rotate::journal::Rotation;
@@ -53,6 +53,21 @@ pub struct Listed {
     pub rotating: bool,
     /// Whatever keeps the boot from opening it by itself, in words.
     pub problems: Vec<String>,
+    /// Whether crypttab leaves it to a prompt, and so to latchkey: neither to a key file nor to be formatted anew.
+    #[serde(skip)]
+    pub prompted_for: bool,
+}
+
+impl Listed {
+    /// Whether a boot is kept from opening it by itself though it is bound, or may be.
+    pub fn is_in_trouble(&self) -> bool {
+        let may_be_bound = match self.binding {
+            Binding::Bound { .. } => true,
+            Binding::NotBound => false,
+            Binding::Unknown => self.prompted_for,
+        };
+        may_be_bound && !self.problems.is_empty()
+    }
 }
 
 /// Whether a volume is bound.
@@ -67,6 +82,9 @@ pub enum Binding {
         keyslot: Option<u32>,
         /// The key servers.
         servers: Vec<ServerId>,
+        /// The generation of each one's share that opens it.
+        #[serde(skip)]
+        generations: Vec<Generation>,
     },
     /// Neither.
     NotBound,
@@ -181,6 +199,7 @@ fn volume(files: &Files, entry: &Entry, joined: &[ServerId]) -> Listed {
         binding,
         rotating,
         problems,
+        prompted_for: entry.key == Key::None && formatted_by(files, entry).is_empty(),
     }
 }
 
@@ -292,6 +311,7 @@ fn bound(
         volume: token.volume,
         keyslot: token.bound.keyslot(),
         servers,
+        generations: token.envelopes.iter().map(|e| e.generation).collect(),
     }
 }
 

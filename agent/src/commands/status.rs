@@ -131,6 +131,14 @@ fn gather(files: &Files) -> Result<Status, StatusError> {
             Err(error) => status.broken_servers.push(error),
         }
     }
+    for volume in &mut status.volumes {
+        let problems: Vec<String> = status
+            .servers
+            .iter()
+            .filter_map(|server| server.problem_with(volume))
+            .collect();
+        volume.problems.extend(problems);
+    }
     Ok(status)
 }
 
@@ -171,6 +179,44 @@ fn certificate_end(files: &ServerFiles, role: Role) -> Option<u64> {
     certificate::end(&CertificateDer::from_pem_slice(&pem).ok()?)
 }
 
+impl Server {
+    /// Why a boot would get no share here for a volume that is bound to this key server, if it told what it holds.
+    fn problem_with(&self, listed: &Listed) -> Option<String> {
+        let Binding::Bound {
+            volume,
+            servers,
+            generations,
+            ..
+        } = &listed.binding
+        else {
+            return None;
+        };
+        let place = servers.iter().position(|server| *server == self.id)?;
+        let (server, wanted) = (self.id.short(), generations[place]);
+        let mut all = self.volumes.as_ref()?.iter();
+        match all.find(|held| held.volume == *volume) {
+            None => Some(format!("key server {server} does not know it")),
+            Some(held) if held.destroyed => {
+                Some(format!("key server {server} destroyed its share"))
+            }
+            // In the middle of a rotation it has two.
+            Some(held) if held.generation != wanted && !listed.rotating => Some(format!(
+                "key server {server} has generation {} of its share, and generation {wanted} is needed",
+                held.generation
+            )),
+            Some(_) => None,
+        }
+    }
+
+    fn is_good(&self) -> bool {
+        self.addresses
+            .iter()
+            .all(|address| address.problem.is_none())
+            && self.boot_certificate_ends.is_some()
+            && self.host_certificate_ends.is_some()
+    }
+}
+
 impl Status {
     /// Whether an image has anything of ours to do: not where all that is bound is opened in the running system.
     fn needs_images(&self) -> bool {
@@ -185,23 +231,10 @@ impl Status {
     }
 
     fn health(&self) -> Health {
-        let server_is_good = |server: &Server| {
-            server
-                .addresses
-                .iter()
-                .all(|address| address.problem.is_none())
-                && server
-                    .volumes
-                    .iter()
-                    .flatten()
-                    .all(|volume| !volume.destroyed)
-        };
         let good = self.broken_servers.is_empty()
             && self.stale_images.is_empty()
-            && self.servers.iter().all(server_is_good)
-            && self.volumes.iter().all(|volume| {
-                !matches!(volume.binding, Binding::Bound { .. }) || volume.problems.is_empty()
-            });
+            && self.servers.iter().all(Server::is_good)
+            && !self.volumes.iter().any(Listed::is_in_trouble);
         if good { Health::Good } else { Health::Trouble }
     }
 }
@@ -242,8 +275,9 @@ fn print(status: &Status, format: Format) -> io::Result<()> {
             Binding::NotBound => writeln!(out, "volume '{name}' is not bound")?,
             Binding::Unknown => writeln!(out, "volume '{name}' cannot be read")?,
         }
+        let mark = if volume.is_in_trouble() { "! " } else { "" };
         for problem in &volume.problems {
-            writeln!(out, "  ! {problem}")?;
+            writeln!(out, "  {mark}{problem}")?;
         }
     }
     for image in &status.stale_images {
@@ -292,7 +326,7 @@ fn print_server(out: &mut impl Write, server: &Server, listed: &[Listed]) -> io:
             ..
         } = held;
         if held.destroyed {
-            writeln!(out, "  ! volume {volume} ({name}): its share was destroyed")?;
+            writeln!(out, "  volume {volume} ({name}): its share was destroyed")?;
         } else {
             writeln!(
                 out,

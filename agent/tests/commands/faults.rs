@@ -5,13 +5,14 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::common::machine::{Machine, PASSPHRASE, Server, UUID, Volume, run};
+use crate::common::machine::{Machine, PASSPHRASE, Said, Server, UUID, Volume, run};
 
 #[test]
 fn without_a_key_server_nothing_is_bound() {
     let machine = Machine::new();
     machine.write_crypttab("luks");
     let volume = Volume::luks2();
+    machine.plug_in(&volume);
     let before = volume.bytes();
     machine
         .bind(&volume)
@@ -30,6 +31,7 @@ fn a_key_server_that_is_away_leaves_nothing_half_done() {
     let mut server = Server::start();
     let machine = Machine::joined(&[&server]);
     let volume = Volume::luks2();
+    machine.plug_in(&volume);
     let header = volume.json();
     server.stop();
     machine.bind(&volume).failed_saying(&[
@@ -235,4 +237,69 @@ fn what_was_written_over_a_header_is_not_written_over_again() {
         server.admin(&["volumes", "--json"]).succeeded().out,
         volumes
     );
+}
+
+/// What `status` says, and that its exit code is 3 if and only if something is marked.
+#[track_caller]
+fn status(machine: &Machine) -> Said {
+    let said = machine.latchkey(&["status"], "");
+    let is_marked = said.out.lines().any(|line| line.trim().starts_with('!'));
+    assert_eq!(said.code, if is_marked { 3 } else { 0 }, "{}", said.out);
+    said
+}
+
+#[test]
+fn a_share_that_is_not_what_the_header_needs_is_trouble_and_one_of_before_is_none() {
+    let mut server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::luks2();
+    machine.plug_in(&volume);
+    machine.bind(&volume).succeeded();
+    machine.unbind(&volume).succeeded();
+    server.stop();
+    let unbound = server.copy();
+    server.serve();
+    machine.bind(&volume).succeeded();
+    let said = status(&machine).succeeded();
+    assert!(
+        said.out
+            .contains("(not of crypttab): its share was destroyed"),
+        "{}",
+        said.out
+    );
+
+    server.stop();
+    let bound = server.copy();
+    server.serve();
+    let rotate = ["rotate", volume.path(), "--no-initramfs"];
+    machine.latchkey(&rotate, "").succeeded();
+    status(&machine).succeeded();
+    for (copy, problem) in [(bound, "of its share, and"), (unbound, "does not know it")] {
+        server.stop();
+        server.put_back(&copy);
+        server.serve();
+        let said = status(&machine);
+        assert_eq!(said.code, 3);
+        assert!(said.out.contains(problem), "{problem} in {}", said.out);
+    }
+}
+
+#[test]
+fn a_volume_that_may_be_bound_and_cannot_be_read_is_trouble() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    assert!(status(&machine).out.contains("! the device is not there"));
+    let volume = Volume::luks2();
+    machine.plug_in(&volume);
+    status(&machine).succeeded();
+    let token = json!({ "type": "latchkey", "keyslots": ["0"], "version": 99 });
+    let import = ["token", "import", "--token-id", "0", volume.path()];
+    run(Command::new("cryptsetup").args(import), &token.to_string()).succeeded();
+    assert!(status(&machine).out.contains("! not a latchkey token"));
+
+    // None of latchkey's business, whatever is on it.
+    let line = "swap /dev/absent /dev/urandom swap\n";
+    std::fs::write(machine.path("etc/crypttab"), line).unwrap();
+    let said = status(&machine).succeeded();
+    assert!(said.out.contains("names the key file"), "{}", said.out);
 }
