@@ -12,9 +12,9 @@ mod report;
 
 use std::path::{Path, PathBuf};
 
+use latchkey_protocol::VolumeId;
 use latchkey_protocol::envelope::{ENVELOPES_LIMIT, MachineSecret, Released, Token, TokenKind};
 use latchkey_protocol::wire::{OpenedBy, Version};
-use latchkey_protocol::{ClientName, ServerId, VolumeId};
 use latchkey_secret::SecretBytes;
 
 use super::crypttab_line;
@@ -39,6 +39,7 @@ use crate::volume::open;
 use crate::volume::opened_in::OpenedIn;
 use crate::volume::stack::{self, StackError};
 use enrol::{Enrolment, Given};
+use report::Report;
 
 pub use error::BindError;
 
@@ -61,24 +62,6 @@ pub struct Arguments {
     pub report: Format,
     /// Whether to rebuild the initramfs.
     pub rebuild: Rebuild,
-}
-
-/// A finished binding.
-struct Binding {
-    keyslot: Option<u32>,
-    volume: VolumeId,
-    /// Of the header.
-    backup: Option<PathBuf>,
-    /// What was written into crypttab, and where the file from before is.
-    line: Option<(String, Option<PathBuf>)>,
-    servers: Vec<Registration>,
-}
-
-/// What a key server knows of the binding.
-struct Registration {
-    server: ServerId,
-    client: ClientName,
-    policy: String,
 }
 
 /// Binds a volume to every key server that this machine has joined.
@@ -150,8 +133,8 @@ fn bind(
         line,
     }
     .bind(enrolment, &mut journal);
-    let binding = match bound {
-        Ok(binding) => binding,
+    let report = match bound {
+        Ok(report) => report,
         Err(error) => {
             take_back(files, &target, &servers, &journal);
             return Err(error);
@@ -159,7 +142,7 @@ fn bind(
     };
     journal.remove(files)?;
     record_network(files);
-    summarise(&target, &entry, &binding);
+    summarise(&entry, &report);
     service::restart(files);
     if opened_in == OpenedIn::RunningSystem {
         log::info!(
@@ -174,7 +157,7 @@ fn bind(
         } else {
             service::enable(files, &entry.name);
         }
-        return said(arguments.report, &target, &binding);
+        return said(arguments.report, &report);
     }
     let rebuilt = initramfs::rebuild(files, arguments.rebuild);
     rebuilt.map_err(|source| BindError::Rebuild {
@@ -184,14 +167,14 @@ fn bind(
     log::info!(
         "the next boot asks the key server; the passphrase prompt stands beside it all the while"
     );
-    said(arguments.report, &target, &binding)
+    said(arguments.report, &report)
 }
 
 /// The log has told people.
-fn said(format: Format, target: &Target, binding: &Binding) -> Result<(), BindError> {
+fn said(format: Format, report: &Report) -> Result<(), BindError> {
     match format {
         Format::Text => Ok(()),
-        Format::Json => report::print(target, binding).map_err(BindError::Report),
+        Format::Json => report.print().map_err(BindError::Report),
     }
 }
 
@@ -361,7 +344,7 @@ struct Binder<'a> {
 
 impl Binder<'_> {
     /// Everything that changes something, each step written down before it is done.
-    fn bind(&self, enrolment: Enrolment, journal: &mut Journal) -> Result<Binding, BindError> {
+    fn bind(&self, enrolment: Enrolment, journal: &mut Journal) -> Result<Report, BindError> {
         let Self { files, target, .. } = *self;
         let volume = VolumeId::random().map_err(BindError::Random)?;
         journal.volume = Some(volume);
@@ -394,27 +377,23 @@ impl Binder<'_> {
         for server in self.servers {
             prove(files, target, volume, server)?;
         }
-        let line = match &self.line {
-            Some(line) => {
-                journal.crypttab_line = Some(line.clone());
-                journal.save(files)?;
-                let backup = crypttab_line::add(files, line)?;
-                Some((line.clone(), backup))
-            }
-            None => None,
-        };
-        let summary = |(server, one): (&KeyServer, Registered)| Registration {
-            server: server.settings.id,
+        let known = |(server, one): (&KeyServer, Registered)| report::Server {
+            id: server.settings.id,
             client: server.settings.client.clone(),
             policy: one.policy,
         };
-        Ok(Binding {
-            keyslot,
-            volume,
-            backup: journal.backup.clone(),
-            line,
-            servers: self.servers.iter().zip(registered).map(summary).collect(),
-        })
+        let servers = self.servers.iter().zip(registered).map(known).collect();
+        let mut report = Report::of(target, &token, servers);
+        report.header_backup = journal.backup.clone();
+        if let Some(line) = &self.line {
+            journal.crypttab_line = Some(line.clone());
+            journal.save(files)?;
+            if let Some(backup) = crypttab_line::add(files, line)? {
+                log::info!("/etc/crypttab as it was is '{}'", backup.display());
+            }
+            report.crypttab_line = Some(line.clone());
+        }
+        Ok(report)
     }
 
     fn register(
@@ -520,15 +499,15 @@ fn record_network(files: &Files) {
     }
 }
 
-fn summarise(target: &Target, entry: &Entry, binding: &Binding) {
-    let device = target.device.display();
+fn summarise(entry: &Entry, report: &Report) {
+    let device = report.device.display();
     log::info!(
         "bound '{}' ({device}, {}) as volume {}",
         entry.name,
-        target.kind.name(),
-        binding.volume
+        report.kind,
+        report.volume
     );
-    match binding.keyslot {
+    match report.keyslot {
         Some(slot) => log::info!(
             "keyslot {slot} holds 256 random bits that no one need know; the other keyslots are unchanged"
         ),
@@ -536,22 +515,19 @@ fn summarise(target: &Target, entry: &Entry, binding: &Binding) {
             "nothing on the device was changed; what opens it is sealed in /etc/latchkey/envelopes"
         ),
     }
-    if let Some(backup) = &binding.backup {
+    if let Some(backup) = &report.header_backup {
         log::info!("the header from before is in '{}'", backup.display());
     }
-    if let Some((line, backup)) = &binding.line {
+    if let Some(line) = &report.crypttab_line {
         log::info!("this line was added to /etc/crypttab:\n{line}");
         if entry.options.nofail {
             log::info!("'nofail': the boot goes on without this volume if nothing opens it");
         }
-        if let Some(backup) = backup {
-            log::info!("the file from before is '{}'", backup.display());
-        }
     }
-    for one in &binding.servers {
+    for one in &report.servers {
         log::info!(
             "key server {} knows this machine as '{}'; policy: {}",
-            one.server.short(),
+            one.id.short(),
             one.client,
             one.policy
         );

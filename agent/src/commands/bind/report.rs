@@ -1,65 +1,108 @@
 //! What `latchkey bind --json` prints: one document, for programs that set machines up.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::PathBuf;
 
+use latchkey_protocol::envelope::Token;
 use latchkey_protocol::{ClientName, ServerId, VolumeId};
 use serde::Serialize;
 
-use super::Binding;
 use crate::commands::target::Target;
 
 /// A volume that was bound.
-#[derive(Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct Report<'a> {
+pub(super) struct Report {
     /// The mapping.
-    name: &'a str,
-    device: &'a Path,
+    pub name: String,
+    pub device: PathBuf,
     /// Such as `LUKS2`.
-    kind: &'static str,
+    pub kind: String,
     /// In the header; of a plain volume that of its binding.
-    uuid: &'a str,
+    pub uuid: String,
     /// Its name at the key servers.
-    volume: VolumeId,
+    pub volume: VolumeId,
     /// The keyslot that holds the machine secret; a plain volume has none.
-    keyslot: Option<u32>,
-    servers: Vec<Server<'a>>,
+    pub keyslot: Option<u32>,
+    pub servers: Vec<Server>,
     /// The header from before.
-    header_backup: Option<&'a Path>,
+    pub header_backup: Option<PathBuf>,
     /// What was written into crypttab, if it was.
-    crypttab_line: Option<&'a str>,
+    pub crypttab_line: Option<String>,
 }
 
-#[derive(Serialize)]
-struct Server<'a> {
-    id: ServerId,
-    client: &'a ClientName,
-    policy: &'a str,
+/// What a key server knows of the binding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Server {
+    pub id: ServerId,
+    pub client: ClientName,
+    pub policy: String,
 }
 
-/// Prints it to stdout.
-pub(super) fn print(target: &Target, binding: &Binding) -> io::Result<()> {
-    let report = Report {
-        name: &target.name,
-        device: &target.device,
-        kind: target.kind.name(),
-        uuid: &target.uuid,
-        volume: binding.volume,
-        keyslot: binding.keyslot,
-        servers: binding
-            .servers
-            .iter()
-            .map(|one| Server {
-                id: one.server,
-                client: &one.client,
-                policy: &one.policy,
-            })
-            .collect(),
-        header_backup: binding.backup.as_deref(),
-        crypttab_line: binding.line.as_ref().map(|(line, _)| line.as_str()),
-    };
-    let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &report)?;
-    writeln!(out)
+impl Report {
+    /// Of the binding `token` of `target`, which has neither backup nor a new line of crypttab so far.
+    pub fn of(target: &Target, token: &Token, servers: Vec<Server>) -> Self {
+        Self {
+            name: target.name.clone(),
+            device: target.device.clone(),
+            kind: target.kind.name().to_owned(),
+            uuid: token.uuid.clone(),
+            volume: token.volume,
+            keyslot: token.bound.keyslot(),
+            servers,
+            header_backup: None,
+            crypttab_line: None,
+        }
+    }
+
+    /// Prints it to stdout.
+    pub fn print(&self) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        serde_json::to_writer_pretty(&mut out, self)?;
+        writeln!(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use latchkey_protocol::encoding::Bytes;
+    use latchkey_protocol::envelope::{Bound, PlainSecret, TokenKind};
+    use latchkey_protocol::wire::Version;
+
+    use super::*;
+    use crate::volume::crypttab::Options;
+    use crate::volume::place::{Kind, Place};
+    use crate::volume::plain::Settings;
+
+    #[test]
+    fn a_plain_volume_is_reported_with_the_uuid_of_its_binding() {
+        let options = "plain,cipher=aes-xts-plain64,hash=sha512,size=512";
+        let options = Options::parse(options);
+        let target = Target {
+            place: Place::of(&options, "/dev/vdb", Path::new("/")),
+            device: "/dev/vdb".into(),
+            kind: Kind::Plain,
+            uuid: String::new(),
+            name: "data".to_owned(),
+            entries: Vec::new(),
+        };
+        let settings = Settings::of(&options.plain).unwrap();
+        let bound = settings.bound(PlainSecret::Passphrase, Bytes([7; 32]));
+        let token = Token {
+            kind: TokenKind::Latchkey,
+            keyslots: Vec::new(),
+            version: Version::default(),
+            volume: VolumeId::random().unwrap(),
+            uuid: VolumeId::random().unwrap().to_string(),
+            bound: Bound::Plain(bound),
+            envelopes: Vec::new(),
+        };
+        let report = Report::of(&target, &token, Vec::new());
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["uuid"], token.uuid.as_str());
+        assert_eq!(json["kind"], "plain dm-crypt");
+        assert_eq!(json["keyslot"], serde_json::Value::Null);
+    }
 }
