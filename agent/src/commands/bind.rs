@@ -3,12 +3,13 @@
 //! The order is the safety (DESIGN §8): the passphrase is proved, every key server is asked, the header is backed
 //! up, and only then a keyslot and a token are added. Nothing counts as bound before each key server has given its
 //! share back and that share, with the envelope as it stands in the header, has opened the keyslot. A failure takes
-//! back what this run did; after an interruption the next run does, from the journal. No keyslot but the one made
-//! here is ever changed.
+//! back what this run did; after an interruption the next run does, from the journal. From then on nothing is taken back: if
+//! the initramfs cannot be rebuilt or the unit not enabled, or the run is interrupted there, the next run does that. No keyslot
+//! but the one made here is ever changed.
 
 pub(super) mod enrol;
 mod error;
-mod report;
+pub(super) mod report;
 
 use std::path::{Path, PathBuf};
 
@@ -22,7 +23,7 @@ use super::format::{self, NewVolume};
 use super::initramfs::{self, Framework, Rebuild};
 use super::journal::Journal;
 use super::list::Format;
-use super::service;
+use super::service::{self, Enabled};
 use super::shares::{self, Registered};
 use super::target::{NewLine, OpenedWith, Target, known_of_root};
 use crate::failure::chain;
@@ -31,7 +32,7 @@ use crate::network::record;
 use crate::opening::fstab;
 use crate::server::{KeyServer, block_on};
 use crate::unit_name;
-use crate::volume::binding::{self, At};
+use crate::volume::binding::{self, At, Found};
 use crate::volume::crypttab::Entry;
 use crate::volume::envelopes;
 use crate::volume::keyslots;
@@ -112,7 +113,12 @@ fn bind(
             }
         }
     }
-    check_unbound(files, &target, &servers)?;
+    let found = binding::find(files, &target.name, &target.place)?;
+    if let Some(report) = Report::read(files, &target)?.filter(|report| report.is_of(&found)) {
+        log::info!("an earlier run has bound it: doing what was left to do");
+        return finish(files, arguments, &target, &entry, &report);
+    }
+    check_unbound(&target, found, &servers)?;
     let given = Given {
         key_file: arguments.key_file.as_deref(),
         volume_key_file: arguments.volume_key_file.as_deref(),
@@ -140,25 +146,33 @@ fn bind(
             return Err(error);
         }
     };
+    report.save(files, &target)?;
     journal.remove(files)?;
-    record_network(files);
     summarise(&entry, &report);
+    finish(files, arguments, &target, &entry, &report)
+}
+
+/// The volume is bound: tells whatever opens it, and then whoever asked for it. What fails is left to the next run.
+fn finish(
+    files: &Files,
+    arguments: &Arguments,
+    target: &Target,
+    entry: &Entry,
+    report: &Report,
+) -> Result<(), BindError> {
+    record_network(files);
     service::restart(files);
-    if opened_in == OpenedIn::RunningSystem {
-        log::info!(
-            "it is opened in the running system, so the initramfs need not know of it and is not rebuilt"
-        );
-        if entry.options.noauto {
-            log::info!(
-                "'noauto': nothing opens it at boot, but 'systemctl start {}' does",
-                unit_name::ours(&entry.name)
-            );
-            service::reload(files);
-        } else {
-            service::enable(files, &entry.name);
-        }
-        return said(arguments.report, &report);
-    }
+    let done = match OpenedIn::of(entry, files.root()) {
+        OpenedIn::Initramfs => rebuild(files, arguments, target),
+        OpenedIn::RunningSystem => enable(files, target, entry),
+    };
+    said(arguments.report, report)?;
+    done?;
+    Ok(report::remove(files, target)?)
+}
+
+/// The last step where the initramfs opens the volume.
+fn rebuild(files: &Files, arguments: &Arguments, target: &Target) -> Result<(), BindError> {
     let rebuilt = initramfs::rebuild(files, arguments.rebuild);
     rebuilt.map_err(|source| BindError::Rebuild {
         device: target.device.clone(),
@@ -167,7 +181,27 @@ fn bind(
     log::info!(
         "the next boot asks the key server; the passphrase prompt stands beside it all the while"
     );
-    said(arguments.report, &report)
+    Ok(())
+}
+
+/// The last step where the running system opens it.
+fn enable(files: &Files, target: &Target, entry: &Entry) -> Result<(), BindError> {
+    log::info!(
+        "it is opened in the running system, so the initramfs need not know of it and is not rebuilt"
+    );
+    let unit = unit_name::ours(&entry.name);
+    if entry.options.noauto {
+        log::info!("'noauto': nothing opens it at boot, but 'systemctl start {unit}' does");
+        service::reload(files);
+        return Ok(());
+    }
+    match service::enable(files, &entry.name) {
+        Enabled::Yes => Ok(()),
+        Enabled::No => Err(BindError::NotEnabled {
+            device: target.device.clone(),
+            unit,
+        }),
+    }
 }
 
 /// The log has told people.
@@ -292,9 +326,12 @@ fn repair(files: &Files, target: &Target, servers: &[KeyServer]) -> Result<bool,
     Ok(true)
 }
 
-fn check_unbound(files: &Files, target: &Target, servers: &[KeyServer]) -> Result<(), BindError> {
+fn check_unbound(
+    target: &Target,
+    found: Vec<Found>,
+    servers: &[KeyServer],
+) -> Result<(), BindError> {
     let device = target.device.clone();
-    let found = binding::find(files, &target.name, &target.place)?;
     let Some(found) = found.into_iter().next() else {
         return Ok(());
     };

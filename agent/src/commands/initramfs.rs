@@ -223,9 +223,11 @@ fn is_any_newer(files: &Files, begin: SystemTime) -> bool {
     images(files).any(|image| modified(&image).is_some_and(|built| built >= begin))
 }
 
-/// Images in /boot that are older than a boot key or the recorded network, which they therefore do not hold.
-pub fn stale_images(files: &Files) -> Vec<PathBuf> {
+/// Images in /boot that are older than a boot key, the recorded network or one of these files `of_volumes`, which they therefore
+/// do not hold.
+pub fn stale_images(files: &Files, of_volumes: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
     let mut inputs = vec![files.network()];
+    inputs.extend(of_volumes);
     if let Ok(servers) = files.servers() {
         inputs.extend(
             servers

@@ -7,7 +7,9 @@ use latchkey_protocol::envelope::{Bound, Token};
 use latchkey_protocol::{Generation, ServerId, VolumeId};
 use serde::Serialize;
 
+use super::bind::report::{self, Report};
 use super::rotate::journal::Rotation;
+use super::service;
 use super::target::{Target, formatted_by, read_crypttab};
 use crate::failure::chain;
 use crate::files::{Files, FilesError};
@@ -56,6 +58,10 @@ pub struct Listed {
     /// Whether crypttab leaves it to a prompt, and so to latchkey: neither to a key file nor to be formatted anew.
     #[serde(skip)]
     pub prompted_for: bool,
+    /// If it is bound and opened in the initramfs: files that are not older than what the image has to know of it. They need not
+    /// be there.
+    #[serde(skip)]
+    pub image_inputs: Vec<PathBuf>,
 }
 
 impl Listed {
@@ -188,6 +194,14 @@ fn volume(files: &Files, entry: &Entry, joined: &[ServerId]) -> Listed {
     let rotating = target
         .as_ref()
         .is_some_and(|target| !matches!(Rotation::load(files, target), Ok(None)));
+    let opened_in = OpenedIn::of(entry, files.root());
+    let mut image_inputs = Vec::new();
+    if let (Binding::Bound { volume, .. }, Some(target)) = (&binding, &target) {
+        match opened_in {
+            OpenedIn::Initramfs => image_inputs = inputs_of_image(files, target),
+            OpenedIn::RunningSystem => problems.extend(unfinished(files, target, *volume)),
+        }
+    }
     Listed {
         name: entry.name.clone(),
         source: entry.source.to_string(),
@@ -199,8 +213,32 @@ fn volume(files: &Files, entry: &Entry, joined: &[ServerId]) -> Listed {
         binding,
         rotating,
         problems,
+        image_inputs,
         prompted_for: entry.key == Key::None && formatted_by(files, entry).is_empty(),
     }
+}
+
+/// What lies in the image of a bound volume, and the report that a `bind` leaves which did not come to rebuild it.
+fn inputs_of_image(files: &Files, target: &Target) -> Vec<PathBuf> {
+    let mut inputs = vec![report::path(files, target)];
+    match &target.place.header {
+        HeaderPlace::Detached(header) if header.is_file() => inputs.push(header.clone()),
+        _ if target.luks2_header().is_none() => inputs.push(envelopes::path(files, &target.name)),
+        _ => {}
+    }
+    inputs
+}
+
+/// Whether a `bind` did not come to have the running system open the volume.
+fn unfinished(files: &Files, target: &Target, volume: VolumeId) -> Option<String> {
+    let left = Report::read(files, target).ok()??;
+    let is_left = left.volume == volume && !service::is_enabled(files, &target.name);
+    is_left.then(|| {
+        format!(
+            "nothing opens it: 'latchkey bind {}' does what an earlier one left to do",
+            target.device.display()
+        )
+    })
 }
 
 fn problems_of_entry(files: &Files, entry: &Entry) -> Vec<String> {

@@ -36,16 +36,30 @@ pub fn restart(files: &Files) {
     }
 }
 
+/// Whether `latchkey@.service` opens a volume at each boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Enabled {
+    /// It does, or this is no system of which units are enabled.
+    Yes,
+    /// `systemctl enable` failed.
+    No,
+}
+
 /// Has `latchkey@.service` open the volume `name` at each boot, and from now on.
-pub fn enable(files: &Files, name: &str) {
-    let unit = unit_name::ours(name);
-    if change(files, "enable", &unit) {
-        log::info!("'{unit}' opens it at each boot");
+pub fn enable(files: &Files, name: &str) -> Enabled {
+    if files.root() != Path::new("/") {
+        return Enabled::Yes;
     }
+    let unit = unit_name::ours(name);
+    if !systemctl(&["enable", &unit]) {
+        return Enabled::No;
+    }
+    log::info!("'{unit}' opens it at each boot");
     reload(files);
     if is_running(files) && !systemctl(&["--no-block", "start", &unit]) {
         log::warn!("failed to start a service of latchkey\nrun: systemctl start '{unit}'");
     }
+    Enabled::Yes
 }
 
 /// Lets systemd's generator hear of a new line of crypttab.
@@ -60,21 +74,12 @@ pub fn is_enabled(files: &Files, name: &str) -> bool {
     files.root() == Path::new("/") && systemctl(&["is-enabled", &unit_name::ours(name)])
 }
 
-/// Has `latchkey@.service` open the volume `name` no more. What is open stays open.
+/// Has `latchkey@.service` open the volume `name` no more, in a chroot too. What is open stays open.
 pub fn disable(files: &Files, name: &str) {
-    change(files, "disable", &unit_name::ours(name));
-}
-
-/// Links are made or removed, in a chroot too.
-fn change(files: &Files, verb: &str, unit: &str) -> bool {
-    if files.root() != Path::new("/") {
-        return false;
+    let unit = unit_name::ours(name);
+    if files.root() == Path::new("/") && !systemctl(&["disable", &unit]) {
+        log::warn!("failed to disable a service of latchkey\nrun: systemctl disable '{unit}'");
     }
-    let done = systemctl(&[verb, unit]);
-    if !done {
-        log::warn!("failed to {verb} a service of latchkey\nrun: systemctl {verb} '{unit}'");
-    }
-    done
 }
 
 /// Whether systemd runs this very system, so that there are units.

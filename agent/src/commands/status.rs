@@ -111,11 +111,15 @@ pub fn run(files: &Files, format: Format) -> Result<Health, StatusError> {
 }
 
 fn gather(files: &Files) -> Result<Status, StatusError> {
+    let volumes = list::volumes(files)?;
+    let of_volumes = volumes
+        .iter()
+        .flat_map(|volume| volume.image_inputs.clone());
     let mut status = Status {
         servers: Vec::new(),
         broken_servers: Vec::new(),
-        volumes: list::volumes(files)?,
-        stale_images: initramfs::stale_images(files),
+        stale_images: initramfs::stale_images(files, of_volumes),
+        volumes,
         rebuild_command: initramfs::Builder::of_system(files).to_string(),
     };
     if !status.needs_images() {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use latchkey_protocol::envelope::Token;
 
-use super::bind::enrol;
+use super::bind::{enrol, report};
 use super::initramfs::{self, Rebuild, RebuildError};
 use super::journal::{Journal, JournalledKeyslot, UndoError};
 use super::rotate::RotateError;
@@ -111,6 +111,7 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), UnbindError> {
             .undo(files, &target, &servers)
             .map_err(UnbindError::Undo)?;
     }
+    report::remove(files, &target)?;
     log::info!("'{}' is no longer bound", target.device.display());
     if let Some(backup) = backup {
         log::info!("the header from before is in '{}'", backup.display());

@@ -5,6 +5,7 @@ mod binding;
 #[path = "../common/mod.rs"]
 mod common;
 mod faults;
+mod finishing;
 mod joining;
 mod kinds;
 mod recovery;

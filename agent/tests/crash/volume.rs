@@ -89,6 +89,7 @@ enum BindStep {
     MarkKeyslot,
     WriteToken,
     Prove,
+    /// It is bound: the image and the units.
     Finish,
 }
 
@@ -132,6 +133,8 @@ struct Seen {
     journal: Option<Value>,
     keyslot: bool,
     token: bool,
+    /// It is bound, and the last steps may not be done.
+    unfinished: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -275,11 +278,15 @@ impl Rig {
         }
     }
 
-    /// The next run does what it is there for, or says that it was done.
+    /// The next run does what it is there for, or what was left of it, or says that it was done.
     #[track_caller]
     fn repair(&self, verb: Verb) {
         let seen = self.seen();
-        let over = seen.journal.is_none() && matches!(verb, Verb::Bind) == seen.token;
+        let over = seen.journal.is_none()
+            && match verb {
+                Verb::Bind => seen.token && !seen.unfinished,
+                Verb::Unbind => !seen.token,
+            };
         let (said, done): (Said, _) = match verb {
             Verb::Bind => (self.machine.bind(&self.volume), "is bound already"),
             Verb::Unbind => (self.machine.unbind(&self.volume), "is not bound"),
@@ -288,8 +295,10 @@ impl Rig {
             said.failed_saying(&[done]);
         } else {
             said.succeeded();
-            let left = self.machine.state("bind-");
-            assert!(left.is_empty(), "{left:?}");
+            for left in ["bind-", "bound-"] {
+                let left = self.machine.state(left);
+                assert!(left.is_empty(), "{left:?}");
+            }
         }
     }
 
@@ -322,6 +331,7 @@ impl Rig {
                 .map(|text| serde_json::from_slice(&text).unwrap()),
             keyslot: !header["keyslots"]["1"].is_null(),
             token: !header["tokens"]["0"].is_null(),
+            unfinished: !self.machine.state("bound-").is_empty(),
         }
     }
 

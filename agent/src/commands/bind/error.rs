@@ -250,6 +250,18 @@ pub enum BindError {
     /// No randomness.
     #[error("the kernel gave no random bytes")]
     Random(#[source] getrandom::Error),
+    /// Bound, but no boot opens it.
+    #[error(
+        "'{}' is bound, but '{unit}' was not enabled, so nothing opens it at boot\n\
+         run this again, or: systemctl enable '{unit}'",
+        .device.display()
+    )]
+    NotEnabled {
+        /// The device.
+        device: PathBuf,
+        /// What opens it.
+        unit: String,
+    },
     /// Bound, but the initramfs is old.
     #[error("'{}' is bound, but the initramfs was not rebuilt", .device.display())]
     Rebuild {
@@ -265,7 +277,7 @@ impl BindError {
     /// This error, where the volume on `device` had just been made.
     pub(super) fn of_new_volume(self, device: &Path) -> Self {
         match self {
-            Self::Report(_) | Self::Rebuild { .. } => self,
+            Self::Report(_) | Self::Rebuild { .. } | Self::NotEnabled { .. } => self,
             error => Self::Made {
                 device: device.to_owned(),
                 source: Box::new(error),

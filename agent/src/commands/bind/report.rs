@@ -1,18 +1,24 @@
 //! What `latchkey bind --json` prints: one document, for programs that set machines up.
+//!
+//! From when the volume is bound until the boot knows of it, the document lies beside the journals too: a run that finds it
+//! does what is left to do, and prints it.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 
 use latchkey_protocol::envelope::Token;
 use latchkey_protocol::{ClientName, ServerId, VolumeId};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use crate::commands::journal;
 use crate::commands::target::Target;
+use crate::files::{self, Files, FilesError};
+use crate::volume::binding::Found;
 
 /// A volume that was bound.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) struct Report {
+pub struct Report {
     /// The mapping.
     pub name: String,
     pub device: PathBuf,
@@ -32,8 +38,8 @@ pub(super) struct Report {
 }
 
 /// What a key server knows of the binding.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Server {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Server {
     pub id: ServerId,
     pub client: ClientName,
     pub policy: String,
@@ -55,12 +61,47 @@ impl Report {
         }
     }
 
+    /// The one that an unfinished run left for `target`; the volume may have been unbound since.
+    ///
+    /// # Errors
+    /// `Read`, `Format`.
+    pub fn read(files: &Files, target: &Target) -> Result<Option<Self>, FilesError> {
+        journal::load(&path(files, target))
+    }
+
+    /// Whether it is of a binding that was found.
+    pub fn is_of(&self, found: &[Found]) -> bool {
+        let mut tokens = found.iter().filter_map(|found| found.token.as_ref().ok());
+        tokens.any(|token| token.volume == self.volume)
+    }
+
+    /// Writes it down, durably.
+    ///
+    /// # Errors
+    /// `Write`.
+    pub fn save(&self, files: &Files, target: &Target) -> Result<(), FilesError> {
+        journal::save(files, &path(files, target), self)
+    }
+
     /// Prints it to stdout.
     pub fn print(&self) -> io::Result<()> {
         let mut out = io::stdout().lock();
         serde_json::to_writer_pretty(&mut out, self)?;
         writeln!(out)
     }
+}
+
+/// Where the report of an unfinished binding lies.
+pub fn path(files: &Files, target: &Target) -> PathBuf {
+    journal::path_of(files, "bound", &target.key())
+}
+
+/// Forgets it: all is done, or undone. There need not be any.
+///
+/// # Errors
+/// `Write`.
+pub fn remove(files: &Files, target: &Target) -> Result<(), FilesError> {
+    files::remove(&path(files, target))
 }
 
 #[cfg(test)]
@@ -104,5 +145,7 @@ mod tests {
         assert_eq!(json["uuid"], token.uuid.as_str());
         assert_eq!(json["kind"], "plain dm-crypt");
         assert_eq!(json["keyslot"], serde_json::Value::Null);
+        let read: Report = serde_json::from_value(json).unwrap();
+        assert_eq!(read, report);
     }
 }

@@ -1,0 +1,138 @@
+//! The last steps of `bind`: the boot has to hear of what is bound.
+
+use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use serde_json::Value;
+
+use crate::common::machine::{
+    Machine, PASSPHRASE, Said, Server, UUID, Volume, bind_arguments, run,
+};
+
+/// Lets update-initramfs(8) be this script.
+fn update_initramfs(machine: &Machine, script: &str) {
+    let tool = machine.path("bin/update-initramfs");
+    std::fs::create_dir_all(tool.parent().unwrap()).unwrap();
+    std::fs::write(&tool, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&tool, PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+/// Binds, and rebuilds the initramfs.
+fn bind(machine: &Machine, volume: &Volume) -> Said {
+    let bind = ["bind", volume.path(), "--key-file", "-", "--json"];
+    let path = std::env::var("PATH").unwrap();
+    let path = format!("{}:{path}", machine.path("bin").display());
+    run(machine.command(&bind).env("PATH", path), PASSPHRASE)
+}
+
+fn status(machine: &Machine) -> (i32, Value) {
+    let said = machine.latchkey(&["status", "--json"], "");
+    (said.code, serde_json::from_str(&said.out).unwrap())
+}
+
+/// An image that is newer than all that was there before the volume was bound.
+fn build_image(machine: &Machine) {
+    let early = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+    let date = |path: &Path, time| {
+        let file = File::options().write(true).open(path).unwrap();
+        file.set_modified(time).unwrap();
+    };
+    date(&machine.server_dir().join("boot.key"), early);
+    let network = machine.path("etc/latchkey/network.json");
+    if network.exists() {
+        date(&network, early);
+    }
+    let image = machine.path("boot/initrd.img-1");
+    std::fs::create_dir_all(image.parent().unwrap()).unwrap();
+    std::fs::write(&image, "").unwrap();
+    date(&image, early + Duration::from_secs(1));
+}
+
+#[test]
+fn an_image_that_was_not_rebuilt_is_seen_and_the_next_run_rebuilds_it() {
+    for (script, code) in [("exit 1", 1), ("kill -TERM $PPID; sleep 1", -1)] {
+        let server = Server::start();
+        let machine = Machine::joined(&[&server]);
+        let volume = Volume::luks2();
+        machine.plug_in(&volume);
+        update_initramfs(&machine, script);
+        let said = bind(&machine, &volume);
+        assert_eq!(said.code, code, "{script}: {}", said.err);
+        assert_eq!(volume.count("tokens"), 1);
+        // Who asked for it hears what was bound, if anybody can say it.
+        let told: Option<Value> = serde_json::from_str(&said.out).ok();
+        assert_eq!(told.is_some(), code == 1, "{script}: {}", said.out);
+        build_image(&machine);
+        let (code, seen) = status(&machine);
+        assert_eq!(code, 3, "{script}: {seen}");
+        let stale = seen["stale-images"].as_array().unwrap();
+        assert_eq!(stale.len(), 1, "{script}: {seen}");
+
+        update_initramfs(&machine, "exit 0");
+        let said = bind(&machine, &volume).succeeded();
+        let report: Value = serde_json::from_str(&said.out).unwrap();
+        assert_eq!(report["uuid"], UUID, "{script}");
+        assert_eq!(report["servers"][0]["client"], "web-1", "{script}");
+        assert!(told.is_none_or(|told| told == report), "{script}: {report}");
+        assert_eq!(machine.state("bound-").len(), 0, "{script}");
+        build_image(&machine);
+        assert_eq!(status(&machine).0, 0, "{script}");
+        bind(&machine, &volume).failed_saying(&["is bound already"]);
+    }
+}
+
+#[test]
+fn what_was_bound_and_not_finished_can_be_unbound() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::luks2();
+    update_initramfs(&machine, "exit 1");
+    bind(&machine, &volume).failed_saying(&["is bound, but the initramfs was not rebuilt"]);
+    machine.unbind(&volume).succeeded();
+    assert_eq!((volume.count("keyslots"), volume.count("tokens")), (1, 0));
+    // The header from before stays, as of every binding.
+    assert_eq!(machine.state("header-").len(), 1);
+    assert_eq!(machine.state("bound-").len(), 0);
+    machine.bind(&volume).succeeded();
+}
+
+#[test]
+fn an_image_that_is_older_than_an_envelope_file_is_stale() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::format(&["--type", "luks1"]);
+    machine.plug_in(&volume);
+    build_image(&machine);
+    assert_eq!(status(&machine).0, 0);
+    machine.bind(&volume).succeeded();
+    build_image(&machine);
+    let (code, seen) = status(&machine);
+    assert_eq!(seen["stale-images"].as_array().unwrap().len(), 1, "{seen}");
+    assert_eq!(code, 3);
+}
+
+/// As one is left that was killed before the unit was enabled: what lies there then is what is printed at the end.
+#[test]
+fn a_data_volume_that_nothing_opens_is_seen_and_the_next_run_goes_on() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    machine.write_crypttab("luks,_netdev,nofail");
+    let volume = Volume::luks2();
+    machine.plug_in(&volume);
+    let mut arguments = bind_arguments(&volume);
+    arguments.push("--json");
+    let report = machine.latchkey(&arguments, PASSPHRASE).succeeded().out;
+    assert_eq!(status(&machine).0, 0);
+    let left = machine.path(&format!("var/lib/latchkey/bound-{UUID}.json"));
+    std::fs::write(&left, &report).unwrap();
+    let (code, seen) = status(&machine);
+    assert_eq!(code, 3, "{seen}");
+    let problem = seen["volumes"][0]["problems"][0].as_str().unwrap();
+    assert!(problem.contains("nothing opens it"), "{problem}");
+    let again = machine.latchkey(&arguments, PASSPHRASE).succeeded().out;
+    assert_eq!(again, report);
+    assert!(!left.exists());
+    assert_eq!(status(&machine).0, 0);
+}
