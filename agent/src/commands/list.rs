@@ -186,11 +186,6 @@ fn volume(files: &Files, entry: &Entry, joined: &[ServerId]) -> Listed {
         }
     };
     let uuid = target.as_ref().map(|target| target.uuid.clone());
-    let opened_in = OpenedIn::of(entry, files.root());
-    if opened_in == OpenedIn::RunningSystem && matches!(binding, Binding::Bound { .. }) {
-        let early = fstab::held_up(files, &entry.name);
-        problems.extend(early.iter().map(|line| fstab::too_late(line, &entry.name)));
-    }
     let rotating = target
         .as_ref()
         .is_some_and(|target| !matches!(Rotation::load(files, target), Ok(None)));
@@ -199,7 +194,11 @@ fn volume(files: &Files, entry: &Entry, joined: &[ServerId]) -> Listed {
     if let (Binding::Bound { volume, .. }, Some(target)) = (&binding, &target) {
         match opened_in {
             OpenedIn::Initramfs => image_inputs = inputs_of_image(files, target),
-            OpenedIn::RunningSystem => problems.extend(unfinished(files, target, *volume)),
+            OpenedIn::RunningSystem => {
+                problems.extend(unfinished(files, target, *volume));
+                let early = fstab::held_up(files, &entry.name);
+                problems.extend(early.iter().map(|line| fstab::too_late(line, &entry.name)));
+            }
         }
     }
     Listed {

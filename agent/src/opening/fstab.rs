@@ -148,7 +148,7 @@ impl std::fmt::Display for Line {
 
 fn comes_early(mount_point: &str) -> bool {
     let holds = |path: &&str| Path::new(path).starts_with(mount_point);
-    NEEDED_EARLY.iter().any(|path| holds(&path))
+    NEEDED_EARLY.iter().any(holds)
 }
 
 #[cfg(test)]
