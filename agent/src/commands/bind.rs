@@ -107,7 +107,7 @@ fn bind(
     match opened_in {
         OpenedIn::Initramfs => warn_unless_opened(files, &entry, new.framework),
         OpenedIn::RunningSystem => {
-            warn_of_mounts(files, &entry, new.framework);
+            warn_of_mounts(files, &entry);
             if line.is_some() {
                 warn_of_root(files);
             }
@@ -194,6 +194,15 @@ fn enable(files: &Files, target: &Target, entry: &Entry) -> Result<(), BindError
         log::info!("'noauto': nothing opens it at boot, but 'systemctl start {unit}' does");
         service::reload(files);
         return Ok(());
+    }
+    // Its generator would mask the unit.
+    let early = fstab::held_up(files, &entry.name);
+    if !early.is_empty() {
+        return Err(BindError::NeededEarly {
+            device: target.device.clone(),
+            lines: early.join(", "),
+            word: Framework::of_system(files).word(),
+        });
     }
     match service::enable(files, &entry.name) {
         Enabled::Yes => Ok(()),
@@ -295,17 +304,9 @@ fn warn_of_root(files: &Files) {
     }
 }
 
-/// Nothing that the boot needs may lie on a volume that opens when the boot is over.
-fn warn_of_mounts(files: &Files, entry: &Entry, framework: Framework) {
+/// Nothing that the boot needs may lie on a volume that opens when the boot is over; of what is not there now nobody can tell.
+fn warn_of_mounts(files: &Files, entry: &Entry) {
     let name = &entry.name;
-    for line in fstab::held_up(files, name) {
-        log::warn!(
-            "{}\nif services alone need it, write '_netdev,nofail' among its options in fstab; otherwise have the initramfs \
-             open the volume: '{}' in place of '_netdev' in crypttab",
-            fstab::too_late(&line, name),
-            framework.word()
-        );
-    }
     for line in fstab::unclear(files, name) {
         log::warn!(
             "the device of {line} in fstab is not there now: if it lies on '{name}', write '_netdev,nofail' among its options \

@@ -55,7 +55,7 @@ pub struct Listed {
     pub rotating: bool,
     /// Whatever keeps the boot from opening it by itself, in words.
     pub problems: Vec<String>,
-    /// Whether crypttab leaves it to a prompt, and so to latchkey: neither to a key file nor to be formatted anew.
+    /// Whether crypttab leaves it to a prompt at boot, and so to latchkey: neither to a key file nor to be formatted anew.
     #[serde(skip)]
     pub prompted_for: bool,
     /// If it is bound and opened in the initramfs: files that are not older than what the image has to know of it. They need not
@@ -197,7 +197,9 @@ fn volume(files: &Files, entry: &Entry, joined: &[ServerId]) -> Listed {
             OpenedIn::RunningSystem => {
                 problems.extend(unfinished(files, target, *volume));
                 let early = fstab::held_up(files, &entry.name);
-                problems.extend(early.iter().map(|line| fstab::too_late(line, &entry.name)));
+                problems.extend(early.iter().map(|line| {
+                    format!("the boot needs {line} before it asks a key server, so it is left to systemd's prompt")
+                }));
             }
         }
     }
@@ -213,7 +215,9 @@ fn volume(files: &Files, entry: &Entry, joined: &[ServerId]) -> Listed {
         rotating,
         problems,
         image_inputs,
-        prompted_for: entry.key == Key::None && formatted_by(files, entry).is_empty(),
+        prompted_for: entry.key == Key::None
+            && !entry.options.noauto
+            && formatted_by(files, entry).is_empty(),
     }
 }
 

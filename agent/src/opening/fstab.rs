@@ -60,13 +60,6 @@ pub fn unclear(files: &Files, name: &str) -> Vec<String> {
         .collect()
 }
 
-/// What it means that one of these lines is on the volume `name`, which the running system is to open.
-pub fn too_late(line: &str, name: &str) -> String {
-    format!(
-        "the boot needs {line} on '{name}' before it asks a key server, so it leaves the volume to systemd's prompt"
-    )
-}
-
 fn lines(files: &Files) -> Vec<Line> {
     let text = fs::read_to_string(files.path("/etc/fstab")).unwrap_or_default();
     text.lines().filter_map(Line::parse).collect()

@@ -136,3 +136,31 @@ fn a_data_volume_that_nothing_opens_is_seen_and_the_next_run_goes_on() {
     assert!(!left.exists());
     assert_eq!(status(&machine).0, 0);
 }
+
+#[test]
+fn a_data_volume_that_the_boot_needs_early_is_left_to_systemd_until_fstab_is_mended() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    machine.write_crypttab("luks,_netdev,nofail");
+    let volume = Volume::luks2();
+    machine.plug_in(&volume);
+    let fstab = |options: &str| {
+        let line = format!("/dev/mapper/root_crypt /srv ext4 {options} 0 2\n");
+        std::fs::write(machine.path("etc/fstab"), line).unwrap();
+    };
+    fstab("defaults");
+    let mut arguments = bind_arguments(&volume);
+    arguments.push("--json");
+    let said = machine.latchkey(&arguments, PASSPHRASE).failed_saying(&[
+        "is bound, but the boot needs '/srv' on it",
+        "write '_netdev,nofail'",
+        "'initramfs' in place of '_netdev'",
+    ]);
+    let report: Value = serde_json::from_str(&said.out).unwrap();
+    let (code, seen) = status(&machine);
+    assert_eq!(code, 3, "{seen}");
+    fstab("_netdev,nofail");
+    let again = machine.latchkey(&arguments, PASSPHRASE).succeeded();
+    assert_eq!(serde_json::from_str::<Value>(&again.out).unwrap(), report);
+    assert_eq!(status(&machine).0, 0);
+}

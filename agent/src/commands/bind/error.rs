@@ -262,6 +262,22 @@ pub enum BindError {
         /// What opens it.
         unit: String,
     },
+    /// Bound, but left to systemd.
+    #[error(
+        "'{}' is bound, but the boot needs {lines} on it before it asks a key server, so it is left to systemd's prompt\n\
+         if services alone need that, write '_netdev,nofail' among its options in fstab; otherwise have the initramfs open the \
+         volume: '{word}' in place of '_netdev' in crypttab\n\
+         then run this again",
+        .device.display()
+    )]
+    NeededEarly {
+        /// The device.
+        device: PathBuf,
+        /// What of fstab.
+        lines: String,
+        /// crypttab's word for the initramfs.
+        word: &'static str,
+    },
     /// Bound, but the initramfs is old.
     #[error("'{}' is bound, but the initramfs was not rebuilt", .device.display())]
     Rebuild {
@@ -277,7 +293,10 @@ impl BindError {
     /// This error, where the volume on `device` had just been made.
     pub(super) fn of_new_volume(self, device: &Path) -> Self {
         match self {
-            Self::Report(_) | Self::Rebuild { .. } | Self::NotEnabled { .. } => self,
+            Self::Report(_)
+            | Self::Rebuild { .. }
+            | Self::NotEnabled { .. }
+            | Self::NeededEarly { .. } => self,
             error => Self::Made {
                 device: device.to_owned(),
                 source: Box::new(error),
