@@ -32,7 +32,7 @@ use crate::network::record;
 use crate::opening::fstab;
 use crate::server::{KeyServer, block_on};
 use crate::unit_name;
-use crate::volume::binding::{self, At, Found};
+use crate::volume::binding::{self, At};
 use crate::volume::crypttab::Entry;
 use crate::volume::envelopes;
 use crate::volume::keyslots;
@@ -63,6 +63,13 @@ pub struct Arguments {
     pub report: Format,
     /// Whether to rebuild the initramfs.
     pub rebuild: Rebuild,
+}
+
+impl Arguments {
+    /// Whether this run does all that is left to do for a bound volume.
+    fn finishes(&self, opened_in: OpenedIn) -> bool {
+        opened_in == OpenedIn::RunningSystem || self.rebuild == Rebuild::Yes
+    }
 }
 
 /// Binds a volume to every key server that this machine has joined.
@@ -107,18 +114,27 @@ fn bind(
     match opened_in {
         OpenedIn::Initramfs => warn_unless_opened(files, &entry, new.framework),
         OpenedIn::RunningSystem => {
-            warn_of_mounts(files, &entry);
+            check_mounts(files, &target.device, &entry, new.framework)?;
             if line.is_some() {
                 warn_of_root(files);
             }
         }
     }
-    let found = binding::find(files, &target.name, &target.place)?;
-    if let Some(report) = Report::read(files, &target)?.filter(|report| report.is_of(&found)) {
+    let opened_by = opened_in.key(files.root());
+    if let Err(error) = check_unbound(files, &target, &servers) {
+        let left = match error {
+            BindError::AlreadyBound { volume, .. } => {
+                Report::read(files, &target)?.filter(|left| left.volume == volume)
+            }
+            _ => None,
+        };
+        // The key servers were told who asks.
+        let report =
+            left.filter(|left| left.opened_by == opened_by && arguments.finishes(opened_in));
+        let report = report.ok_or(error)?;
         log::info!("an earlier run has bound it: doing what was left to do");
         return finish(files, arguments, &target, &entry, &report);
     }
-    check_unbound(&target, found, &servers)?;
     let given = Given {
         key_file: arguments.key_file.as_deref(),
         volume_key_file: arguments.volume_key_file.as_deref(),
@@ -135,7 +151,7 @@ fn bind(
         target: &target,
         entry: &entry,
         servers: &servers,
-        opened_by: opened_in.key(files.root()),
+        opened_by,
         line,
     }
     .bind(enrolment, &mut journal);
@@ -162,13 +178,17 @@ fn finish(
 ) -> Result<(), BindError> {
     record_network(files);
     service::restart(files);
-    let done = match OpenedIn::of(entry, files.root()) {
+    let opened_in = OpenedIn::of(entry, files.root());
+    let done = match opened_in {
         OpenedIn::Initramfs => rebuild(files, arguments, target),
         OpenedIn::RunningSystem => enable(files, target, entry),
     };
     said(arguments.report, report)?;
     done?;
-    Ok(report::remove(files, target)?)
+    if arguments.finishes(opened_in) {
+        report::remove(files, target)?; // else the images stay older than it is
+    }
+    Ok(())
 }
 
 /// The last step where the initramfs opens the volume.
@@ -194,15 +214,6 @@ fn enable(files: &Files, target: &Target, entry: &Entry) -> Result<(), BindError
         log::info!("'noauto': nothing opens it at boot, but 'systemctl start {unit}' does");
         service::reload(files);
         return Ok(());
-    }
-    // Its generator would mask the unit.
-    let early = fstab::held_up(files, &entry.name);
-    if !early.is_empty() {
-        return Err(BindError::NeededEarly {
-            device: target.device.clone(),
-            lines: early.join(", "),
-            word: Framework::of_system(files).word(),
-        });
     }
     match service::enable(files, &entry.name) {
         Enabled::Yes => Ok(()),
@@ -305,14 +316,27 @@ fn warn_of_root(files: &Files) {
 }
 
 /// Nothing that the boot needs may lie on a volume that opens when the boot is over; of what is not there now nobody can tell.
-fn warn_of_mounts(files: &Files, entry: &Entry) {
+fn check_mounts(
+    files: &Files,
+    device: &Path,
+    entry: &Entry,
+    framework: Framework,
+) -> Result<(), BindError> {
     let name = &entry.name;
+    if let Some(held) = fstab::held_up(files, name).filter(|_| !entry.options.noauto) {
+        return Err(BindError::NeededEarly {
+            device: device.to_owned(),
+            held,
+            word: framework.word(),
+        });
+    }
     for line in fstab::unclear(files, name) {
         log::warn!(
             "the device of {line} in fstab is not there now: if it lies on '{name}', write '_netdev,nofail' among its options \
              there, or the boot would wait for it in vain"
         );
     }
+    Ok(())
 }
 
 /// Takes back what an interrupted run left; whether there was anything.
@@ -327,12 +351,9 @@ fn repair(files: &Files, target: &Target, servers: &[KeyServer]) -> Result<bool,
     Ok(true)
 }
 
-fn check_unbound(
-    target: &Target,
-    found: Vec<Found>,
-    servers: &[KeyServer],
-) -> Result<(), BindError> {
+fn check_unbound(files: &Files, target: &Target, servers: &[KeyServer]) -> Result<(), BindError> {
     let device = target.device.clone();
+    let found = binding::find(files, &target.name, &target.place)?;
     let Some(found) = found.into_iter().next() else {
         return Ok(());
     };
@@ -421,7 +442,7 @@ impl Binder<'_> {
             policy: one.policy,
         };
         let servers = self.servers.iter().zip(registered).map(known).collect();
-        let mut report = Report::of(target, &token, servers);
+        let mut report = Report::of(target, &token, self.opened_by, servers);
         report.header_backup = journal.backup.clone();
         if let Some(line) = &self.line {
             journal.crypttab_line = Some(line.clone());

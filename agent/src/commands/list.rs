@@ -196,10 +196,7 @@ fn volume(files: &Files, entry: &Entry, joined: &[ServerId]) -> Listed {
             OpenedIn::Initramfs => image_inputs = inputs_of_image(files, target),
             OpenedIn::RunningSystem => {
                 problems.extend(unfinished(files, target, *volume));
-                let early = fstab::held_up(files, &entry.name);
-                problems.extend(early.iter().map(|line| {
-                    format!("the boot needs {line} before it asks a key server, so it is left to systemd's prompt")
-                }));
+                problems.extend(held_up(files, &entry.name));
             }
         }
     }
@@ -241,6 +238,20 @@ fn unfinished(files: &Files, target: &Target, volume: VolumeId) -> Option<String
             "nothing opens it: 'latchkey bind {}' does what an earlier one left to do",
             target.device.display()
         )
+    })
+}
+
+/// Whether fstab has something on the volume that the boot does not go on without.
+fn held_up(files: &Files, name: &str) -> Option<String> {
+    let held = fstab::held_up(files, name)?;
+    let lines = held.lines;
+    Some(match fstab::held_up_by_name(files, name) {
+        Some(_) => format!(
+            "the boot needs {lines} before it asks a key server, so it is left to systemd's prompt"
+        ),
+        None => format!(
+            "the boot waits for {lines} in vain: write '_netdev,nofail' among the options in fstab"
+        ),
     })
 }
 

@@ -4,7 +4,8 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::files::Files;
+use crate::failure::chain;
+use crate::files::{self, Files};
 use crate::unit_name;
 
 /// Stops `latchkey.service`, until [`restart`]: what it remembers of keys that are lost is the original of whoever has a copy.
@@ -36,6 +37,9 @@ pub fn restart(files: &Files) {
     }
 }
 
+/// Where an enabled unit is linked, by the `[Install]` section of `latchkey@.service`.
+const WANTS: &str = "/etc/systemd/system/multi-user.target.wants";
+
 /// Whether `latchkey@.service` opens a volume at each boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Enabled {
@@ -51,11 +55,11 @@ pub fn enable(files: &Files, name: &str) -> Enabled {
         return Enabled::Yes;
     }
     let unit = unit_name::ours(name);
+    reload(files); // our own generator may have masked it, for a line of fstab that is gone
     if !systemctl(&["enable", &unit]) {
         return Enabled::No;
     }
     log::info!("'{unit}' opens it at each boot");
-    reload(files);
     if is_running(files) && !systemctl(&["--no-block", "start", &unit]) {
         log::warn!("failed to start a service of latchkey\nrun: systemctl start '{unit}'");
     }
@@ -76,9 +80,16 @@ pub fn is_enabled(files: &Files, name: &str) -> bool {
 
 /// Has `latchkey@.service` open the volume `name` no more, in a chroot too. What is open stays open.
 pub fn disable(files: &Files, name: &str) {
+    if files.root() != Path::new("/") {
+        return;
+    }
     let unit = unit_name::ours(name);
-    if files.root() == Path::new("/") && !systemctl(&["disable", &unit]) {
+    if !systemctl(&["disable", &unit]) {
         log::warn!("failed to disable a service of latchkey\nrun: systemctl disable '{unit}'");
+    }
+    // One that is masked systemctl passes over.
+    if let Err(error) = files::remove(&Path::new(WANTS).join(unit)) {
+        log::warn!("{}", chain(&error));
     }
 }
 

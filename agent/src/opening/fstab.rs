@@ -1,7 +1,7 @@
 //! Which lines of fstab(5) lie on a data volume.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::files::Files;
 use crate::unit_name;
@@ -9,21 +9,34 @@ use crate::volume::crypttab::unescape;
 use crate::volume::source::{Source, SourceError};
 use crate::volume::stack;
 
-/// What units of systemd require before they call the system initialised (`RequiresMountsFor=` of those before basic.target):
+/// What units of systemd require before they call the system initialised, and basic.target (`RequiresMountsFor=`, `PrivateTmp=`):
 /// no mount that one of these lies in may come late.
-const NEEDED_EARLY: [&str; 5] = [
+const NEEDED_EARLY: [&str; 6] = [
+    "/tmp",
     "/usr",
     "/var/lib/systemd",
     "/var/log/journal",
     "/var/log/wtmp",
     "/var/tmp",
 ];
+/// File systems that systemd mounts with the network without `_netdev`.
+const NETWORK_KINDS: [&str; 9] = [
+    "afs",
+    "ceph",
+    "cifs",
+    "davfs",
+    "glusterfs",
+    "nfs",
+    "nfs4",
+    "smb3",
+    "sshfs",
+];
 
 /// The units of the mounts that lie on the mapping `name`, in the order of the file. What is not there yet may be a volume
 /// of LVM on it, which comes a moment later: with `_netdev` and `nofail` systemd is to wait for it too.
 pub fn mounts(files: &Files, name: &str) -> Vec<String> {
-    let lines = lines(files).into_iter();
-    lines
+    let automatic = lines(files).into_iter().filter(|line| !line.is_by_hand);
+    automatic
         .filter(|line| match line.lies_on(files.root(), name) {
             Some(lies_on) => lies_on,
             None => line.waits_for_network,
@@ -32,23 +45,34 @@ pub fn mounts(files: &Files, name: &str) -> Vec<String> {
         .collect()
 }
 
-/// What on the mapping `name` the boot does not go on without, or what is mounted before the running system opens volumes: the
-/// two would wait for each other.
-pub fn held_up(files: &Files, name: &str) -> Vec<String> {
-    let lines = lines(files).into_iter();
-    lines
-        .filter(|line| line.is_needed && line.lies_on(files.root(), name) == Some(true))
-        .map(|line| line.to_string())
-        .collect()
+/// What keeps a volume from being opened in the running system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// The lines, for people.
+    pub lines: String,
+    /// Whether some of them come early whatever their options say.
+    pub come_early: bool,
 }
 
-/// Those lines that name the mapping `name` itself: what can be told before any device is there.
-pub fn held_up_by_name(files: &Files, name: &str) -> Vec<String> {
-    let lines = lines(files).into_iter();
-    lines
-        .filter(|line| line.is_needed && line.names(name))
-        .map(|line| line.to_string())
-        .collect()
+/// What on the mapping `name` the boot does not go on without, or what is mounted before the running system opens volumes: the
+/// two would wait for each other.
+pub fn held_up(files: &Files, name: &str) -> Option<Held> {
+    held(files, |line| line.lies_on(files.root(), name) == Some(true))
+}
+
+/// That of the lines that name the mapping `name` itself: what can be told before any device is there.
+pub fn held_up_by_name(files: &Files, name: &str) -> Option<Held> {
+    held(files, |line| line.names(name))
+}
+
+fn held(files: &Files, lies_on: impl Fn(&Line) -> bool) -> Option<Held> {
+    let mut lines = with_those_below(lines(files), lies_on);
+    lines.retain(|line| line.is_needed);
+    let names: Vec<_> = lines.iter().map(ToString::to_string).collect();
+    (!lines.is_empty()).then(|| Held {
+        lines: names.join(", "),
+        come_early: lines.iter().any(|line| line.comes_early),
+    })
 }
 
 /// What the boot does not go on without and whose device is not there now, so that nobody can tell what it lies on.
@@ -65,19 +89,42 @@ fn lines(files: &Files) -> Vec<Line> {
     text.lines().filter_map(Line::parse).collect()
 }
 
-/// A line about a device that is mounted, or swapped to, when the system starts.
+/// Those of `lines` for which `lies_on` holds, and those that need their mounts: mounts inside them, bind mounts and swap files
+/// from there.
+fn with_those_below(lines: Vec<Line>, lies_on: impl Fn(&Line) -> bool) -> Vec<Line> {
+    let (mut found, mut others): (Vec<Line>, Vec<Line>) = lines.into_iter().partition(lies_on);
+    loop {
+        let tops: Vec<&Path> = found
+            .iter()
+            .filter_map(|line| Some(line.mount_point.as_deref()?.as_ref()))
+            .collect();
+        let next = others
+            .iter()
+            .position(|line| tops.iter().any(|top| line.is_below(top)));
+        match next {
+            Some(next) => found.push(others.remove(next)),
+            None => return found,
+        }
+    }
+}
+
+/// A line about something that is mounted, or swapped to.
 struct Line {
     source: Source,
     /// A swap area has none.
     mount_point: Option<String>,
+    /// `noauto`.
+    is_by_hand: bool,
     /// With `_netdev` and `nofail`.
     waits_for_network: bool,
+    /// Whatever its options say.
+    comes_early: bool,
     /// The boot does not go on without it.
     is_needed: bool,
 }
 
 impl Line {
-    /// `None` for anything else: comments, network and other file systems without a device, `noauto`.
+    /// `None` for what is neither.
     fn parse(line: &str) -> Option<Self> {
         let mut fields = line.split_ascii_whitespace().map(unescape);
         let source = fields.next().filter(|field| !field.starts_with('#'))?;
@@ -85,27 +132,29 @@ impl Line {
         let kind = fields.next()?;
         let options = fields.next().unwrap_or_default();
         let has = |option: &str| options.split(',').any(|one| one == option);
-        let source = Source::parse(&source);
-        if let Source::Path(path) = &source
-            && !path.starts_with("/dev")
-        {
-            return None;
-        }
+        let is_by_hand = has("noauto");
         let mount_point = match kind.as_str() {
             "swap" => None,
             _ => Some(mount_point)
                 .filter(|path| path.starts_with('/'))
                 .map(Some)?,
         };
-        // Swap areas always come early: swap.target is a part of sysinit.target.
-        let comes_early = mount_point.as_deref().is_none_or(comes_early);
-        let may_fail = ["nofail", "_netdev", "x-systemd.automount"]
-            .into_iter()
-            .any(has);
-        (!has("noauto")).then(|| Self {
-            source,
+        // swap.target is a part of sysinit.target. A mount that somebody requires is mounted for him also with `noauto`.
+        let comes_early = match &mount_point {
+            None => !is_by_hand,
+            Some(mount_point) => comes_early(mount_point),
+        };
+        let may_fail = is_by_hand
+            || NETWORK_KINDS.contains(&kind.as_str())
+            || ["nofail", "_netdev", "x-systemd.automount"]
+                .into_iter()
+                .any(has);
+        Some(Self {
+            source: Source::parse(&source),
             mount_point,
+            is_by_hand,
             waits_for_network: has("_netdev") && has("nofail"),
+            comes_early,
             is_needed: comes_early || !may_fail,
         })
     }
@@ -114,10 +163,15 @@ impl Line {
         self.source == Source::Path(Path::new("/dev/mapper").join(name))
     }
 
-    /// Whether it lies on the mapping `name`; `None` if its device is not there.
+    /// Whether its device lies on the mapping `name`; `None` if it is not there.
     fn lies_on(&self, root: &Path, name: &str) -> Option<bool> {
         if self.names(name) {
             return Some(true);
+        }
+        if let Source::Path(path) = &self.source
+            && !path.starts_with("/dev")
+        {
+            return Some(false);
         }
         let lies_on = |device: &Path| stack::device_lies_on(root, device, &[name]);
         match self.source.resolve_below(root) {
@@ -127,6 +181,15 @@ impl Line {
                 Some(devices.iter().any(|device| lies_on(device)))
             }
         }
+    }
+
+    /// Whether it needs what is mounted at `top`.
+    fn is_below(&self, top: &Path) -> bool {
+        let mut paths: Vec<PathBuf> = self.mount_point.iter().map(PathBuf::from).collect();
+        if let Source::Path(path) = &self.source {
+            paths.push(path.clone());
+        }
+        top != Path::new("/") && paths.iter().any(|path| path.starts_with(top))
     }
 }
 
@@ -141,7 +204,7 @@ impl std::fmt::Display for Line {
 
 fn comes_early(mount_point: &str) -> bool {
     let holds = |path: &&str| Path::new(path).starts_with(mount_point);
-    NEEDED_EARLY.iter().any(holds)
+    mount_point != "/" && NEEDED_EARLY.iter().any(holds)
 }
 
 #[cfg(test)]
@@ -200,11 +263,21 @@ tmpfs /tmp tmpfs _netdev,nofail
         let other = mounts(&Files::under(root.path()), "other");
         assert_eq!(other, ["later.mount"]);
         let files = Files::under(root.path());
-        let held = ["'/also'", "'/var/log'", "the swap area '/dev/mapper/data'"];
-        assert_eq!(held_up(&files, "data"), held);
-        assert_eq!(held_up_by_name(&files, "data"), held[1..]);
+        let early = "'/var/log', the swap area '/dev/mapper/data'";
+        let held = |lines: &str, come_early| {
+            Some(Held {
+                lines: lines.to_owned(),
+                come_early,
+            })
+        };
+        assert_eq!(
+            held_up(&files, "data"),
+            held(&format!("'/also', {early}"), true)
+        );
+        assert_eq!(held_up_by_name(&files, "data"), held(early, true));
         // The mapping need not be there.
-        assert_eq!(held_up(&files, "gone"), ["'/gone'"]);
+        assert_eq!(held_up(&files, "gone"), held("'/gone'", false));
+        assert_eq!(held_up(&files, "vg-later"), None);
         assert_eq!(unclear(&files, "data"), ["'/gone'"]);
         assert_eq!(unclear(&files, "gone"), [""; 0]);
         // One file system over two volumes: udev knows the UUID of both.
@@ -223,5 +296,56 @@ tmpfs /tmp tmpfs _netdev,nofail
             .unwrap();
         }
         assert!(mounts(&files, "data").contains(&"also.mount".to_owned()));
+    }
+
+    #[test]
+    fn what_the_boot_needs_holds_it_up_and_so_does_what_needs_its_mount() {
+        let line = |options: &str| format!("/dev/mapper/data /srv ext4 {options}");
+        let late = line("_netdev,nofail");
+        let below = |more: &str| format!("{late}\n{more}");
+        for (fstab, held) in [
+            (late.clone(), None),
+            (line("nofail"), None),
+            (line("_netdev"), None),
+            (line("noauto"), None),
+            (line("defaults,x-systemd.automount"), None),
+            (line("defaults"), Some("'/srv'")),
+            (
+                "/dev/mapper/data /var ext4 noauto".to_owned(),
+                Some("'/var'"),
+            ),
+            (
+                "/dev/mapper/data /tmp ext4 nofail".to_owned(),
+                Some("'/tmp'"),
+            ),
+            ("/dev/mapper/data none swap noauto".to_owned(), None),
+            (
+                "/dev/mapper/data none swap nofail".to_owned(),
+                Some("the swap area '/dev/mapper/data'"),
+            ),
+            (below("/srv/home /home none bind"), Some("'/home'")),
+            (below("/srv/home /home none bind,nofail"), None),
+            (
+                below("/srv/a /b none bind,nofail\n/dev/vda9 /b/c ext4 defaults"),
+                Some("'/b/c'"),
+            ),
+            (
+                below("/srv/swapfile none swap sw"),
+                Some("the swap area '/srv/swapfile'"),
+            ),
+            (below("nas:/x /srv/nas nfs defaults"), None),
+            (below("/dev/vda9 /srvice ext4 defaults"), None),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let files = Files::under(root.path());
+            fs::create_dir_all(root.path().join("etc")).unwrap();
+            fs::write(
+                files.path("/etc/fstab"),
+                format!("/dev/vda1 / ext4 defaults\n{fstab}\n"),
+            )
+            .unwrap();
+            let found = held_up_by_name(&files, "data").map(|held| held.lines);
+            assert_eq!(found.as_deref(), held, "{fstab}");
+        }
     }
 }

@@ -44,10 +44,9 @@ pub fn run(files: &Files, folder: &Path) -> Result<(), GeneratorError> {
         OpenedIn::of(entry, files.root()) == OpenedIn::RunningSystem
     };
     for entry in entries.iter().filter(in_running_system) {
-        let early = fstab::held_up_by_name(files, &entry.name);
-        if early.is_empty() {
+        let Some(held) = fstab::held_up_by_name(files, &entry.name) else {
             continue;
-        }
+        };
         let mask = folder.join(unit_name::ours(&entry.name));
         let masked = fs::create_dir_all(folder).and_then(|()| match symlink("/dev/null", &mask) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -60,7 +59,7 @@ pub fn run(files: &Files, folder: &Path) -> Result<(), GeneratorError> {
         log::warn!(
             "'{}' is left to systemd: the boot needs {} early",
             printable(&entry.name),
-            printable(&early.join(", "))
+            printable(&held.lines)
         );
     }
     Ok(())

@@ -13,6 +13,7 @@ use crate::commands::prompt::PromptError;
 use crate::commands::shares::ShareError;
 use crate::commands::target::TargetError;
 use crate::files::FilesError;
+use crate::opening::fstab::Held;
 use crate::server::KeyServerError;
 use crate::volume::CryptError;
 use crate::volume::backup::BackupError;
@@ -103,6 +104,24 @@ pub enum BindError {
     /// A keyslot.
     #[error(transparent)]
     Keyslot(#[from] KeyslotError),
+    /// The boot would wait for the running system, and that for the boot.
+    #[error(
+        "the boot needs {} on '{}' before the running system asks a key server; nothing was changed\n\
+         have the initramfs open the volume, by '{word}' in place of '_netdev' in crypttab{}",
+        .held.lines,
+        .device.display(),
+        if .held.come_early { "" } else {
+            "; or, where services alone need that, write '_netdev,nofail' among its options in fstab"
+        }
+    )]
+    NeededEarly {
+        /// The device.
+        device: PathBuf,
+        /// What of fstab.
+        held: Held,
+        /// crypttab's word for the initramfs.
+        word: &'static str,
+    },
     /// A key server would not take part, so no volume was made.
     #[error("key server {server} cannot be asked for a share; nothing was changed on '{}'", .device.display())]
     Away {
@@ -262,22 +281,6 @@ pub enum BindError {
         /// What opens it.
         unit: String,
     },
-    /// Bound, but left to systemd.
-    #[error(
-        "'{}' is bound, but the boot needs {lines} on it before it asks a key server, so it is left to systemd's prompt\n\
-         if services alone need that, write '_netdev,nofail' among its options in fstab; otherwise have the initramfs open the \
-         volume: '{word}' in place of '_netdev' in crypttab\n\
-         then run this again",
-        .device.display()
-    )]
-    NeededEarly {
-        /// The device.
-        device: PathBuf,
-        /// What of fstab.
-        lines: String,
-        /// crypttab's word for the initramfs.
-        word: &'static str,
-    },
     /// Bound, but the initramfs is old.
     #[error("'{}' is bound, but the initramfs was not rebuilt", .device.display())]
     Rebuild {
@@ -293,10 +296,7 @@ impl BindError {
     /// This error, where the volume on `device` had just been made.
     pub(super) fn of_new_volume(self, device: &Path) -> Self {
         match self {
-            Self::Report(_)
-            | Self::Rebuild { .. }
-            | Self::NotEnabled { .. }
-            | Self::NeededEarly { .. } => self,
+            Self::Report(_) | Self::Rebuild { .. } | Self::NotEnabled { .. } => self,
             error => Self::Made {
                 device: device.to_owned(),
                 source: Box::new(error),

@@ -7,13 +7,13 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use latchkey_protocol::envelope::Token;
+use latchkey_protocol::wire::OpenedBy;
 use latchkey_protocol::{ClientName, ServerId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::commands::journal;
 use crate::commands::target::Target;
 use crate::files::{self, Files, FilesError};
-use crate::volume::binding::Found;
 
 /// A volume that was bound.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +30,8 @@ pub struct Report {
     pub volume: VolumeId,
     /// The keyslot that holds the machine secret; a plain volume has none.
     pub keyslot: Option<u32>,
+    /// Which key asks for it.
+    pub opened_by: OpenedBy,
     pub servers: Vec<Server>,
     /// The header from before.
     pub header_backup: Option<PathBuf>,
@@ -47,7 +49,7 @@ pub struct Server {
 
 impl Report {
     /// Of the binding `token` of `target`, which has neither backup nor a new line of crypttab so far.
-    pub fn of(target: &Target, token: &Token, servers: Vec<Server>) -> Self {
+    pub fn of(target: &Target, token: &Token, opened_by: OpenedBy, servers: Vec<Server>) -> Self {
         Self {
             name: target.name.clone(),
             device: target.device.clone(),
@@ -55,6 +57,7 @@ impl Report {
             uuid: token.uuid.clone(),
             volume: token.volume,
             keyslot: token.bound.keyslot(),
+            opened_by,
             servers,
             header_backup: None,
             crypttab_line: None,
@@ -67,12 +70,6 @@ impl Report {
     /// `Read`, `Format`.
     pub fn read(files: &Files, target: &Target) -> Result<Option<Self>, FilesError> {
         journal::load(&path(files, target))
-    }
-
-    /// Whether it is of a binding that was found.
-    pub fn is_of(&self, found: &[Found]) -> bool {
-        let mut tokens = found.iter().filter_map(|found| found.token.as_ref().ok());
-        tokens.any(|token| token.volume == self.volume)
     }
 
     /// Writes it down, durably.
@@ -140,7 +137,7 @@ mod tests {
             bound: Bound::Plain(bound),
             envelopes: Vec::new(),
         };
-        let report = Report::of(&target, &token, Vec::new());
+        let report = Report::of(&target, &token, OpenedBy::BootKey, Vec::new());
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["uuid"], token.uuid.as_str());
         assert_eq!(json["kind"], "plain dm-crypt");
