@@ -322,7 +322,18 @@ the_search_is_repeated_only_after_other_hooks()
 	chmod +x "$root/hooks/latchkey-check"
 	expect "$("$root/hooks/latchkey-check" prereqs)" ""
 	expect "$("$root/hooks/latchkey-check")" ""
+	# Nor does mkinitramfs run these, as long as nobody names them.
+	true >"$root/hooks/README"
+	true >"$root/hooks/own~"
+	echo 'if' >"$root/hooks/broken"
+	chmod +x "$root/hooks/own~" "$root/hooks/broken"
+	cp "$here/hooks/latchkey" "$root/hooks/latchkey"
+	chmod -x "$root/hooks/latchkey"
+	expect "$("$root/hooks/latchkey-check" prereqs)" ""
+	expect "$("$root/hooks/latchkey-check")" ""
+	expect "$(sh "$root/hooks/latchkey" prereqs)" latchkey-check
 	true >"$root/hooks/own"
+	chmod +x "$root/hooks/own"
 	expect "$("$root/hooks/latchkey-check" prereqs)" own
 	expect "$("$root/hooks/latchkey-check")" "searched: check"
 }
