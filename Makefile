@@ -52,7 +52,7 @@ lint: native ## format, lints, shell scripts
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	shellcheck native/build native/deps native/measure .ci/run
 	shellcheck -e SC1091 dracut-module/90latchkey/module-setup.sh
-	shellcheck -s dash -e SC1091 -e SC2154 image/* dracut-module/90latchkey/latchkey-*.sh dracut-module/tests/*.sh
+	shellcheck -s dash -e SC1091 -e SC2154 image/* systemd/system-generators/* dracut-module/90latchkey/latchkey-*.sh dracut-module/tests/*.sh
 	cd initramfs-tools-hook && shellcheck -s dash -e SC1091 \
 		hooks/* etc-hooks/* conf-hooks.d/* scripts/*/latchkey scripts/latchkey-* tests/*.sh
 

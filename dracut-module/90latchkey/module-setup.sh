@@ -45,7 +45,7 @@ installkernel() {
     mapfile -t modules < <("$latchkey_image" modules)
     [[ ${#modules[@]} -eq 0 ]] || hostonly="" instmods "${modules[@]}"
     # The drivers of all cards, or, for an image of this machine alone, of those it has.
-    instmods "=drivers/net/ethernet" "=drivers/net/phy" "=drivers/net/mdio" vmxnet3 hv_netvsc xen-netfront
+    instmods "=drivers/net/ethernet" "=drivers/net/usb" "=drivers/net/phy" "=drivers/net/mdio" vmxnet3 hv_netvsc xen-netfront
 }
 
 # called by dracut
