@@ -22,7 +22,11 @@ struct Word {
 const SHELLS: &[&str] = &[
     "break",
     "rd.break",
+    "rdbreak",
     "rdinit",
+    "rd.cmdline",
+    "real_init",
+    "rd.distroinit",
     "rd.systemd.unit",
     "rd.systemd.debug_shell",
     "rd.systemd.wants",
