@@ -28,6 +28,7 @@ use tokio::time::{sleep, timeout};
 use super::super::ending;
 use super::{FAILURE_PAUSE, Failures, PASSPHRASE_LIMIT, PromptResult, Question};
 use crate::flow::PromptLoss;
+use crate::volume::crypttab::{Format, Options};
 
 const ASKPASS: &str = "/lib/cryptsetup/askpass";
 const CRYPTSETUP: &str = "/sbin/cryptsetup";
@@ -36,8 +37,11 @@ const FIFO: &str = "/lib/cryptsetup/passfifo";
 const RESTORE_LIMIT: Duration = Duration::from_millis(500);
 /// How long to wait for the effect of one empty line.
 const RESTORE_PAUSE: Duration = Duration::from_millis(50);
-/// Before the companion is started; `cryptroot-unlock` waits ten times as long for it.
+/// Where this is, somebody may be looking for the companion as soon as the prompt stands.
+const DROPBEAR: &str = "/sbin/dropbear";
+/// Before it is started elsewhere: nobody needs it sooner, and a volume that opens by itself does without.
 const COMPANION_PAUSE: Duration = Duration::from_secs(1);
+
 /// A prompt that stands. Dropping it ends the companion.
 #[derive(Debug)]
 pub struct Askpass {
@@ -152,7 +156,8 @@ impl Companion {
     fn of(question: &Question) -> Self {
         let mut command = Command::new(CRYPTSETUP);
         command
-            .args(["open", "--test-passphrase", "--key-file=-"])
+            .args(["open", "--type", companion_type(&question.options)])
+            .args(["--test-passphrase", "--key-file=-"])
             .arg(&question.device)
             .envs(question.environment())
             .stdin(Stdio::piped())
@@ -160,14 +165,25 @@ impl Companion {
             .stderr(Stdio::null())
             .kill_on_drop(true);
         Self(tokio::spawn(async move {
-            // Nobody needs it sooner, and a volume that opens by itself does without.
-            sleep(COMPANION_PAUSE).await;
+            if !Path::new(DROPBEAR).exists() {
+                sleep(COMPANION_PAUSE).await;
+            }
             if let Ok(mut child) = command.spawn() {
                 // It reads from a pipe that stays open, so it lasts until this task is ended.
                 let _pipe = child.stdin.take();
                 let _ = child.wait().await;
             }
         }))
+    }
+}
+
+/// The type that has cryptsetup(8) wait for a key, whatever is on the device: of a LUKS volume it reads the header first, and
+/// ends where there is none.
+fn companion_type(options: &str) -> &'static str {
+    let options = Options::parse(options);
+    match options.format == Format::Plain || options.header.is_some() {
+        true => "tcrypt",
+        false => "luks",
     }
 }
 
@@ -314,6 +330,17 @@ mod tests {
             assert_eq!(run("exit 1").await, Err(PromptLoss::Again));
         }
         assert_eq!(run("exit 1").await, Err(PromptLoss::Impossible));
+    }
+
+    #[test]
+    fn the_companion_waits_for_a_key_where_there_is_no_header_too() {
+        for (options, expected) in [
+            ("luks,discard", "luks"),
+            ("plain,cipher=aes-xts-plain64", "tcrypt"),
+            ("luks,header=/boot/header", "tcrypt"),
+        ] {
+            assert_eq!(companion_type(options), expected);
+        }
     }
 
     #[test]
