@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use common::machine::{Machine, PASSPHRASE, Server, UUID, Volume};
+use common::machine::{Machine, PASSPHRASE, Said, Server, UUID, Volume};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -102,6 +102,37 @@ fn a_data_volume_is_bound_for_the_running_system_and_without_an_image() {
     let unbind = ["unbind", volume.path()];
     machine.latchkey(&unbind, "").succeeded();
     volume.opens_with_the_passphrase();
+}
+
+#[test]
+fn the_key_server_is_told_whether_every_copy_of_the_disk_has_the_host_key() {
+    let server = Server::start();
+    let bound = |encrypt_root| {
+        let machine = Machine::new();
+        let name = format!("root-{encrypt_root}");
+        machine
+            .latchkey(&["join", "-"], &server.invite(&name))
+            .succeeded();
+        machine.write_crypttab("luks,initramfs");
+        if encrypt_root {
+            machine.encrypt_root();
+        }
+        let volume = Volume::luks2();
+        machine.bind(&volume).succeeded()
+    };
+    let encrypted = bound(true);
+    let exposed = bound(false);
+    let warns = |said: &Said| said.err.contains("only the key server's policy");
+    assert_eq!([warns(&encrypted), warns(&exposed)], [false, true]);
+    let volumes = server.admin(&["volumes", "--json"]).succeeded().out;
+    let volumes: Value = serde_json::from_str(&volumes).unwrap();
+    for volume in volumes.as_array().unwrap() {
+        let expected = match volume["client"].as_str().unwrap() {
+            "root-true" => "boot-key",
+            _ => "exposed-boot-key",
+        };
+        assert_eq!(volume["opened-by"], expected, "{volume}");
+    }
 }
 
 #[test]

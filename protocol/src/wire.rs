@@ -164,7 +164,8 @@ pub struct VolumeRequest {
     pub volume: VolumeId,
     /// What people call it: the mapping's name and the UUID in its header.
     pub label: Text,
-    /// Which key asks for it at boot. Key servers of earlier versions know the boot key only, and so this is left out then.
+    /// Which key asks for it at boot. Key servers of earlier versions know the boot key only, and so this is left out for
+    /// [`OpenedBy::BootKey`]; they refuse all others.
     #[serde(default, skip_serializing_if = "OpenedBy::is_boot_key")]
     pub opened_by: OpenedBy,
 }
@@ -173,9 +174,12 @@ pub struct VolumeRequest {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OpenedBy {
-    /// The boot key: the volume opens in the initramfs (`/v1/release`).
+    /// The boot key: the volume opens in the initramfs (`/v1/release`), and root is encrypted. Who has the host key has opened
+    /// that root. Volumes that an earlier version bound are of this kind whatever root lies on.
     #[default]
     BootKey,
+    /// The boot key, but root is not encrypted: the host key too is in every copy of the disk.
+    ExposedBootKey,
     /// The host key: the volume opens in the running system (`/v1/open`), whose root is encrypted. Who has the key has
     /// opened that root.
     HostKey,
@@ -184,9 +188,17 @@ pub enum OpenedBy {
 }
 
 impl OpenedBy {
-    /// Whether it is the boot key.
+    /// Whether it is [`OpenedBy::BootKey`], which is not written down.
     pub fn is_boot_key(&self) -> bool {
         *self == Self::BootKey
+    }
+
+    /// Whether the initramfs opens the volume, and so the boot key asks for it.
+    pub fn is_in_initramfs(self) -> bool {
+        match self {
+            Self::BootKey | Self::ExposedBootKey => true,
+            Self::HostKey | Self::ExposedHostKey => false,
+        }
     }
 }
 

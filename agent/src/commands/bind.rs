@@ -145,6 +145,8 @@ fn bind(
         return Err(BindError::NoFail(entry.name));
     }
 
+    let opened_by = opened_in.key(files.root());
+    warn_if_exposed(opened_by, &entry);
     let mut journal = Journal::new(&target);
     let bound = Binder {
         files,
@@ -312,6 +314,19 @@ fn warn_of_root(files: &Files) {
              latchkey opens no volume for a root on ZFS, bcachefs or the like; take the binding away again if root lies on \
              this one"
         );
+    }
+}
+
+/// The policy is the only wall then, and has less to stand on.
+fn warn_if_exposed(opened_by: OpenedBy, entry: &Entry) {
+    match opened_by {
+        OpenedBy::BootKey | OpenedBy::HostKey => {}
+        OpenedBy::ExposedBootKey | OpenedBy::ExposedHostKey => log::warn!(
+            "root is not encrypted as far as can be told, so both keys of this machine are in every copy of its disk: only the \
+             key server's policy keeps '{}' from whoever has one\n\
+             a policy with 'life', 'armed' or 'silent-after' lets a person approve each boot, or refuses it",
+            entry.name
+        ),
     }
 }
 

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use latchkey_protocol::envelope::{Released, Token};
 use latchkey_protocol::token::{ADDRESSES_LIMIT, Address};
 use latchkey_protocol::wire::{
-    JoinAnswer, RejoinAnswer, RejoinOutcome, RejoinRequest, VOLUMES_LIMIT, Version, VolumeTicket,
+    JoinAnswer, OpenedBy, RejoinAnswer, RejoinOutcome, RejoinRequest, VOLUMES_LIMIT, Version,
+    VolumeTicket,
 };
 use latchkey_protocol::{ClientName, ServerId, VolumeId};
 use rustls::pki_types::CertificateDer;
@@ -385,6 +386,13 @@ fn prove(files: &Files, server: ServerId, known: &[&Known]) -> Result<usize, Rej
             // The key server proves such a volume only while it is being bound; its policy decides whenever it is opened.
             log::info!(
                 "'{0}' is opened in the running system: 'systemctl restart latchkey@{0}' shows whether it opens",
+                one.name
+            );
+            continue;
+        }
+        if one.opened_in.key(files.root()) == OpenedBy::ExposedBootKey {
+            log::info!(
+                "root is not encrypted, so no key server proves '{}' any more: the next boot shows whether it opens",
                 one.name
             );
             continue;

@@ -39,12 +39,12 @@ impl OpenedIn {
 
     /// Which key will ask, on the machine below `root`. Where it cannot be told whether root is encrypted, it is not.
     pub fn key(self, root: &Path) -> OpenedBy {
-        match self {
-            Self::Initramfs => OpenedBy::BootKey,
-            Self::RunningSystem if stack::is_encrypted(root, Path::new("/")).unwrap_or(false) => {
-                OpenedBy::HostKey
-            }
-            Self::RunningSystem => OpenedBy::ExposedHostKey,
+        let is_encrypted = stack::is_encrypted(root, Path::new("/")).unwrap_or(false);
+        match (self, is_encrypted) {
+            (Self::Initramfs, true) => OpenedBy::BootKey,
+            (Self::Initramfs, false) => OpenedBy::ExposedBootKey,
+            (Self::RunningSystem, true) => OpenedBy::HostKey,
+            (Self::RunningSystem, false) => OpenedBy::ExposedHostKey,
         }
     }
 }
@@ -57,7 +57,17 @@ fn is_for_running_system(options: &Options) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::crypttab;
+    use super::super::stack::tests::{LUKS, machine};
     use super::*;
+
+    /// Number, kernel name, dm name, dm uuid, slaves.
+    type Device = (
+        &'static str,
+        &'static str,
+        &'static str,
+        &'static str,
+        &'static [&'static str],
+    );
 
     #[test]
     fn the_options_say_where() {
@@ -78,10 +88,23 @@ mod tests {
     }
 
     #[test]
-    fn a_root_of_which_nothing_is_known_is_not_taken_for_encrypted() {
-        let root = tempfile::tempdir().unwrap();
-        let key = |opened_in: OpenedIn| opened_in.key(root.path());
-        assert_eq!(key(OpenedIn::Initramfs), OpenedBy::BootKey);
-        assert_eq!(key(OpenedIn::RunningSystem), OpenedBy::ExposedHostKey);
+    fn a_host_key_on_a_root_that_is_not_known_to_be_encrypted_is_exposed() {
+        use OpenedBy::{BootKey, ExposedBootKey, ExposedHostKey, HostKey};
+        let on = |number| {
+            let devices: [Device; 2] = [
+                ("254:3", "vda3", "", "", &[]),
+                ("253:0", "dm-0", "root_crypt", LUKS, &["vda3"]),
+            ];
+            let table = format!("31 1 {number} / / rw - ext4 /dev/root rw\n");
+            machine(&devices, &table)
+        };
+        for (root, early, late) in [
+            (on("253:0"), BootKey, HostKey),
+            (on("254:3"), ExposedBootKey, ExposedHostKey),
+            (tempfile::tempdir().unwrap(), ExposedBootKey, ExposedHostKey),
+        ] {
+            assert_eq!(OpenedIn::Initramfs.key(root.path()), early);
+            assert_eq!(OpenedIn::RunningSystem.key(root.path()), late);
+        }
     }
 }

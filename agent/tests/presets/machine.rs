@@ -41,6 +41,7 @@ impl Running {
             .latchkey(&["join", "-"], &server.invite("web-1"))
             .succeeded();
         machine.write_crypttab("luks,discard,initramfs");
+        machine.encrypt_root();
         let volume = Volume::luks2();
         machine.plug_in(&volume);
         machine.bind(&volume).succeeded();

@@ -35,6 +35,7 @@ impl World {
     pub fn new() -> Self {
         let server = Server::start();
         let machine = Machine::joined(&[&server]);
+        machine.encrypt_root();
         let volume = Volume::luks2();
         machine.plug_in(&volume);
         machine.bind(&volume).succeeded();

@@ -177,6 +177,13 @@ pub(super) fn announced(
         )
 }
 
+/// Whether proof of life does not hold because the running machine answered.
+pub(super) fn answered(findings: &[Finding]) -> bool {
+    findings
+        .iter()
+        .any(|found| found.condition == Condition::Life && found.outcome == Outcome::Alarms)
+}
+
 fn ticket_state(request: &PolicyRequest<'_>, state: StoredState<'_>) -> TicketState {
     state
         .trace
@@ -191,39 +198,45 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    /// What a running system that opens a data volume shows in place of a boot: that it has the host key. Where root is
-    /// encrypted, whoever has it has opened root, and the boot was decided on then. Else it is in every copy of the disk.
-    fn instead_of_boot(&self, condition: Condition) -> Option<Finding> {
-        if self.request.purpose != Purpose::Opening {
-            return None;
-        }
-        let exposed = self
-            .state
-            .volume
-            .is_none_or(|volume| volume.opened_by != OpenedBy::HostKey);
-        let text = match exposed {
-            false => "the running system asks, with a host key that lies on its encrypted root",
-            true => "the running system asks, with a host key that is in every copy of its disk",
+    /// What stands in the place of a running machine's word, which the host key gives. A running system that opens a data
+    /// volume shows that it has the key: where root is encrypted, whoever has it has opened root, and the boot was decided on
+    /// then. Where root is not, the key is in every copy of the disk, and its word is worth nothing.
+    fn instead_of_word(&self, condition: Condition) -> Option<Finding> {
+        let opened_by = self.state.volume.map(|volume| volume.opened_by);
+        let (holds, text) = match (self.request.purpose, opened_by) {
+            (Purpose::Opening, Some(OpenedBy::HostKey)) => (
+                true,
+                "the running system asks, with a host key that lies on its encrypted root",
+            ),
+            (Purpose::Opening, _) => (
+                false,
+                "the running system asks, with a host key that is in every copy of its disk",
+            ),
+            (_, Some(OpenedBy::ExposedBootKey)) => (
+                false,
+                "root is not encrypted: the host key that would show it is in every copy of the disk",
+            ),
+            _ => return None,
         };
-        Some(Finding::holds(condition, !exposed, text))
+        Some(Finding::holds(condition, holds, text))
     }
 
     fn life(&self) -> Option<Finding> {
         self.policy.life.then(|| {
-            if let Some(found) = self.instead_of_boot(Condition::Life) {
-                return found;
-            }
             let found = |outcome, text: &str| Finding::new(Condition::Life, outcome, text);
             let announced = announced(self.request, self.state, self.now);
-            match (self.state.life, announced) {
+            match (self.state.life, self.instead_of_word(Condition::Life)) {
+                (_, Some(found)) if self.request.purpose == Purpose::Opening => found,
+                // Also where every copy could answer: either way there are two of it.
                 (Life::Alive, _) => found(
                     Outcome::Alarms,
                     "the running machine answered: what boots is a copy of it",
                 ),
-                (Life::Silent, _) => {
+                (Life::Silent, Some(found)) => found,
+                (Life::Silent, None) => {
                     found(Outcome::Holds, "nobody answered as the running machine")
                 }
-                (Life::Gone, true) => found(
+                (Life::Gone, None) if announced => found(
                     Outcome::Holds,
                     "the reboot was announced, and the machine has closed its connection",
                 ),
@@ -347,7 +360,7 @@ impl Look<'_> {
 
     fn armed(&self) -> Option<Finding> {
         self.policy.armed.then(|| {
-            if let Some(found) = self.instead_of_boot(Condition::Armed) {
+            if let Some(found) = self.instead_of_word(Condition::Armed) {
                 return found;
             }
             let armed = self
@@ -376,7 +389,7 @@ impl Look<'_> {
 
     fn silence(&self) -> Option<Finding> {
         self.policy.silent_after.map(|limit| {
-            if let Some(found) = self.instead_of_boot(Condition::Silence) {
+            if let Some(found) = self.instead_of_word(Condition::Silence) {
                 return found;
             }
             let heard = self.state.machine.and_then(|machine| machine.heard);

@@ -264,6 +264,50 @@ fn an_announced_boot_skips_the_wait_only_if_the_machine_has_closed_its_connectio
 }
 
 #[test]
+fn a_host_key_that_every_copy_has_neither_announces_a_boot_nor_is_heard_of_and_its_silence_says_nothing()
+ {
+    type Set = fn(&mut Policy);
+    let none: Set = |policy| {
+        policy.armed = false;
+        policy.life = false;
+        policy.silent_after = None;
+    };
+    let asks: [(Set, &str); 3] = [
+        (|policy| policy.armed = true, "Armed"),
+        (|policy| policy.life = true, "Exposed"),
+        (
+            |policy| policy.silent_after = Some(Span(Duration::from_secs(1800))),
+            "Silence",
+        ),
+    ];
+    let exposed = |set: Set, otherwise| {
+        let mut case = full();
+        volume(&mut case, |volume| {
+            volume.opened_by = OpenedBy::ExposedBootKey;
+            volume.policy.otherwise = otherwise;
+            none(&mut volume.policy);
+            set(&mut volume.policy);
+        });
+        case
+    };
+    assert_eq!(decided(&exposed(none, Otherwise::Deny)), "Policy");
+    for (set, refused) in asks {
+        assert_eq!(decided(&exposed(set, Otherwise::Ask)), "Ask", "{refused}");
+        assert_eq!(decided(&exposed(set, Otherwise::Deny)), refused);
+    }
+    // An answer still says that there are two of it, and is waited for whatever was announced.
+    for (life, expected) in [
+        (Life::Alive, "Life"),
+        (Life::Waiting, "Wait"),
+        (Life::Gone, "Wait"),
+    ] {
+        let mut case = exposed(|policy| policy.life = true, Otherwise::Ask);
+        case.life = life;
+        assert_eq!(decided(&case), expected, "{life:?}");
+    }
+}
+
+#[test]
 fn an_announcement_wants_the_ticket_and_volumes_without_one_have_none_to_show() {
     for (current, shown, expected) in [
         (Some(7), Some(7), "Policy"),

@@ -45,8 +45,8 @@ pub const UNKNOWN_VOLUME: &str = "unknown volume";
 use crate::clock::{UnixMillis, Uptime};
 use crate::records::{Approved, Machine, Note, Session, SessionState, Trace, Volume, VolumeState};
 
-/// How long after its registration a volume may be proved that a running system opens: as long as a `bind` may take. Later a
-/// proof would be a way past its policy.
+/// How long after its registration a volume may be proved that a running system opens, or whose machine's host key is in every
+/// copy of its disk: as long as a `bind` may take. Later a proof would be a way past its policy.
 pub const BINDING: Duration = Duration::from_secs(3600);
 
 /// Whether the policy has a say: a boot asks, or a running system that opens a data volume.
@@ -218,7 +218,8 @@ pub enum Reason {
     },
     /// The volume was bound to be asked for with the machine's other key.
     OtherKey,
-    /// The running system opens the volume, so its share is fetched back by the policy alone once it is bound.
+    /// The running system opens the volume, or every copy of the disk has its host key, so its share is given by the policy
+    /// alone once it is bound.
     Bound,
     /// The policy wants what a host key cannot show that is in every copy of the disk.
     Exposed,
@@ -260,16 +261,18 @@ pub fn decide(request: &PolicyRequest<'_>, state: StoredState<'_>, now: UnixMill
     };
     let authorise = |by| Decision::Release(Authorised::new(request, volume, by, state, now));
     match (request.purpose, volume.opened_by) {
-        (Purpose::Release, OpenedBy::BootKey)
+        (Purpose::Release, OpenedBy::BootKey | OpenedBy::ExposedBootKey)
         | (Purpose::Opening, OpenedBy::HostKey | OpenedBy::ExposedHostKey) => {}
         (Purpose::Release | Purpose::Opening, _) => return Decision::Deny(Reason::OtherKey),
-        (Purpose::Proof | Purpose::Registration, OpenedBy::HostKey | OpenedBy::ExposedHostKey)
-            if !now.is_within(made, made.plus(BINDING)) =>
-        {
+        (
+            Purpose::Proof | Purpose::Registration,
+            OpenedBy::ExposedBootKey | OpenedBy::HostKey | OpenedBy::ExposedHostKey,
+        ) if !now.is_within(made, made.plus(BINDING)) => {
             return Decision::Deny(Reason::Bound);
         }
         (Purpose::Proof | Purpose::Registration, _) => {
-            // The host key signs; the volume is open on the machine that asks. But whose key it is, is as old as the store.
+            // The host key signs; the volume is open on the machine that asks, or is being bound. But whose key it is, is as
+            // old as the store.
             return match state.store {
                 StoreState::Newest => authorise(Authority::Owner),
                 StoreState::PutBack => Decision::Deny(Reason::PutBack),
@@ -294,7 +297,7 @@ pub fn decide(request: &PolicyRequest<'_>, state: StoredState<'_>, now: UnixMill
     match sum(policy, &findings) {
         Sum::Release => authorise(Authority::Policy),
         Sum::Wait => Decision::Wait,
-        Sum::Deny(Condition::Life) if request.purpose == Purpose::Opening => {
+        Sum::Deny(Condition::Life) if !condition::answered(&findings) => {
             Decision::Deny(Reason::Exposed)
         }
         Sum::Deny(condition) => Decision::Deny(Reason::Condition(condition)),
@@ -428,7 +431,7 @@ impl Reason {
                 "the envelope needs the share of generation {wanted}, the current one is {current}"
             ),
             Self::OtherKey => "the volume was bound to be opened elsewhere, in the initramfs or in the running system: unbind it and bind it again".to_owned(),
-            Self::Bound => "a volume that the running system opens is proved only while it is being bound".to_owned(),
+            Self::Bound => "a volume that the running system opens, or whose machine's root is not encrypted, is proved only while it is being bound".to_owned(),
             Self::Exposed => "the volume's policy wants proof of life, and root of this machine is not encrypted: its host key proves none".to_owned(),
             Self::OtherSession => "this request id belongs to another boot".to_owned(),
             Self::PutBack => "the key server's store was put back to an earlier state, and its administrator has not accepted that".to_owned(),

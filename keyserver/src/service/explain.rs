@@ -270,7 +270,7 @@ impl Scene {
         peer: IpAddr,
     ) -> PolicyRequest<'a> {
         PolicyRequest {
-            purpose: match volume.opened_by.is_boot_key() {
+            purpose: match volume.opened_by.is_in_initramfs() {
                 true => Purpose::Release,
                 false => Purpose::Opening,
             },

@@ -209,8 +209,8 @@ pub enum Refusal {
     /// There is no such volume.
     #[error("no such volume")]
     Unknown,
-    /// A share was asked for again by the system that opens the volume, after it was bound.
-    #[error("the volume is bound already, and the running system opens it")]
+    /// A share was asked for again with a host key that the volume's policy has to decide on, after it was bound.
+    #[error("the volume is bound already, and its share is given by its policy alone")]
     Bound,
     /// A certificate was asked for with another key than it is for.
     #[error("the certificate is for another key")]

@@ -247,6 +247,7 @@ impl Service {
 pub fn whereabouts(opened_by: OpenedBy) -> &'static str {
     match opened_by {
         OpenedBy::BootKey => "in the initramfs",
+        OpenedBy::ExposedBootKey => "in the initramfs, of a machine whose root is not encrypted",
         OpenedBy::HostKey => "in the running system",
         OpenedBy::ExposedHostKey => "in the running system, whose root is not encrypted",
     }

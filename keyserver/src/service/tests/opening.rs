@@ -129,6 +129,42 @@ fn a_copy_of_an_open_root_gets_no_share_past_the_policy() {
 }
 
 #[test]
+fn a_copy_of_an_open_root_has_no_way_past_the_policy_of_what_the_initramfs_opens() {
+    let rig = Rig::new();
+    let (machine, volume, share) = bound_for(&rig, OpenedBy::ExposedBootKey);
+    rig.pass(HOUR);
+    let boot = Boot::new();
+    let verdict = rig.verdict(&machine, HOME, &boot, volume);
+    let booted = boot.open(&machine, volume, Purpose::Release, released(&verdict));
+    assert_eq!(booted, share, "the machine itself boots on");
+    rig.set_policy(volume, r#"{"rule":"deny"}"#);
+    rig.service.lock(&machine.name, "alice").unwrap();
+    let host = rig.identity(&machine.host);
+    let proves = || {
+        let proof = rig
+            .service
+            .proof(&host, address(HOME), &Boot::new().release(&[volume]));
+        proof.unwrap().verdicts.remove(0).verdict
+    };
+    assert_eq!(denied(&proves()), Reason::Bound.public());
+    let again = rig
+        .service
+        .register(&host, address(HOME), &Boot::new().registration(volume));
+    assert!(matches!(again, Err(ServiceError::Refused(Refusal::Bound))));
+    // A rotation makes a share that nothing needs yet, and leaves the other one where it was.
+    let asked = latchkey_protocol::wire::RotationRequest {
+        version: Version::default(),
+        request: Boot::new().request,
+        ephemeral_key: Boot::new().pair.public(),
+        volume,
+    };
+    let next = rig.service.rotate(&host, address(HOME), &asked).unwrap();
+    assert_eq!(next.generation, Generation(2));
+    assert_eq!(denied(&proves()), Reason::Bound.public());
+    assert_eq!(rig.count(Kind::Proved), 0);
+}
+
+#[test]
 fn a_person_is_asked_a_lock_holds_and_a_revoked_machine_hears_why() {
     let rig = Rig::new();
     let (machine, volume, _) = bound_for(&rig, OpenedBy::HostKey);
