@@ -51,6 +51,8 @@ pub enum Outcome {
     Alarms,
     /// It is not known yet.
     Waits,
+    /// There is nothing yet that it could be held against, as at a first boot: a person is asked.
+    Untold,
 }
 
 /// A condition, what it says, and why in one sentence.
@@ -107,6 +109,7 @@ impl Outcome {
             Self::Fails => "does not hold",
             Self::Alarms => "ALARM",
             Self::Waits => "not known yet",
+            Self::Untold => "cannot be told",
         }
     }
 }
@@ -307,7 +310,7 @@ impl Look<'_> {
                 Outcome::Fails,
                 "no ticket was shown, and the volume's header has one",
             ),
-            TicketState::None => found(Outcome::Fails, "the volume has never had a ticket"),
+            TicketState::None => found(Outcome::Untold, "the volume has never had a ticket"),
         }
     }
 
@@ -421,9 +424,9 @@ impl Look<'_> {
             return None;
         }
         let Some(last) = self.state.trace.and_then(|trace| trace.last.as_ref()) else {
-            return Some(Finding::holds(
+            return Some(Finding::new(
                 Condition::Changes,
-                false,
+                Outcome::Untold,
                 "there is no earlier boot to compare with",
             ));
         };
@@ -487,16 +490,15 @@ pub enum Sum {
 }
 
 /// What the findings come to: what refuses always comes first, then what the policy says to refuse, then waiting, so that
-/// no person is asked before the running machine had its say.
+/// no person is asked before the running machine had its say. What cannot be told refuses nothing: a first boot needs a person,
+/// not another policy.
 pub fn sum(policy: &Policy, findings: &[Finding]) -> Sum {
     if policy.rule == Rule::Deny {
         return Sum::Deny(Condition::Rule);
     }
-    let failing = || {
-        findings
-            .iter()
-            .filter(|found| matches!(found.outcome, Outcome::Fails | Outcome::Alarms))
-    };
+    let mut failing = findings
+        .iter()
+        .filter(|found| matches!(found.outcome, Outcome::Fails | Outcome::Alarms));
     let refuses = |found: &&Finding| match found.condition {
         Condition::Once => true,
         Condition::Life if found.outcome == Outcome::Alarms => true,
@@ -504,14 +506,14 @@ pub fn sum(policy: &Policy, findings: &[Finding]) -> Sum {
         Condition::Address => policy.elsewhere == Otherwise::Deny,
         _ => policy.otherwise == Otherwise::Deny,
     };
-    if let Some(found) = failing().find(refuses) {
+    if let Some(found) = failing.find(refuses) {
         return Sum::Deny(found.condition);
     }
     if findings.iter().any(|found| found.outcome == Outcome::Waits) {
         return Sum::Wait;
     }
-    match failing().next() {
-        Some(_) => Sum::Ask,
-        None => Sum::Release,
+    match findings.iter().all(|found| found.outcome == Outcome::Holds) {
+        true => Sum::Release,
+        false => Sum::Ask,
     }
 }

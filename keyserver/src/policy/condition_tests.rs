@@ -120,7 +120,7 @@ const BREAKS: [(&str, Then, Break); 20] = [
         case.ticket = Some(Bytes([8; 32]))
     }),
     ("Ticket", Then::Otherwise, |case| case.ticket = None),
-    ("Ticket", Then::Otherwise, |case| {
+    ("Ticket", Then::Asks, |case| {
         trace(case).current = None;
         trace(case).next = None;
     }),
@@ -157,7 +157,7 @@ const BREAKS: [(&str, Then, Break); 20] = [
         case.machine.as_mut().unwrap().heard = None
     }),
     ("Changes", Then::Otherwise, |case| case.facts.header = None),
-    ("Changes", Then::Otherwise, |case| trace(case).last = None),
+    ("Changes", Then::Asks, |case| trace(case).last = None),
     ("Changes", Then::Otherwise, |case| {
         case.facts.command_line = Bytes([9; 32])
     }),

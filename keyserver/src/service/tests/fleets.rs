@@ -51,6 +51,31 @@ fn the_most_specific_policy_holds_whole() {
 }
 
 #[test]
+fn a_first_boot_asks_a_person_where_otherwise_refuses_and_teaches_the_next_one() {
+    let rig = Rig::new();
+    let (machine, volume, _) = rig.bound("web-1", 1);
+    let group: crate::records::GroupName = "web".parse().unwrap();
+    let strict = r#"{"rule":"allow","ticket":true,"changes":["kernel"],"otherwise":"deny"}"#;
+    rig.service
+        .set_policy_of(
+            &PolicyTarget::Group(group.clone()),
+            Some(&policy(strict)),
+            "root",
+        )
+        .unwrap();
+    rig.service
+        .set_group(&machine.name, Some(&group), "root")
+        .unwrap();
+    let first = Boot::new();
+    let (id, code) = pending(&rig.verdict(&machine, HOME, &first, volume));
+    rig.service.approve(&id, &code, "root").unwrap();
+    released(&rig.verdict(&machine, HOME, &first, volume));
+    let ticket = rig.move_ticket(&machine, volume);
+    released(&rig.boots(&machine, HOME, &Boot::new(), volume, Some(ticket)));
+    denied(&rig.boots(&machine, HOME, &Boot::new(), volume, None));
+}
+
+#[test]
 fn a_policy_that_is_set_names_the_volumes_that_it_does_not_reach() {
     use crate::records::Origin;
     let rig = Rig::new();
