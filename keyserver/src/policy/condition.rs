@@ -295,11 +295,16 @@ impl Look<'_> {
 
     fn ticket(&self) -> Option<Finding> {
         let found = |outcome, text: &str| Some(Finding::new(Condition::Ticket, outcome, text));
+        let last = self.state.trace.and_then(|trace| trace.last.as_ref());
         match ticket_state(self.request, self.state) {
-            // Also where the policy does not ask for tickets: no honest boot shows such a one.
+            // Also where the policy does not ask for tickets: no honest boot shows such a one, or hides it.
             TicketState::Stale => found(
                 Outcome::Alarms,
                 "the header shows a ticket of an earlier time: it is a copy, or was restored from one",
+            ),
+            TicketState::Missing if last.is_some_and(|last| last.ticket) => found(
+                Outcome::Alarms,
+                "no ticket was shown, and the last boot showed one: it is a copy, or its header or its image was put back",
             ),
             _ if !self.policy.ticket => None,
             TicketState::Good => found(
@@ -503,6 +508,8 @@ pub fn sum(policy: &Policy, findings: &[Finding]) -> Sum {
         Condition::Once => true,
         Condition::Life if found.outcome == Outcome::Alarms => true,
         Condition::Rule => false,
+        // `otherwise` is for what the policy names.
+        Condition::Ticket if !policy.ticket => false,
         Condition::Address => policy.elsewhere == Otherwise::Deny,
         _ => policy.otherwise == Otherwise::Deny,
     };

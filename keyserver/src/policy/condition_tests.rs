@@ -57,6 +57,7 @@ fn full() -> Case {
         boot(98, NOW),
         HERE.parse().unwrap(),
         &facts(),
+        None,
     ));
     case.trace = Some(trace);
     case.ticket = Some(Bytes([7; 32]));
@@ -223,10 +224,11 @@ fn each_condition_and_every_pair_decides_as_the_table_says() {
 }
 
 #[test]
-fn a_stale_ticket_is_never_released_without_a_person_whatever_the_policy() {
+fn a_stale_or_hidden_ticket_is_never_released_without_a_person_whatever_the_policy() {
     for json in [
         r#"{"rule":"allow"}"#,
         r#"{"rule":"allow","from":["192.0.2.7"]}"#,
+        r#"{"rule":"allow","per-day":3,"otherwise":"deny"}"#,
     ] {
         let mut case = full();
         policy(&mut case, |policy| {
@@ -235,9 +237,11 @@ fn a_stale_ticket_is_never_released_without_a_person_whatever_the_policy() {
         assert_eq!(decided(&case), "Policy");
         case.ticket = Some(Bytes([8; 32]));
         assert_eq!(decided(&case), "Ask");
-        // An agent that knows of no tickets shows none.
+        // An agent that knows of no tickets shows none, and has never shown one.
         case.ticket = None;
         assert_eq!(decided(&case), "Policy");
+        trace(&mut case).last.as_mut().unwrap().ticket = true;
+        assert_eq!(decided(&case), "Ask");
     }
 }
 

@@ -64,6 +64,9 @@ pub struct LastBoot {
     pub image: Option<Bytes<32>>,
     /// SHA-256 over the headers' facts.
     pub header: Option<Bytes<32>>,
+    /// Whether the header showed a ticket.
+    #[serde(default, skip_serializing_if = "is_not")]
+    pub ticket: bool,
 }
 
 /// What a policy wants to have noted of a release.
@@ -164,8 +167,13 @@ impl Trace {
 }
 
 impl LastBoot {
-    /// What `facts` say of a boot from `peer`.
-    pub fn new(session: BootSession, peer: IpAddr, facts: &BootFacts) -> Self {
+    /// What `facts` say of a boot from `peer`, whose header showed a ticket or none.
+    pub fn new(
+        session: BootSession,
+        peer: IpAddr,
+        facts: &BootFacts,
+        ticket: Option<&Bytes<32>>,
+    ) -> Self {
         Self {
             session,
             peer,
@@ -173,8 +181,14 @@ impl LastBoot {
             command_line: facts.command_line,
             image: facts.image,
             header: facts.header,
+            ticket: ticket.is_some(),
         }
     }
+}
+
+/// For what is left out where it is false.
+fn is_not(said: &bool) -> bool {
+    !said
 }
 
 /// The kernel's release as it is kept and compared.
@@ -211,7 +225,7 @@ mod tests {
             image: None,
             header: None,
         };
-        LastBoot::new(session, "192.0.2.7".parse().unwrap(), &facts)
+        LastBoot::new(session, "192.0.2.7".parse().unwrap(), &facts, None)
     }
 
     fn trace() -> Trace {

@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use latchkey_protocol::encoding::hex;
+use latchkey_protocol::encoding::{Bytes, hex};
+use latchkey_protocol::ids::VolumeId;
 use latchkey_protocol::release::Purpose;
 use latchkey_protocol::wire::{ReleaseRequest, WantedVolume};
 
@@ -127,7 +128,6 @@ impl Known {
             (true, true) => work.read(&key::machine(&self.client.name))?,
             _ => None,
         };
-        let tickets = asked.request.tickets.iter();
         let request = PolicyRequest {
             purpose: asked.purpose,
             client: &self.client.name,
@@ -136,10 +136,7 @@ impl Known {
             ephemeral_key: &asked.request.ephemeral_key,
             peer: asked.peer,
             wanted,
-            ticket: tickets
-                .clone()
-                .find(|ticket| ticket.volume == wanted.volume)
-                .map(|ticket| &ticket.ticket),
+            ticket: asked.ticket(wanted.volume),
             facts: &asked.request.facts,
         };
         let state = StoredState {
@@ -258,6 +255,13 @@ impl Asked<'_> {
             }
         }
         keys
+    }
+
+    /// The ticket that the header of `volume` shows.
+    pub fn ticket(&self, volume: VolumeId) -> Option<&Bytes<32>> {
+        let mut tickets = self.request.tickets.iter();
+        let shown = tickets.find(|shown| shown.volume == volume)?;
+        Some(&shown.ticket)
     }
 
     pub fn refused(

@@ -349,7 +349,8 @@ fn remember(
     let volume = authorised.volume();
     let before: Option<Trace> = work.read(&key::trace(&volume))?;
     let mut trace = before.clone().unwrap_or_else(|| Trace::new(volume));
-    let said = LastBoot::new(session, asked.peer, &asked.request.facts);
+    let ticket = asked.ticket(volume);
+    let said = LastBoot::new(session, asked.peer, &asked.request.facts, ticket);
     trace.booted(said, authorised.note());
     if before.as_ref() != Some(&trace) {
         work.write(&trace)?;

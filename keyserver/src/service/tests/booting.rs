@@ -97,6 +97,27 @@ fn a_policy_that_wants_tickets_is_refused_where_there_is_none() {
 }
 
 #[test]
+fn a_thief_who_hides_his_old_ticket_asks_a_person_and_so_does_a_header_that_was_put_back_once() {
+    let rig = Rig::new();
+    let (machine, volume, _) = rig.bound("web-1", 1);
+    let boots = |boot: &Boot, ticket| rig.boots(&machine, HOME, boot, volume, ticket);
+    // An image of an earlier version shows none.
+    rig.move_ticket(&machine, volume);
+    released(&boots(&Boot::new(), None));
+    let ticket = rig.move_ticket(&machine, volume);
+    released(&boots(&Boot::new(), Some(ticket)));
+    rig.move_ticket(&machine, volume);
+    assert!(rig.alarms().is_empty());
+    let restored = Boot::new();
+    let (id, code) = pending(&boots(&restored, None));
+    assert!(rig.alarms()[0].contains("no ticket was shown"));
+    rig.service.approve(&id, &code, "root").unwrap();
+    released(&boots(&restored, None));
+    released(&boots(&Boot::new(), None));
+    assert_eq!(rig.alarms().len(), 1);
+}
+
+#[test]
 fn after_a_power_cut_a_home_server_boots_once_nobody_answers() {
     let rig = Rig::new();
     let (machine, volume, ticket) = under(&rig, "home-server");
