@@ -5,6 +5,7 @@
 //! Nothing here is stored: a key server that starts anew asks anew. Time is told by a clock that nobody sets, so that
 //! none who sets a clock makes a machine seem silent.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,14 +18,15 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::admission::STREAMS_LIMIT;
-use crate::policy::Life;
+use crate::policy::{Life, Range};
 
 /// Between two beats of a stream, unless the configuration says otherwise.
 pub const BEAT: Duration = Duration::from_secs(10);
 /// Beats after the key server's start in which a machine that has not come back yet may still do so: more than the
 /// longest pause between two attempts of an agent.
 pub(super) const GRACE_BEATS: u32 = 8;
-/// Boot sessions of one client that are being asked about; the one that was looked at longest ago gives way.
+/// Boot sessions of one client that are being asked about; of the network that has most of them, the one that was looked at longest
+/// ago gives way.
 const ASKED_LIMIT: usize = 32;
 /// How long a boot session is remembered that does not ask any more.
 pub(super) const FORGOTTEN: Duration = Duration::from_secs(900);
@@ -373,9 +375,9 @@ impl OfClient {
             return at;
         }
         if self.asked.len() >= ASKED_LIMIT
-            && let Some(oldest) = (0..self.asked.len()).min_by_key(|at| self.asked[*at].looked)
+            && let Some(at) = self.gives_way()
         {
-            self.asked.remove(oldest);
+            self.asked.remove(at);
         }
         self.asked.push(Asked {
             request,
@@ -387,6 +389,19 @@ impl OfClient {
             answered: false,
         });
         self.asked.len() - 1
+    }
+
+    /// The place of the boot session that gives way to another: whoever begins a great many from one network loses his own.
+    fn gives_way(&self) -> Option<usize> {
+        let beside = |peer| {
+            let network = Range::around(peer);
+            let asked = self.asked.iter();
+            asked.filter(|asked| network.contains(asked.peer)).count()
+        };
+        let places = self.asked.iter().enumerate();
+        places
+            .max_by_key(|(at, asked)| (beside(asked.peer), Reverse((asked.looked, *at))))
+            .map(|(at, _)| at)
     }
 
     /// Sends a challenge over the stream `open`, unless one of this interval waits for its answer there. Whether there is a

@@ -233,7 +233,7 @@ impl Service {
         }
     }
 
-    /// Limits the requests that one key of a client may have answered in an hour.
+    /// Limits the requests that one key of a client may have answered in an hour from one network.
     #[must_use]
     pub fn with_entries_per_hour(mut self, limit: u32) -> Self {
         self.entries_per_hour = limit;

@@ -1,7 +1,7 @@
 //! Refusals of known clients: each kind is written to the audit at once, then counted for an hour, so that a machine
 //! that asks for a week fills no disk. And the limit on what one client may have written in an hour.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::{Identity, Refusal, Service, ServiceError};
 use crate::audit::{Event, Kind};
 use crate::clock::UnixMillis;
 use crate::ledger::Work;
-use crate::policy::Reason;
+use crate::policy::{Range, Reason};
 use crate::records::Role;
 use crate::sealed::RecordError;
 use crate::wait::wait;
@@ -23,8 +23,10 @@ const WINDOW: Duration = Duration::from_secs(3600);
 const KINDS_LIMIT: usize = 4096;
 /// Counts that are written in one transaction.
 const HELD_AT_ONCE: usize = 256;
-/// Requests that one key of a client may have answered in an hour, by default.
+/// Requests that one key of a client may have answered in an hour from one network, by default.
 pub const ENTRIES_PER_HOUR: u32 = 3600;
+/// Networks from which the requests of one key are counted apart; those from all others are counted together.
+const NETWORKS_LIMIT: usize = 64;
 
 /// A refusal of a known client, for the audit.
 #[derive(Debug, Clone)]
@@ -44,8 +46,11 @@ pub(super) struct Refused {
 #[derive(Default)]
 pub(super) struct Refusals {
     windows: Mutex<Windows>,
-    entries: Mutex<HashMap<(ClientName, Counted), (UnixMillis, u32)>>,
+    entries: Mutex<HashMap<(ClientName, Counted), Networks>>,
 }
+
+/// When the count of each network began, and the count; of no network in particular: of all others.
+type Networks = BTreeMap<Option<Range>, (UnixMillis, u32)>;
 
 /// What a client's requests are counted by, each apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -128,10 +133,16 @@ impl Service {
     }
 
     /// Counts one request of a key against its limit. Each key has its own: whoever has a copy of the boot key may not keep
-    /// the running machine from saying that it lives.
-    pub(super) fn admit(&self, identity: &Identity, now: UnixMillis) -> Result<(), ServiceError> {
+    /// the running machine from saying that it lives. And so has each network: nor may he keep it from booting.
+    pub(super) fn admit(
+        &self,
+        identity: &Identity,
+        peer: IpAddr,
+        now: UnixMillis,
+    ) -> Result<(), ServiceError> {
         let by = Counted::Key(identity.role());
-        self.count(identity.client(), by, now)
+        let network = Range::around(peer);
+        self.count(identity.client(), by, Some(network), now)
             .map_err(|retry_after| ServiceError::TooMany { retry_after })
     }
 
@@ -140,13 +151,21 @@ impl Service {
         &self,
         client: &ClientName,
         by: Counted,
+        network: Option<Range>,
         now: UnixMillis,
     ) -> Result<(), u32> {
+        let lasts = |(began, _): &(UnixMillis, u32)| in_window(*began, now);
         let mut entries = lock(&self.refusals.entries);
         if entries.len() > KINDS_LIMIT {
-            entries.retain(|_, (began, _)| in_window(*began, now));
+            entries.retain(|_, networks| networks.values().any(lasts));
         }
-        let (began, count) = entries.entry((client.clone(), by)).or_insert((now, 0));
+        let networks = entries.entry((client.clone(), by)).or_default();
+        if networks.len() >= NETWORKS_LIMIT {
+            networks.retain(|_, count| lasts(count));
+        }
+        let is_apart = networks.len() < NETWORKS_LIMIT || networks.contains_key(&network);
+        let network = network.filter(|_| is_apart);
+        let (began, count) = networks.entry(network).or_insert((now, 0));
         if !in_window(*began, now) {
             (*began, *count) = (now, 0);
         }

@@ -55,7 +55,7 @@ impl Service {
         request: &VolumeRequest,
     ) -> Result<VolumeAnswer, ServiceError> {
         let now = self.clock.now();
-        self.admit(identity, now)?;
+        self.admit(identity, peer, now)?;
         let result = self.records.transact(now, |work| {
             let client = self.host(work, identity)?;
             self.register_volume(work, &client, peer.to_canonical(), request, now)
@@ -160,7 +160,7 @@ impl Service {
         volume: VolumeId,
     ) -> Result<(), ServiceError> {
         let now = self.clock.now();
-        self.admit(identity, now)?;
+        self.admit(identity, peer, now)?;
         let result = self.records.transact(now, |work| {
             let client = self.host(work, identity)?;
             let Some(mut found) = work.read::<Volume>(&key::volume(&volume))? else {
@@ -198,7 +198,7 @@ impl Service {
         report: &BootReport,
     ) -> Result<(), ServiceError> {
         let now = self.clock.now();
-        self.admit(identity, now)?;
+        self.admit(identity, peer, now)?;
         let lines: Vec<&str> = report.lines.iter().map(Text::as_str).collect();
         let text = lines.join("; ");
         let result = self.records.transact(now, |work| {

@@ -93,7 +93,7 @@ impl Service {
         if keys.boot == keys.host {
             return Err(RejoinError::SameKey);
         }
-        self.count(&client, Counted::Rejoin, now)
+        self.count(&client, Counted::Rejoin, None, now)
             .map_err(|retry_after| RejoinError::TooMany { retry_after })?;
         let runs = self.lives.is_open(&client);
         let asks = Asks {

@@ -115,7 +115,7 @@ impl Service {
     ) -> Result<ReleaseAnswer, ServiceError> {
         check_volumes(request)?;
         let now = self.clock.now();
-        self.admit(identity, now)?;
+        self.admit(identity, peer, now)?;
         let asked = Asked {
             purpose,
             identity,

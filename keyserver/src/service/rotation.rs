@@ -29,7 +29,7 @@ impl Service {
         request: &RotationRequest,
     ) -> Result<VolumeAnswer, ServiceError> {
         let now = self.clock.now();
-        self.admit(identity, now)?;
+        self.admit(identity, peer, now)?;
         let result = self.records.transact(now, |work| {
             let client = self.host(work, identity)?;
             self.next_share(work, &client, peer.to_canonical(), request, now)
@@ -78,7 +78,7 @@ impl Service {
         end: &RotationEnd,
     ) -> Result<(), ServiceError> {
         let now = self.clock.now();
-        self.admit(identity, now)?;
+        self.admit(identity, peer, now)?;
         let result = self.records.transact(now, |work| {
             let client = self.host(work, identity)?;
             keep(work, &client, peer.to_canonical(), end)

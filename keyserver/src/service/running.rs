@@ -334,7 +334,7 @@ impl Service {
         peer: IpAddr,
         work: impl FnMut(&mut Work<'_>, &Client, &mut Machine) -> Result<T, ServiceError>,
     ) -> Result<T, ServiceError> {
-        self.admit(identity, self.clock.now())?;
+        self.admit(identity, peer, self.clock.now())?;
         self.as_heard(identity, peer, work)
     }
 

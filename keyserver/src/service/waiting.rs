@@ -8,14 +8,17 @@ use super::asked::Asked;
 use super::{Service, ServiceError};
 use crate::audit::{Event, Kind};
 use crate::ledger::Work;
-use crate::policy::Decision;
+use crate::policy::{Decision, Range};
 use crate::records::{Code, OpenNumber, Session, SessionState, ShortId, key};
 use crate::sealed::RecordError;
 
 /// How long a session waits for a person.
 pub const WAITING: Duration = Duration::from_secs(3600);
-/// Sessions of one client that wait or are approved at the same time.
+/// Sessions of one client that wait or are approved at the same time, of those that ask from one network: whoever has a copy of the
+/// disk elsewhere does not keep the machine from asking.
 pub const SESSIONS_LIMIT: usize = 8;
+/// The same from everywhere.
+pub const ALL_SESSIONS_LIMIT: usize = 32;
 
 impl Service {
     /// The session in which a person is asked for what was decided so; `None` if there is no need, or if too many
@@ -81,13 +84,16 @@ impl Service {
         let (open, ended): (Vec<_>, Vec<_>) = others
             .into_iter()
             .partition(|session| session.is_open(asked.now));
-        let busy = open.iter().filter(|session| {
+        let is_busy = |session: &&Session| {
             matches!(
                 session.state,
                 SessionState::Pending | SessionState::Approved
             )
-        });
-        if busy.count() >= SESSIONS_LIMIT {
+        };
+        let here = Range::around(asked.peer);
+        let busy: Vec<_> = open.iter().filter(is_busy).collect();
+        let from_here = busy.iter().filter(|session| here.contains(session.peer));
+        if busy.len() >= ALL_SESSIONS_LIMIT || from_here.count() >= SESSIONS_LIMIT {
             return Ok(None);
         }
         for session in ended {

@@ -227,6 +227,15 @@ fn open_sessions_of_one_client_are_bounded() {
         "too many requests of this client wait for a person"
     );
     pending(&rig.verdict(&machine, HOME, &first, volume));
+    // A copy elsewhere fills its own places only, and not without end.
+    let asks = |number: usize| {
+        let from = format!("10.0.0.{}", number / waiting::SESSIONS_LIMIT);
+        rig.verdict(&machine, &from, &Boot::new(), volume)
+    };
+    for number in 0..waiting::ALL_SESSIONS_LIMIT - waiting::SESSIONS_LIMIT {
+        pending(&asks(number));
+    }
+    denied(&asks(waiting::ALL_SESSIONS_LIMIT));
     rig.pass(HOUR);
     pending(&rig.verdict(&machine, HOME, &Boot::new(), volume));
 }

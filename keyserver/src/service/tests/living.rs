@@ -36,6 +36,22 @@ fn a_flood_of_boots_is_one_question_and_its_answer_is_for_all() {
 }
 
 #[test]
+fn a_flood_of_boots_from_elsewhere_does_not_keep_the_machine_waiting() {
+    let rig = Rig::new();
+    let (machine, volume, ticket) = under(&rig, "home-server");
+    let boot = Boot::new();
+    let asks = |boot: &Boot, from| rig.boots(&machine, from, boot, volume, Some(ticket));
+    waits(&asks(&boot, HOME));
+    for _ in 0..4 {
+        for _ in 0..20 {
+            waits(&asks(&Boot::new(), AWAY));
+        }
+        rig.pass(INTERVAL / 2);
+    }
+    released(&asks(&boot, HOME));
+}
+
+#[test]
 fn a_slow_answer_counts_although_the_next_question_is_out() {
     let rig = Rig::new();
     let (machine, volume, ticket) = under(&rig, "home-server");

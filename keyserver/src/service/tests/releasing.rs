@@ -234,6 +234,26 @@ fn made_up_volumes_do_not_fill_the_audit() {
 }
 
 #[test]
+fn a_copy_that_asks_from_elsewhere_uses_up_its_own_hour_and_not_the_machines() {
+    let mut rig = Rig::new();
+    let (machine, volume, _) = rig.bound("web-1", 1);
+    rig.service = service(Box::new(rig.store.clone()), &rig.clock).with_entries_per_hour(10);
+    let asks = |from: &str| rig.release(&machine, from, &Boot::new(), &[volume]);
+    for _ in 0..10 {
+        asks(AWAY).unwrap();
+    }
+    assert!(matches!(asks(AWAY), Err(ServiceError::TooMany { .. })));
+    asks(HOME).unwrap();
+    // Also one with many networks does not have as many hours.
+    let answered = (0..1000).filter(|number| {
+        let from = format!("10.0.{}.{}", number / 250, number % 250);
+        asks(&from).is_ok()
+    });
+    assert!(answered.count() < 100);
+    asks(HOME).unwrap();
+}
+
+#[test]
 fn one_client_has_an_hourly_limit() {
     let mut rig = Rig::new();
     let (machine, volume, _) = rig.bound("web-1", 1);
