@@ -111,14 +111,14 @@ impl Config {
         Self::parse(&text, path)
     }
 
-    /// Checks the text of a configuration; `path` is for error messages.
+    /// Checks the text of a configuration that lies at `path`.
     ///
     /// # Errors
     /// `Syntax`, `Value`.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let raw: Raw = toml::from_str(text)
             .map_err(|error| ConfigError::Syntax(path.to_owned(), error.to_string()))?;
-        check(raw).map_err(|problem| ConfigError::Value {
+        check(raw, path).map_err(|problem| ConfigError::Value {
             path: path.to_owned(),
             problem,
         })
@@ -180,7 +180,7 @@ impl NewConfig {
             }
         };
         raw.data_dir = self.data_dir;
-        Ok((check(raw)?, path))
+        Ok((check(raw, &path)?, path))
     }
 }
 
@@ -190,7 +190,7 @@ fn beside(dir: &Path, suffix: &str) -> PathBuf {
     dir.with_file_name(name)
 }
 
-fn check(raw: Raw) -> Result<Config, String> {
+fn check(raw: Raw, path: &Path) -> Result<Config, String> {
     let names = raw
         .names
         .iter()
@@ -257,7 +257,22 @@ fn check(raw: Raw) -> Result<Config, String> {
             config.master_key.display()
         ));
     }
+    if config.admin_socket == path
+        || config.admin_socket == config.master_key
+        || is_of_store(&config.admin_socket, &config.data_dir)
+    {
+        return Err(format!(
+            "'admin-socket' is '{}', another file of latchkeyd\ngive it another path",
+            config.admin_socket.display()
+        ));
+    }
     Ok(config)
+}
+
+/// Whether `path` is a name that the store in `data_dir` has files of.
+fn is_of_store(path: &Path, data_dir: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    path.parent() == Some(data_dir) && name.as_encoded_bytes().starts_with(b"store.")
 }
 
 /// `ADDRESS:PORT` with a numeric address; an IPv6 address stands in brackets.
@@ -329,7 +344,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Config, String> {
-        Config::parse(text, Path::new("x.toml")).map_err(|error| error.to_string())
+        Config::parse(text, Path::new(DEFAULT_PATH)).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -371,6 +386,18 @@ mod tests {
             (
                 "names = ['a']\nmaster-key = '/var/lib/latchkeyd/k'",
                 "inside the data directory",
+            ),
+            (
+                "names = ['a']\nadmin-socket = '/var/lib/latchkeyd/store.sqlite3'",
+                "another file of latchkeyd",
+            ),
+            (
+                "names = ['a']\nadmin-socket = '/etc/latchkeyd/master.key'",
+                "another file of latchkeyd",
+            ),
+            (
+                "names = ['a']\nadmin-socket = '/etc/latchkeyd/latchkeyd.toml'",
+                "another file of latchkeyd",
             ),
             ("names = ['a']\nlog-level = 'loud'", "'log-level' is 'loud'"),
             ("names = 'a'", "invalid type"),

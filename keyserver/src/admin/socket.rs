@@ -1,6 +1,6 @@
 //! The server's end of the administrator's socket.
 
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -57,6 +57,11 @@ pub enum SocketError {
         "the admin socket '{0}' belongs to a running latchkeyd\nstop that one, or give this one another 'admin-socket'"
     )]
     InUse(PathBuf),
+    /// A file that is none of ours.
+    #[error(
+        "'{0}' exists and is no socket, so it was left as it is\ngive 'admin-socket' another path"
+    )]
+    NoSocket(PathBuf),
     /// It failed.
     #[error("failed to make the admin socket '{0}'")]
     Make(PathBuf, #[source] std::io::Error),
@@ -180,12 +185,11 @@ pub fn bind(path: &Path, approvers: &[String]) -> Result<UnixListener, SocketErr
     if facts.mode() & 0o066 != 0 || facts.uid() != Uid::effective().as_raw() {
         return Err(SocketError::Directory(directory.to_owned()));
     }
-    // A socket that nobody answers is what a killed server left behind.
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => return Err(SocketError::InUse(path.to_owned())),
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(make)?;
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(SocketError::NoSocket(path.to_owned()));
         }
+        Ok(_) => remove_dead(path)?,
         Err(_) => {}
     }
     let listener = UnixListener::bind(path).map_err(make)?;
@@ -198,6 +202,18 @@ pub fn bind(path: &Path, approvers: &[String]) -> Result<UnixListener, SocketErr
     )
     .map_err(make)?;
     Ok(listener)
+}
+
+/// Removes a socket that nobody answers, which is what a killed server left behind.
+fn remove_dead(path: &Path) -> Result<(), SocketError> {
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => Err(SocketError::InUse(path.to_owned())),
+        // Files that are no sockets refuse connections as well: the caller has looked.
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).map_err(|error| SocketError::Make(path.to_owned(), error))
+        }
+        Err(_) => Ok(()),
+    }
 }
 
 /// Answers commands until it is dropped.
@@ -394,6 +410,21 @@ mod tests {
         ] {
             assert!(may(Right::Administer, &request), "{request:?}");
             assert_eq!(may(Right::Approve, &request), approver, "{request:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_socket_is_left_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o700)).unwrap();
+        let file = directory.path().join("store.sqlite3");
+        std::fs::write(&file, "records").unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        for path in [&file, &link] {
+            let error = bind(path, &[]).unwrap_err();
+            assert!(matches!(error, SocketError::NoSocket(_)), "{error}");
+            assert_eq!(std::fs::read(path).unwrap(), b"records");
         }
     }
 

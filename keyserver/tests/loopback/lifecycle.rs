@@ -381,3 +381,29 @@ fn what_strangers_do_is_not_in_the_log() {
         server.log().all()
     );
 }
+
+#[test]
+fn a_store_in_the_place_of_the_admin_socket_is_not_removed() {
+    let home = Home::made();
+    let good = std::fs::read_to_string(home.config()).unwrap();
+    let link = home.data_dir().with_file_name("link");
+    std::os::unix::fs::symlink(home.data_dir(), &link).unwrap();
+    // By another name it is found out when the socket is made.
+    for (folder, words) in [
+        (&home.data_dir(), "another file of latchkeyd"),
+        (&link, "exists and is no socket"),
+    ] {
+        let text: String = good
+            .lines()
+            .filter(|line| !line.starts_with("admin-socket"))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let path = folder.join("store.sqlite3");
+        let text = format!("{text}admin-socket = '{}'\n", path.display());
+        std::fs::write(home.config(), text).unwrap();
+        let error = home.fails(1, &["serve", "--listen", "127.0.0.1:0"]);
+        assert!(error.contains(words), "{error}");
+    }
+    std::fs::write(home.config(), good).unwrap();
+    home.serve().stop();
+}
