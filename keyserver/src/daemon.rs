@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::admin::socket::{self, Admin, SocketError};
 use crate::admission::{Admission, PER_NETWORK_LIMIT, Room};
@@ -63,6 +64,9 @@ pub enum DaemonError {
     /// The admin socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// Nobody accepts connections any more.
+    #[error("a part of the server that accepts connections has ended")]
+    Ended(#[source] tokio::task::JoinError),
     /// Threads or signal handlers.
     #[error("failed to start")]
     Start(#[source] std::io::Error),
@@ -119,19 +123,28 @@ fn serve(runtime: &Runtime, options: &Options, opened: &Opened) -> Result<(), Da
             let _ = std::fs::remove_file(&config.admin_socket);
         })?;
         let (stop, stopped) = watch::channel(false);
+        let mut accepting = JoinSet::new();
         for listener in listeners {
-            tokio::spawn(listener::serve(
+            accepting.spawn(listener::serve(
                 listener,
                 Arc::clone(&shared),
                 stopped.clone(),
             ));
         }
-        let admin_task = tokio::spawn(socket::serve(socket, Arc::clone(&admin)));
+        let admin_task = accepting.spawn(socket::serve(socket, Arc::clone(&admin)));
         tokio::spawn(maintain(opened.service.clone()));
         log::info!("key server {} is ready", opened.service.server());
         notify::ready();
 
-        while signals.next().await == Event::Reload {
+        loop {
+            let event = tokio::select! {
+                event = signals.next() => event,
+                // Only by a panic. A server that nobody can reach had better be started anew.
+                Some(Err(panic)) = accepting.join_next() => return Err(DaemonError::Ended(panic)),
+            };
+            if event == Event::Stop {
+                break;
+            }
             notify::reloading();
             let reload = Reload {
                 options,

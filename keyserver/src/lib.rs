@@ -4,6 +4,10 @@
 //! administrator can ask for, without network; [`audit`] is the chain that every change and release stands in.
 #![forbid(unsafe_code)]
 
+// What panics is one connection, one command or one group of writes, and the others go on.
+#[cfg(not(panic = "unwind"))]
+compile_error!("latchkeyd needs panic = \"unwind\"");
+
 pub mod admin;
 pub mod admission;
 pub mod audit;

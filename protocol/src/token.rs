@@ -58,16 +58,27 @@ pub enum TokenError {
     Damaged,
 }
 
-/// A text that is no `HOST:PORT`.
+/// A text that is no `HOST:PORT`; it repeats the beginning of it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "'{0}' is not an address HOST[:PORT], such as 'keys.example.org:7443' or '[2001:db8::1]:7443'"
-)]
-pub struct AddressError(String);
+pub enum AddressError {
+    /// Not of this form.
+    #[error(
+        "'{0}' is not an address HOST[:PORT], such as 'keys.example.org:7443' or '[2001:db8::1]:7443'"
+    )]
+    Form(String),
+    /// Of this form, and too long for a token.
+    #[error(
+        "the address '{0}…' has more than {limit} characters with its port, which is more than a join token carries",
+        limit = Address::LIMIT
+    )]
+    Length(String),
+}
 
 impl Address {
     /// The default port of key servers.
     pub const DEFAULT_PORT: u16 = 7443;
+    /// Most characters of `HOST:PORT`: a token has one byte for their number. A name may have 253 by itself (RFC 1035 §3.1).
+    pub const LIMIT: usize = u8::MAX as usize;
 
     /// The host, an IPv6 address without its brackets.
     pub fn host(&self) -> &str {
@@ -83,14 +94,13 @@ impl Address {
 impl FromStr for Address {
     type Err = AddressError;
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        let error = || {
-            AddressError(
-                text.chars()
-                    .take(80)
-                    .flat_map(char::escape_default)
-                    .collect(),
-            )
+        let beginning = || {
+            text.chars()
+                .take(80)
+                .flat_map(char::escape_default)
+                .collect()
         };
+        let error = || AddressError::Form(beginning());
         let (host, port) = match text.rsplit_once(':') {
             Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
                 let plain = !port.is_empty() && port.bytes().all(|digit| digit.is_ascii_digit());
@@ -110,13 +120,16 @@ impl FromStr for Address {
             Some(None) => false,
             None => is_host_name(host),
         };
-        if good {
-            Ok(Self {
-                host: host.to_ascii_lowercase(),
-                port,
-            })
-        } else {
-            Err(error())
+        if !good {
+            return Err(error());
+        }
+        let address = Self {
+            host: host.to_ascii_lowercase(),
+            port,
+        };
+        match address.to_string().len() {
+            0..=Self::LIMIT => Ok(address),
+            _ => Err(AddressError::Length(beginning())),
         }
     }
 }
@@ -163,7 +176,8 @@ impl JoinToken {
         let addresses = self.addresses.iter().map(ToString::to_string);
         for text in std::iter::once(self.client.to_string()).chain(addresses) {
             bytes.push(
-                u8::try_from(text.len()).expect("names and addresses are shorter than 256 bytes"),
+                u8::try_from(text.len())
+                    .expect("names have 64 bytes at most, addresses `Address::LIMIT`"),
             );
             bytes.extend_from_slice(text.as_bytes());
         }
@@ -304,5 +318,37 @@ mod tests {
         ] {
             assert!(bad.parse::<Address>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn every_address_fits_into_a_token() {
+        let name =
+            |length: usize| format!("{}a", "abcdefghi.".repeat(26))[261 - length..].to_owned();
+        for (length, port, fits) in [
+            (249, 65535, true),
+            (250, 65535, false),
+            (250, 7443, true),
+            (251, 7443, false),
+            (253, 1, true),
+            (253, 10, false),
+        ] {
+            let text = format!("{}:{port}", name(length));
+            let address = text.parse::<Address>();
+            assert_eq!(address.is_ok(), fits, "{length} {port}: {address:?}");
+            match address {
+                Ok(address) => {
+                    let token = JoinToken {
+                        addresses: vec![address],
+                        ..token()
+                    };
+                    assert_eq!(token.to_line().parse(), Ok(token));
+                }
+                Err(error) => assert!(error.to_string().contains("255"), "{error}"),
+            }
+        }
+        assert!(
+            name(251).parse::<Address>().is_err(),
+            "the default port counts"
+        );
     }
 }
