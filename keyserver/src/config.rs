@@ -230,6 +230,11 @@ fn check(raw: Raw, path: &Path) -> Result<Config, String> {
     if let Some(address) = repeated(&listen) {
         return Err(format!("'listen' has '{address}' twice"));
     }
+    if let Some((all, one)) = contained(&listen) {
+        return Err(format!(
+            "'listen' has '{all}', which is all addresses of its kind, and '{one}'\nleave one of them out"
+        ));
+    }
     let config = Config {
         data_dir: absolute("data-dir", raw.data_dir, DEFAULT_DATA_DIR)?,
         listen,
@@ -286,6 +291,18 @@ pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
             text.escape_default()
         )
     })
+}
+
+/// Two addresses that cannot be listened on side by side, because the first one is all that are like the second.
+fn contained(listen: &[SocketAddr]) -> Option<(&SocketAddr, &SocketAddr)> {
+    let all = listen.iter().filter(|all| all.ip().is_unspecified());
+    all.flat_map(|all| listen.iter().map(move |one| (all, one)))
+        .find(|(all, one)| {
+            all != one
+                && all.is_ipv4() == one.is_ipv4()
+                && all.port() == one.port()
+                && all.port() != 0
+        })
 }
 
 fn approvers(names: Vec<String>) -> Result<Vec<String>, String> {
@@ -359,6 +376,22 @@ mod tests {
     }
 
     #[test]
+    fn addresses_that_can_be_listened_on_side_by_side_are_good() {
+        for list in [
+            "'0.0.0.0:7', '[::]:7'",
+            "'192.0.2.1:7', '[::]:7'",
+            "'0.0.0.0:7', '[::1]:7'",
+            "'0.0.0.0:7', '192.0.2.1:8'",
+            "'0.0.0.0:0', '127.0.0.1:0'",
+        ] {
+            assert_eq!(
+                parse(&format!("names = ['a']\nlisten = [{list}]")).err(),
+                None
+            );
+        }
+    }
+
+    #[test]
     fn what_is_written_reads_back() {
         let text = "names = ['a', '[::1]:1']\nlisten = ['127.0.0.1:0']\ndata-dir = '/d'\nmaster-key = '/m'\n\
             approvers = ['alice', 'bob']\nlife-interval-s = 3";
@@ -379,6 +412,10 @@ mod tests {
                 "'7443' is not ADDRESS:PORT",
             ),
             ("names = ['a']\nlisten = []", "'listen' needs"),
+            (
+                "names = ['a']\nlisten = ['[::1]:7', '[::]:7']",
+                "'[::]:7', which is all addresses of its kind, and '[::1]:7'",
+            ),
             (
                 "names = ['a']\ndata-dir = 'x'",
                 "'data-dir' is 'x', not an absolute path",

@@ -195,7 +195,9 @@ async fn listen(options: &Options) -> Result<Vec<TcpListener>, DaemonError> {
     let mut listeners = Vec::with_capacity(addresses.len());
     for address in addresses {
         let failed = |error| DaemonError::Listen(*address, error);
-        let listener = listener::bind(*address).await.map_err(failed)?;
+        let listener = listener::bind_among(*address, addresses)
+            .await
+            .map_err(failed)?;
         log::info!("listening on {}", listener.local_addr().map_err(failed)?);
         listeners.push(listener);
     }

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use nix::sys::socket::sockopt::TcpUserTimeout;
+use nix::sys::socket::sockopt::{Ipv6V6Only, TcpUserTimeout};
 use rustls::ServerConfig;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -30,6 +30,8 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 const HEADER_LIMIT: Duration = Duration::from_secs(5);
 /// The whole connection, the answer included.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(30);
+/// Connections that wait to be accepted, as in `TcpListener::bind`.
+const BACKLOG: u32 = 1024;
 /// Pause after the system had no descriptor or memory for a connection: neither spin nor stop.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(200);
 /// Between two lines of the log about that.
@@ -81,6 +83,29 @@ impl Shared {
             .await
             .is_ok()
     }
+}
+
+/// Listens on one of `addresses`, as [`bind`] does; but where one of IPv4 has the same port, `[::]` leaves IPv4 to that one.
+///
+/// # Errors
+/// socket(2)'s, bind(2)'s.
+pub async fn bind_among(
+    address: SocketAddr,
+    addresses: &[SocketAddr],
+) -> std::io::Result<TcpListener> {
+    let beside = |other: &SocketAddr| other.is_ipv4() && other.port() == address.port();
+    if address.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+        || address.port() == 0
+        || !addresses.iter().any(beside)
+    {
+        return bind(address).await;
+    }
+    let socket = TcpSocket::new_v6()?;
+    nix::sys::socket::setsockopt(&socket, Ipv6V6Only, &true)?;
+    // As in `TcpListener::bind`: what lingers of an earlier server's connections does not keep the port.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Listens on `address`. Where the kernel has no IPv6, `[::]` means all of IPv4.
@@ -280,4 +305,43 @@ impl Connection {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A place that a panic left behind is still a place.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn all_of_ipv6_leaves_ipv4_to_addresses_of_the_same_port() {
+        for ipv4 in ["0.0.0.0:0", "127.0.0.1:0"] {
+            let first = bind(ipv4.parse().unwrap()).await.unwrap();
+            let ipv4 = first.local_addr().unwrap();
+            let ipv6 = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), ipv4.port());
+            let second = match bind_among(ipv6, &[ipv4, ipv6]).await {
+                // Not every machine that builds has IPv6.
+                Err(error)
+                    if error.raw_os_error() == Some(nix::errno::Errno::EAFNOSUPPORT as i32) =>
+                {
+                    return;
+                }
+                second => second.unwrap(),
+            };
+            TcpStream::connect((Ipv6Addr::LOCALHOST, ipv4.port()))
+                .await
+                .unwrap();
+            let (_, from) = second.accept().await.unwrap();
+            assert!(from.ip().is_loopback(), "{from}");
+        }
+    }
+
+    #[tokio::test]
+    async fn all_of_ipv6_alone_is_ipv4_as_well() {
+        let address = "[::]:0".parse().unwrap();
+        let listener = bind_among(address, &[address]).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, port))
+            .await
+            .unwrap();
+        listener.accept().await.unwrap();
+    }
 }
