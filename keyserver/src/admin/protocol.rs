@@ -10,7 +10,7 @@ use crate::audit::Verified;
 use crate::policy::Policy;
 use crate::records::GroupName;
 use crate::service::explain::Supposed;
-use crate::service::listing::PolicyTarget;
+use crate::service::listing::{NamedGroup, PolicyTarget};
 
 /// Most bytes of a request's line.
 pub const REQUEST_LIMIT: usize = 64 * 1024;
@@ -25,7 +25,7 @@ pub const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    /// Invite clients, all or none; answered by a [`JoinInvitation`] for each.
+    /// Invite clients, all or none; answered by [`JoinInvitations`].
     Invite {
         /// Their names.
         clients: Vec<ClientName>,
@@ -90,7 +90,7 @@ pub enum Request {
     },
     /// All groups.
     Groups,
-    /// Put a client into a group.
+    /// Put a client into a group; answered by a [`Membership`](crate::service::listing::Membership).
     SetGroup {
         /// Which.
         client: ClientName,
@@ -156,6 +156,16 @@ pub enum Answer {
     Refused(String),
     /// It failed: exit code 1.
     Failed(String),
+}
+
+/// What an invitation of several clients is answered by.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct JoinInvitations {
+    /// One for each client, in order.
+    pub invitations: Vec<JoinInvitation>,
+    /// The group that they were put into.
+    pub group: Option<NamedGroup>,
 }
 
 /// A join token and what to say with it.

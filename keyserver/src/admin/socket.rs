@@ -14,9 +14,11 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::protocol::{
-    AUDIT_PAGE, Answer, AuditState, JoinInvitation, REQUEST_DEADLINE, REQUEST_LIMIT, Request,
+    AUDIT_PAGE, Answer, AuditState, JoinInvitation, JoinInvitations, REQUEST_DEADLINE,
+    REQUEST_LIMIT, Request,
 };
 use crate::logging::chain;
+use crate::service::administration::Invited;
 use crate::service::approval::AfterDeny;
 use crate::service::{AdminError, Invitation, Service};
 use crate::users;
@@ -93,7 +95,7 @@ impl Admin {
         *self.names.write().unwrap_or_else(PoisonError::into_inner) = names;
     }
 
-    fn tokens(&self, invitations: Vec<Invitation>) -> Vec<JoinInvitation> {
+    fn tokens(&self, invited: Invited) -> JoinInvitations {
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
         let token = |invitation: Invitation| JoinInvitation {
             expires: invitation.expires.text(),
@@ -105,7 +107,10 @@ impl Admin {
             }
             .to_line(),
         };
-        invitations.into_iter().map(token).collect()
+        JoinInvitations {
+            invitations: invited.invitations.into_iter().map(token).collect(),
+            group: invited.group,
+        }
     }
 
     /// Does what `request` asks for, on behalf of `who`.
@@ -119,7 +124,7 @@ impl Admin {
             } => {
                 let lifetime = Duration::from_secs(seconds);
                 let invited = service.invite_all(&clients, group.as_ref(), lifetime, who);
-                answer(invited.map(|invitations| self.tokens(invitations)))
+                answer(invited.map(|invited| self.tokens(invited)))
             }
             Request::Clients => answer(service.clients()),
             Request::Volumes => answer(service.volumes()),

@@ -7,7 +7,7 @@ use super::target::Target;
 use super::{Failure, output};
 use crate::admin::protocol::Request;
 use crate::records::GroupName;
-use crate::service::listing::GroupListing;
+use crate::service::listing::{GroupListing, Membership};
 
 /// Put a machine into a group, or take it out of its group
 #[derive(Debug, Args)]
@@ -17,8 +17,9 @@ Examples:
   latchkeyd group web-1 --none
   latchkeyd policy set --group web fleet
 
-A machine is in one group at most. A group is made when it is named first. Its policy holds for the
-volumes of its machines that have none of their own and whose client has none.")]
+A machine is in one group at most. A group is made when it is named first, which is said: look for a
+name that was mistyped. Its policy holds for the volumes of its machines that have none of their own
+and whose client has none; which policy holds for each volume now is printed.")]
 pub struct GroupCommand {
     /// The client
     client: ClientName,
@@ -44,13 +45,22 @@ pub struct Groups {
 
 impl GroupCommand {
     pub fn run(self) -> Result<(), Failure> {
-        let () = self.target.ask(&Request::SetGroup {
+        let now: Membership = self.target.ask(&Request::SetGroup {
             client: self.client.clone(),
             group: self.group.clone(),
         })?;
         output::data(&match self.group {
             Some(group) => format!("client '{}' is in the group '{group}'", self.client),
             None => format!("client '{}' is in no group", self.client),
+        })?;
+        if let Some(group) = &now.group {
+            output::hint(&group.line());
+        }
+        now.volumes.iter().try_for_each(|volume| {
+            output::data(&format!(
+                "volume '{}': {}; policy {}",
+                volume.label, volume.policy_text, volume.policy_scope
+            ))
         })
     }
 }

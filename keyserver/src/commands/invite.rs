@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::target::Target;
 use super::{Failure, output};
-use crate::admin::protocol::{JoinInvitation, Request};
+use crate::admin::protocol::{JoinInvitations, Request};
 use crate::policy::Span;
 use crate::records::GroupName;
 
@@ -56,7 +56,7 @@ struct Line<'a> {
 impl Invite {
     pub fn run(self) -> Result<(), Failure> {
         let names = self.names()?;
-        let invitations: Vec<JoinInvitation> = self.target.ask(&Request::Invite {
+        let JoinInvitations { invitations, group } = self.target.ask(&Request::Invite {
             clients: names.clone(),
             group: self.group.clone(),
             seconds: self.ttl.0.as_secs(),
@@ -70,6 +70,9 @@ impl Invite {
                 })?,
                 false => output::data(&invitation.token)?,
             }
+        }
+        if let Some(group) = group {
+            output::hint(&group.line());
         }
         if let (false, [client], [invitation]) =
             (self.json, names.as_slice(), invitations.as_slice())

@@ -305,16 +305,19 @@ fn print(who: &str, listing: &PolicyListing, json: bool) -> Result<(), Failure> 
         return output::json(&listing.policy);
     }
     match listing.policy {
-        None => output::data(&format!("{who}: no policy")),
+        None => output::data(&format!("{who}: no policy"))?,
         Some(_) => {
             output::data(&format!("{who}: {}; {}", listing.text, listing.limits))?;
             output::hint(&listing.scope);
-            unreached(&listing.unreached)
-                .iter()
-                .for_each(|line| output::hint(line));
-            Ok(())
         }
     }
+    if let Some(group) = &listing.group {
+        output::hint(&group.line());
+    }
+    unreached(&listing.unreached)
+        .iter()
+        .for_each(|line| output::hint(line));
+    Ok(())
 }
 
 /// What to say of the volumes that a client's or a group's policy does not reach, and what makes it reach them.

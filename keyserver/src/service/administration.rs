@@ -7,8 +7,8 @@ use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::ids::{ClientName, VolumeId};
 
 use super::join::secret_hash;
-use super::listing::{ClientListing, ClientState, Destruction, VolumeListing};
-use super::policies::{make_group, volume_record};
+use super::listing::{ClientListing, ClientState, Destruction, NamedGroup, VolumeListing};
+use super::policies::{is_new, make_group, volume_record};
 use super::{AdminError, Service};
 use crate::audit::{self, AuditEntry, Event, Kind, Verified};
 use crate::clock::UnixMillis;
@@ -35,6 +35,15 @@ pub struct Invitation {
     pub expires: UnixMillis,
 }
 
+/// Invitations that were just made together.
+#[derive(Debug)]
+pub struct Invited {
+    /// One for each client, in order.
+    pub invitations: Vec<Invitation>,
+    /// The group that they were put into.
+    pub group: Option<NamedGroup>,
+}
+
 impl fmt::Debug for Invitation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Invitation({})", self.client)
@@ -52,8 +61,8 @@ impl Service {
         lifetime: Duration,
         who: &str,
     ) -> Result<Invitation, AdminError> {
-        let mut invitations = self.invite_all(std::slice::from_ref(client), None, lifetime, who)?;
-        invitations.pop().ok_or(AdminError::Lifetime)
+        let mut invited = self.invite_all(std::slice::from_ref(client), None, lifetime, who)?;
+        invited.invitations.pop().ok_or(AdminError::Lifetime)
     }
 
     /// Invites several clients and puts them into a group: all or none of them.
@@ -66,7 +75,7 @@ impl Service {
         group: Option<&GroupName>,
         lifetime: Duration,
         who: &str,
-    ) -> Result<Vec<Invitation>, AdminError> {
+    ) -> Result<Invited, AdminError> {
         let (shortest, longest) = LIFETIMES;
         if !(shortest..=longest).contains(&lifetime) {
             return Err(AdminError::Lifetime);
@@ -74,6 +83,7 @@ impl Service {
         let now = self.clock.now();
         let expires = now.plus(lifetime);
         let mut invitations = Vec::with_capacity(clients.len());
+        let mut new_group = false;
         // First, so that a name that cannot be invited leaves the others as they are.
         for client in clients {
             let found: Option<Client> = self.records.read(&key::client(client))?;
@@ -86,8 +96,13 @@ impl Service {
             getrandom::fill(&mut secret.0)
                 .map_err(|error| RecordError::from(latchkey_secret::SecretError::Random(error)))?;
             let hash = secret_hash(&secret);
-            self.records.transact(now, |work| {
-                invite(work, client, group, hash, expires, now, who)
+            new_group |= self.records.transact(now, |work| {
+                let new = match group {
+                    Some(name) => is_new(work, name)?,
+                    None => false,
+                };
+                invite(work, client, group, hash, expires, now, who)?;
+                Ok::<_, AdminError>(new)
             })?;
             invitations.push(Invitation {
                 secret,
@@ -95,7 +110,11 @@ impl Service {
                 expires,
             });
         }
-        Ok(invitations)
+        let group = group.map(|name| self.named_group(name, new_group));
+        Ok(Invited {
+            invitations,
+            group: group.transpose()?,
+        })
     }
 
     /// All clients, by name.

@@ -69,6 +69,39 @@ impl GroupListing {
     }
 }
 
+/// A group that a command named: a name that was mistyped makes a new one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct NamedGroup {
+    /// Its name.
+    pub name: GroupName,
+    /// Whether the command made it.
+    pub new: bool,
+    /// How many clients are in it.
+    pub clients: usize,
+}
+
+impl NamedGroup {
+    /// One line for people.
+    pub fn line(&self) -> String {
+        let kind = if self.new { "new group" } else { "group" };
+        match self.clients {
+            1 => format!("{kind} '{}': 1 client is in it", self.name),
+            count => format!("{kind} '{}': {count} clients are in it", self.name),
+        }
+    }
+}
+
+/// What became of a client that was put into a group, or taken out of one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Membership {
+    /// The group that it is in now.
+    pub group: Option<NamedGroup>,
+    /// Its live volumes, with the policy that is in force for each now.
+    pub volumes: Vec<VolumeListing>,
+}
+
 /// What a policy is set for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -98,6 +131,9 @@ pub struct PolicyListing {
     /// The volumes that it does not reach, because a more specific policy goes before it.
     #[serde(default)]
     pub unreached: Vec<Unreached>,
+    /// The group, if it is one's.
+    #[serde(default)]
+    pub group: Option<NamedGroup>,
 }
 
 /// A volume of a client or a group whose policy does not reach it.
@@ -144,6 +180,7 @@ impl PolicyListing {
             },
             policy: policy.cloned(),
             unreached: Vec::new(),
+            group: None,
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use latchkey_protocol::ids::{ClientName, VolumeId};
 
-use super::listing::{GroupListing, PolicyListing, PolicyTarget, Unreached, VolumeListing};
+use super::listing::{
+    GroupListing, Membership, NamedGroup, PolicyListing, PolicyTarget, Unreached, VolumeListing,
+};
 use super::{AdminError, Service};
 use crate::audit::{Event, Kind};
 use crate::clock::UnixMillis;
@@ -51,18 +53,35 @@ impl Service {
                     let scope = format!("set for the group '{name}'");
                     let mut listing = PolicyListing::new(target, found, scope);
                     if found.is_some() {
-                        let clients: Vec<Client> = self.records.all(key::CLIENTS)?;
-                        for client in clients
-                            .iter()
-                            .filter(|one| one.group.as_ref() == Some(name))
-                        {
+                        for client in &self.members(name)? {
                             let passed = self.unreached(work, client, Some(&group))?;
                             listing.unreached.extend(passed);
                         }
                     }
+                    listing.group = Some(self.named_group(name, false)?);
                     Ok(listing)
                 }
             })
+    }
+
+    /// The clients in a group.
+    fn members(&self, group: &GroupName) -> Result<Vec<Client>, RecordError> {
+        let mut clients: Vec<Client> = self.records.all(key::CLIENTS)?;
+        clients.retain(|client| client.group.as_ref() == Some(group));
+        Ok(clients)
+    }
+
+    /// The group `name`, which a command made if it is `new`.
+    pub(super) fn named_group(
+        &self,
+        name: &GroupName,
+        new: bool,
+    ) -> Result<NamedGroup, RecordError> {
+        Ok(NamedGroup {
+            name: name.clone(),
+            new,
+            clients: self.members(name)?.len(),
+        })
     }
 
     /// The live volumes of `client` that its own policy, or that of `group`, does not reach.
@@ -105,16 +124,24 @@ impl Service {
             policy.check().map_err(AdminError::Policy)?;
         }
         let now = self.clock.now();
-        self.records.transact(now, |work| {
+        let new_group = self.records.transact(now, |work| {
+            let mut new_group = false;
             let event = match target {
                 PolicyTarget::Volume(id) => self.set_for_volume(work, id, policy, now)?,
                 PolicyTarget::Client(name) => self.set_for_client(work, name, policy, now)?,
-                PolicyTarget::Group(name) => set_for_group(work, name, policy, now)?,
+                PolicyTarget::Group(name) => {
+                    new_group = is_new(work, name)?;
+                    set_for_group(work, name, policy, now)?
+                }
             };
             work.audit(event.who(who));
-            Ok::<_, AdminError>(())
+            Ok::<_, AdminError>(new_group)
         })?;
-        self.policy_of(target)
+        let mut listing = self.policy_of(target)?;
+        if let Some(group) = &mut listing.group {
+            group.new = new_group;
+        }
+        Ok(listing)
     }
 
     /// Sets a volume's policy.
@@ -224,25 +251,46 @@ impl Service {
         name: &ClientName,
         group: Option<&GroupName>,
         who: &str,
-    ) -> Result<(), AdminError> {
+    ) -> Result<Membership, AdminError> {
         let now = self.clock.now();
-        self.records.transact(now, |work| {
+        let new = self.records.transact(now, |work| {
             let mut client = client_record(work, name)?;
             if client.group.as_ref() == group {
-                return Ok(());
+                return Ok(false);
             }
-            let text = match group {
-                Some(group) => format!("put into the group '{group}'"),
-                None => "taken out of its group".to_owned(),
+            let (new, text) = match group {
+                Some(group) => {
+                    let new = is_new(work, group)?;
+                    make_group(work, group, now)?;
+                    let kind = if new { "new group" } else { "group" };
+                    (new, format!("put into the {kind} '{group}'"))
+                }
+                None => (false, "taken out of its group".to_owned()),
             };
-            if let Some(group) = group {
-                make_group(work, group, now)?;
-            }
             client.group = group.cloned();
             work.write(&client)?;
             work.audit(Event::new(Kind::Changed, text).client(name).who(who));
-            Ok(())
+            Ok::<_, AdminError>(new)
+        })?;
+        Ok(Membership {
+            group: group.map(|name| self.named_group(name, new)).transpose()?,
+            volumes: self.live_volumes(name)?,
         })
+    }
+
+    /// The live volumes of `client`, with the policy that is in force for each.
+    fn live_volumes(&self, client: &ClientName) -> Result<Vec<VolumeListing>, RecordError> {
+        let ids: Vec<VolumeId> = self.records.all(&key::owned(client))?;
+        let mut listings = Vec::with_capacity(ids.len());
+        for id in ids {
+            let at = key::volume(&id);
+            let volume: Volume = self.records.read(&at)?.ok_or(RecordError::Missing(at))?;
+            if volume.state == VolumeState::Live {
+                listings.push(self.volume_listing(volume)?);
+            }
+        }
+        listings.sort_by(|a, b| (&a.label, a.id).cmp(&(&b.label, b.id)));
+        Ok(listings)
     }
 }
 
@@ -268,6 +316,11 @@ pub(super) fn client_record(work: &mut Work<'_>, name: &ClientName) -> Result<Cl
 pub(super) fn volume_record(work: &mut Work<'_>, id: &VolumeId) -> Result<Volume, AdminError> {
     work.read(&key::volume(id))?
         .ok_or(AdminError::NoVolume(*id))
+}
+
+/// Whether there is no group of this name yet.
+pub(super) fn is_new(work: &mut Work<'_>, name: &GroupName) -> Result<bool, RecordError> {
+    Ok(work.read::<Group>(&key::group(name))?.is_none())
 }
 
 /// A new group, or the one of this name.
@@ -305,7 +358,10 @@ fn set_for_group(
     now: UnixMillis,
 ) -> Result<Event, AdminError> {
     // A group's machines come and go: one without tickets is asked about, not refused here.
-    let mut group = make_group(work, name, now)?;
+    let mut group = match policy {
+        Some(_) => make_group(work, name, now)?,
+        None => group_record(work, name)?,
+    };
     let before = replaced(&mut group.policy, policy, now);
     work.write(&group)?;
     let text = format!(

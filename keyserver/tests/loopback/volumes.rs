@@ -123,3 +123,54 @@ fn a_boot_report_is_in_the_audit() {
         "{table}"
     );
 }
+
+#[test]
+fn commands_that_name_a_group_say_whether_it_is_new_and_what_holds_now() {
+    let server = Server::start();
+    let home = &server.home;
+    let machine = Machine::join(&server, "web-1");
+    machine.register("root");
+    let said = |arguments: &[&str]| {
+        let output = home.run(arguments);
+        let error = crate::server::text(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {error}");
+        format!("{}{error}", crate::server::text(&output.stdout))
+    };
+    let set = ["policy", "set", "--group", "web", "fleet"];
+    for (arguments, words) in [
+        (&set[..], &["new group 'web': 0 clients"][..]),
+        (
+            &["group", "web-1", "web"],
+            &[
+                "\ngroup 'web': 1 client ",
+                "volume 'root': ",
+                "policy set for the group 'web'",
+            ],
+        ),
+        (&set, &["\ngroup 'web': 1 client "]),
+        (
+            &["group", "web-1", "wbe"],
+            &[
+                "new group 'wbe': 1 client ",
+                "policy given when it was bound",
+            ],
+        ),
+        (
+            &["invite", "web-2", "--group", "web"],
+            &["\ngroup 'web': 1 client "],
+        ),
+        (
+            &["invite", "web-3", "--group", "wbee"],
+            &["new group 'wbee': 1 client "],
+        ),
+        (&["policy", "clear", "--group", "web"], &["no policy"]),
+    ] {
+        let all = said(arguments);
+        for words in words {
+            assert!(all.contains(words), "{arguments:?}: {all}");
+        }
+    }
+    let error = home.fails(3, &["policy", "clear", "--group", "nosuch"]);
+    assert!(error.contains("there is no group 'nosuch'"), "{error}");
+    assert!(!home.succeeds(&["groups"]).contains("nosuch"));
+}

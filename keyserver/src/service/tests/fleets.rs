@@ -1,7 +1,7 @@
 //! Groups, locks, several approvers, and what a policy says of a request that nobody made.
 
 use super::explain::{Supposed, SupposedLife, SupposedTicket};
-use super::listing::PolicyTarget;
+use super::listing::{NamedGroup, PolicyTarget};
 use super::*;
 use crate::policy::{Change, Condition, Outcome};
 use crate::records::SessionState;
@@ -239,6 +239,42 @@ fn a_machine_with_new_keys_inherits_no_announcement() {
 }
 
 #[test]
+fn a_group_that_was_mistyped_is_said_to_be_new_and_cannot_be_cleared() {
+    let rig = Rig::new();
+    let (machine, volume, _) = rig.bound("web-1", 1);
+    let [web, wbe] = ["web", "wbe"].map(|name| name.parse::<crate::records::GroupName>().unwrap());
+    let of = |group: &crate::records::GroupName| PolicyTarget::Group(group.clone());
+    let deny = policy(r#"{"rule":"deny"}"#);
+    let set = |group, policy| rig.service.set_policy_of(&of(group), policy, "root");
+    let refused = set(&web, None);
+    assert!(matches!(refused, Err(AdminError::NoGroup(name)) if name == web));
+    assert!(rig.service.groups().unwrap().is_empty());
+    for new in [true, false] {
+        let group = set(&web, Some(&deny)).unwrap().group.unwrap();
+        assert_eq!((group.new, group.clients), (new, 0));
+    }
+    for (group, new, scope) in [
+        (&web, false, "set for the group 'web'"),
+        (&wbe, true, "given when it was bound"),
+        (&wbe, false, "given when it was bound"),
+    ] {
+        let now = rig
+            .service
+            .set_group(&machine.name, Some(group), "root")
+            .unwrap();
+        let named = now.group.unwrap();
+        assert_eq!((&named.name, named.new, named.clients), (group, new, 1));
+        let [listed] = now.volumes.as_slice() else {
+            panic!("{:?}", now.volumes);
+        };
+        assert_eq!((listed.id, listed.policy_scope.as_str()), (volume, scope));
+    }
+    let none = rig.service.set_group(&machine.name, None, "root").unwrap();
+    assert_eq!((none.group, none.volumes.len()), (None, 1));
+    set(&web, None).unwrap();
+}
+
+#[test]
 fn invitations_in_bulk_go_into_a_group_or_are_refused_as_a_whole() {
     let rig = Rig::new();
     let names: Vec<ClientName> = (1..=3)
@@ -246,7 +282,18 @@ fn invitations_in_bulk_go_into_a_group_or_are_refused_as_a_whole() {
         .collect();
     let group: crate::records::GroupName = "web".parse().unwrap();
     let invited = rig.service.invite_all(&names, Some(&group), HOUR, "root");
-    assert_eq!(invited.unwrap().len(), 3);
+    let invited = invited.unwrap();
+    assert_eq!(invited.invitations.len(), 3);
+    let named = |new, clients| NamedGroup {
+        name: group.clone(),
+        new,
+        clients,
+    };
+    assert_eq!(invited.group, Some(named(true, 3)));
+    let again = rig
+        .service
+        .invite_all(&names[..1], Some(&group), HOUR, "root");
+    assert_eq!(again.unwrap().group, Some(named(false, 3)));
     assert_eq!(rig.service.groups().unwrap()[0].clients, names);
     rig.machine("db-2", 1);
     let names: Vec<ClientName> = (1..=3)
