@@ -111,6 +111,8 @@ pub enum Kind {
     Readmitted,
     /// An administrator accepted that the store was put back.
     Accepted,
+    /// A copy of the store was handed out.
+    BackedUp,
     /// Something that only an attack or a grave mistake explains.
     Alarm,
 }
@@ -221,7 +223,7 @@ impl Event {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Initialised,
         Self::Invited,
         Self::Joined,
@@ -246,6 +248,7 @@ impl Kind {
         Self::Locked,
         Self::Readmitted,
         Self::Accepted,
+        Self::BackedUp,
         Self::Alarm,
     ];
 
@@ -281,6 +284,7 @@ impl Kind {
             Self::Locked => "locked",
             Self::Readmitted => "readmitted",
             Self::Accepted => "accepted",
+            Self::BackedUp => "backed-up",
             Self::Alarm => "alarm",
         }
     }

@@ -1,5 +1,6 @@
 //! The commands' end of the administrator's socket.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,9 @@ pub enum AdminClientError {
     /// Not what we know.
     #[error("failed to understand the server's answer\nuse the 'latchkeyd' of the same version")]
     Answer(#[source] serde_json::Error),
+    /// What came could not be kept.
+    #[error("failed to write the copy")]
+    Write(#[source] std::io::Error),
     /// The state of the server does not allow it.
     #[error("{0}")]
     Refused(String),
@@ -46,6 +50,37 @@ pub enum AdminClientError {
 /// # Errors
 /// Any of [`AdminClientError`].
 pub fn ask<T: DeserializeOwned>(socket: &Path, request: &Request) -> Result<T, AdminClientError> {
+    exchange(socket, request).map(|(answer, _)| answer)
+}
+
+/// Asks for a copy of the store and writes it to `file`, as it comes; its length.
+///
+/// # Errors
+/// Any of [`AdminClientError`]; what `file` has then is no copy.
+pub fn backup(socket: &Path, file: &mut File) -> Result<u64, AdminClientError> {
+    let (size, rest) = exchange::<u64>(socket, &Request::Backup)?;
+    let broken = |error| AdminClientError::Broken(socket.to_owned(), error);
+    let mut rest = rest.take(size);
+    loop {
+        let part = rest.fill_buf().map_err(broken)?;
+        if part.is_empty() {
+            break;
+        }
+        file.write_all(part).map_err(AdminClientError::Write)?;
+        let length = part.len();
+        rest.consume(length);
+    }
+    match rest.limit() {
+        0 => Ok(size),
+        _ => Err(broken(std::io::ErrorKind::UnexpectedEof.into())),
+    }
+}
+
+/// The answer to `request`, and what follows its line.
+fn exchange<T: DeserializeOwned>(
+    socket: &Path,
+    request: &Request,
+) -> Result<(T, BufReader<UnixStream>), AdminClientError> {
     let mut stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
         std::io::ErrorKind::PermissionDenied => AdminClientError::Permission(socket.to_owned()),
         _ => AdminClientError::NotRunning(socket.to_owned(), error),
@@ -58,7 +93,8 @@ pub fn ask<T: DeserializeOwned>(socket: &Path, request: &Request) -> Result<T, A
     line.push(b'\n');
     stream.write_all(&line).map_err(broken)?;
     let mut line = Vec::new();
-    BufReader::new(stream)
+    let mut stream = BufReader::new(stream);
+    (&mut stream)
         .take(ANSWER_LIMIT as u64)
         .read_until(b'\n', &mut line)
         .map_err(broken)?;
@@ -66,7 +102,10 @@ pub fn ask<T: DeserializeOwned>(socket: &Path, request: &Request) -> Result<T, A
         return Err(broken(std::io::ErrorKind::UnexpectedEof.into()));
     }
     match serde_json::from_slice(&line).map_err(AdminClientError::Answer)? {
-        Answer::Done(value) => serde_json::from_value(value).map_err(AdminClientError::Answer),
+        Answer::Done(value) => match serde_json::from_value(value) {
+            Ok(answer) => Ok((answer, stream)),
+            Err(error) => Err(AdminClientError::Answer(error)),
+        },
         Answer::Refused(why) => Err(AdminClientError::Refused(why)),
         Answer::Failed(why) => Err(AdminClientError::Failed(why)),
     }

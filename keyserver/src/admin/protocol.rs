@@ -1,4 +1,4 @@
-//! What goes over the administrator's socket: one line of JSON each way.
+//! What goes over the administrator's socket: one line of JSON each way, and a copy of the store after the answer's.
 
 use std::time::Duration;
 
@@ -144,6 +144,8 @@ pub enum Request {
     },
     /// Check the audit's chain; answered by an [`AuditState`].
     VerifyAudit,
+    /// Copy the store; answered by the copy's length in bytes, and the copy follows the answer's line.
+    Backup,
 }
 
 /// What came of it.

@@ -1,5 +1,6 @@
 //! The server's end of the administrator's socket.
 
+use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -113,10 +114,11 @@ impl Admin {
         }
     }
 
-    /// Does what `request` asks for, on behalf of `who`.
-    fn perform(&self, request: Request, who: &str) -> Answer {
+    /// Does what `request` asks for, on behalf of `who`; the answer, and a file that follows it.
+    fn perform(&self, request: Request, who: &str) -> (Answer, Option<File>) {
         let service = &self.service;
-        match request {
+        let mut file = None;
+        let answer = match request {
             Request::Invite {
                 clients,
                 group,
@@ -167,7 +169,12 @@ impl Admin {
             Request::Destroy { volume } => answer(service.destroy(&volume, who)),
             Request::Audit { after, limit } => answer(service.audit(after, limit.min(AUDIT_PAGE))),
             Request::VerifyAudit => answer(service.verify_audit().map(AuditState::from)),
-        }
+            Request::Backup => answer(service.backup(who).map(|backup| {
+                file = Some(backup.file);
+                backup.size
+            })),
+        };
+        (answer, file)
     }
 }
 
@@ -277,16 +284,19 @@ async fn connection(
         // Whoever only looks whether the server runs.
         return Ok(());
     }
-    let answer = if line.len() > REQUEST_LIMIT || !line.ends_with(b"\n") {
-        Answer::Failed("the request is larger than the server takes, or cut short".to_owned())
+    let alone = |answer| (answer, None);
+    let (answer, file) = if line.len() > REQUEST_LIMIT || !line.ends_with(b"\n") {
+        alone(Answer::Failed(
+            "the request is larger than the server takes, or cut short".to_owned(),
+        ))
     } else {
         match serde_json::from_slice::<Request>(&line) {
-            Err(error) => Answer::Failed(format!(
+            Err(error) => alone(Answer::Failed(format!(
                 "the server does not understand the request: {error}\nuse the 'latchkeyd' of the same version"
-            )),
-            Ok(request) if !may(right, &request) => Answer::Refused(format!(
+            ))),
+            Ok(request) if !may(right, &request) => alone(Answer::Refused(format!(
                 "'{who}' may look at requests and the audit, approve and deny, and nothing else\nrun this command as root"
-            )),
+            ))),
             Ok(request) => tokio::task::spawn_blocking(move || admin.perform(request, &who))
                 .await
                 .map_err(|error| error.to_string())?,
@@ -297,7 +307,22 @@ async fn connection(
     timeout(ANSWER_DEADLINE, writing.write_all(&line))
         .await
         .map_err(|_| "the answer was not read in time".to_owned())?
-        .map_err(|error| error.to_string())
+        .map_err(|error| error.to_string())?;
+    match file {
+        None => Ok(()),
+        Some(file) => tokio::task::spawn_blocking(move || send(file, stream))
+            .await
+            .map_err(|error| error.to_string())?
+            .map_err(|error| format!("a copy of the store was not read: {error}")),
+    }
+}
+
+/// Sends all of `file`, as long as each part of it is read in time.
+fn send(mut file: File, stream: UnixStream) -> std::io::Result<()> {
+    let mut stream = stream.into_std()?;
+    stream.set_nonblocking(false)?;
+    stream.set_write_timeout(Some(ANSWER_DEADLINE))?;
+    std::io::copy(&mut file, &mut stream).map(drop)
 }
 
 fn after(lock: bool) -> AfterDeny {
@@ -410,6 +435,7 @@ mod tests {
                 false,
             ),
             (Request::Revoke { client: client() }, false),
+            (Request::Backup, false),
             (Request::Readmit { client: client() }, false),
             (Request::AcceptRollback { reason: reason() }, false),
         ] {

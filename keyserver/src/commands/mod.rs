@@ -7,6 +7,7 @@ mod accept_rollback;
 mod approve;
 mod arm;
 mod audit;
+mod backup;
 mod check_config;
 mod clients;
 mod deny;
@@ -19,6 +20,7 @@ mod output;
 mod policy;
 mod policy_test;
 mod requests;
+mod restore;
 mod revoke;
 mod serve;
 mod target;
@@ -79,6 +81,8 @@ enum Command {
     Group(group::GroupCommand),
     Groups(group::Groups),
     Audit(audit::Audit),
+    Backup(backup::Backup),
+    Restore(restore::Restore),
     AcceptRollback(accept_rollback::AcceptRollback),
 }
 
@@ -118,6 +122,8 @@ pub fn main() -> ExitCode {
         Command::Group(command) => command.run(),
         Command::Groups(command) => command.run(),
         Command::Audit(command) => command.run(),
+        Command::Backup(command) => command.run(),
+        Command::Restore(command) => command.run(),
         Command::AcceptRollback(command) => command.run(),
     };
     match result {

@@ -18,6 +18,7 @@ use crate::records::{
     Client, Group, GroupName, Invite, Machine, Settings, Volume, VolumeState, key,
 };
 use crate::sealed::RecordError;
+use crate::store::Backup;
 
 /// Shortest and longest life of an invitation.
 pub const LIFETIMES: (Duration, Duration) =
@@ -239,6 +240,19 @@ impl Service {
     pub fn audit(&self, after: u64, limit: usize) -> Result<Vec<AuditEntry>, AdminError> {
         let limit = limit.min(AUDIT_LIMIT);
         Ok(audit::entries(&self.records, after, limit)?)
+    }
+
+    /// Copies the store as it is at one moment. The master key, which opens the copy as it opens the store, is not in it.
+    ///
+    /// # Errors
+    /// `Record`.
+    pub fn backup(&self, who: &str) -> Result<Backup, AdminError> {
+        // Before it leaves, as with a share; so it is in the copy as well.
+        self.records.transact(self.clock.now(), |work| {
+            work.audit(Event::new(Kind::BackedUp, "copy of the store").who(who));
+            Ok::<_, RecordError>(())
+        })?;
+        Ok(self.records.store.backup().map_err(RecordError::from)?)
     }
 
     /// Walks the whole chain.

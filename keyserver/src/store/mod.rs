@@ -135,6 +135,23 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// As the backend has them: traces may remain then.
     fn erase_traces(&self) -> Result<(), StoreError>;
+
+    /// Copies everything as it is at one moment, without what was deleted.
+    ///
+    /// # Errors
+    /// `NoBackup`, or as the backend has them.
+    fn backup(&self) -> Result<Backup, StoreError> {
+        Err(StoreError::NoBackup)
+    }
+}
+
+/// A copy of a store, in a file that is in no folder.
+#[derive(Debug)]
+pub struct Backup {
+    /// The file, at its beginning.
+    pub file: std::fs::File,
+    /// Its length in bytes.
+    pub size: u64,
 }
 
 /// The store failed. One failure can concern several writers, so it can be cloned.
@@ -224,6 +241,9 @@ pub enum StoreError {
         #[source]
         source: Arc<rusqlite::Error>,
     },
+    /// The backend has tools of its own for that.
+    #[error("this kind of store makes no copies of itself")]
+    NoBackup,
     /// A fault that a test asked for.
     #[error("an injected fault: {0}")]
     Injected(&'static str),

@@ -15,12 +15,14 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionB
 
 use super::lock::StoreLock;
 use super::{
-    Compare, Entry, Expected, Operation, Outcome, Revision, Store, StoreError, Transaction,
+    Backup, Compare, Entry, Expected, Operation, Outcome, Revision, Store, StoreError, Transaction,
     Versioned,
 };
 
 /// The database's name in its folder.
 pub const FILE: &str = "store.sqlite3";
+/// A copy while it is made.
+const COPY: &str = "store.copy";
 /// SQLite's way to files that are one process's alone: the first connection locks the database against all other
 /// programs until the last one is closed, the index of the log lies on the heap and in no file that another program could
 /// cut, and the connections agree on their locks without asking the kernel each time.
@@ -51,6 +53,8 @@ pub struct SqliteStore {
     /// Set by the first write whose fate is unknown. fsync(2) reports an error once and then forgets it, so a
     /// second try would say "done" of data that never reached the disk.
     stopped: AtomicBool,
+    /// Held while a copy is made: whoever makes it reads from the log, which is not emptied meanwhile.
+    copying: Mutex<()>,
     // After the connections, so that it is let go last.
     _lock: StoreLock,
 }
@@ -65,11 +69,7 @@ impl SqliteStore {
     pub fn create(directory: &Path) -> Result<Self, StoreError> {
         let failed = |action, path: &Path| {
             let path = path.to_owned();
-            move |source: std::io::Error| StoreError::File {
-                action,
-                path,
-                source: source.into(),
-            }
+            move |source| file_error(action, &path, source)
         };
         DirBuilder::new()
             .recursive(true)
@@ -152,10 +152,12 @@ impl SqliteStore {
             writer: Mutex::new(connection),
             reader: Mutex::new(reader),
             stopped: AtomicBool::new(false),
+            copying: Mutex::new(()),
             _lock: lock,
         };
-        // What was deleted just before a crash is still in the log.
+        // What was deleted just before a crash is still in the log, and in a copy that was being made.
         store.erase_traces()?;
+        store.remove_copy()?;
         Ok(store)
     }
 
@@ -181,6 +183,23 @@ impl SqliteStore {
             }
         }
         error
+    }
+
+    fn remove_copy(&self) -> Result<(), StoreError> {
+        for name in [COPY.to_owned(), format!("{COPY}-journal")] {
+            let path = self.directory.join(name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(file_error("remove", &path, error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn copying(&self) -> MutexGuard<'_, ()> {
+        self.copying.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn check_writing(&self) -> Result<(), StoreError> {
@@ -246,6 +265,7 @@ impl Store for SqliteStore {
     }
 
     fn erase_traces(&self) -> Result<(), StoreError> {
+        let _copying = self.copying();
         let connection = self.writer();
         self.check_writing()?;
         let busy: i64 = connection
@@ -257,6 +277,34 @@ impl Store for SqliteStore {
             0 => Ok(()),
             _ => Err(other_reader(&self.directory)),
         }
+    }
+
+    fn backup(&self) -> Result<Backup, StoreError> {
+        let _copying = self.copying();
+        self.remove_copy()?;
+        // A connection of its own, so that nobody who reads or writes waits meanwhile.
+        let connection = connect(&self.directory)?;
+        let path = self.directory.join(COPY);
+        let failed = |source| file_error("copy the store to", &path, source);
+        // SQLite would make it with the process's umask.
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed)?;
+        let name = path
+            .to_str()
+            .ok_or_else(|| failed(std::io::ErrorKind::InvalidFilename.into()))?;
+        let copied = connection
+            .execute("VACUUM INTO ?1", [name])
+            .map_err(|source| database_error(&self.directory, source))
+            .and_then(|_| File::open(&path).map_err(failed));
+        // Whatever is destroyed from now on is in no file of this folder, however the process ends.
+        self.remove_copy()?;
+        let file = copied?;
+        let size = file.metadata().map_err(failed)?.len();
+        Ok(Backup { file, size })
     }
 }
 
@@ -347,11 +395,7 @@ fn make_tables(connection: &Connection) -> rusqlite::Result<()> {
 
 /// A folder or file that others can open is refused: they could put records back that were deleted.
 fn check_guarded(path: &Path) -> Result<(), StoreError> {
-    let metadata = fs::metadata(path).map_err(|source| StoreError::File {
-        action: "read",
-        path: path.to_owned(),
-        source: source.into(),
-    })?;
+    let metadata = fs::metadata(path).map_err(|source| file_error("read", path, source))?;
     let mode = metadata.mode() & 0o7777;
     let problem = if metadata.uid() != nix::unistd::geteuid().as_raw() {
         format!("belongs to user {}", metadata.uid())
@@ -364,6 +408,14 @@ fn check_guarded(path: &Path) -> Result<(), StoreError> {
         path: path.to_owned(),
         problem,
     })
+}
+
+fn file_error(action: &'static str, path: &Path, source: std::io::Error) -> StoreError {
+    StoreError::File {
+        action,
+        path: path.to_owned(),
+        source: source.into(),
+    }
 }
 
 fn database_error(directory: &Path, source: rusqlite::Error) -> StoreError {

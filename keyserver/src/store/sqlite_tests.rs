@@ -288,3 +288,58 @@ fn deleted_and_replaced_values_are_gone_from_the_files() {
     store.erase_traces().unwrap();
     assert!(!contains(folder.path(), &first) && !contains(folder.path(), &second));
 }
+
+#[test]
+fn a_copy_has_everything_of_its_moment_and_nothing_that_was_deleted() {
+    let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for folder in [&folder, &elsewhere] {
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    // As a server left them that was killed.
+    for name in [COPY.to_owned(), format!("{COPY}-journal")] {
+        fs::write(folder.path().join(name), "half").unwrap();
+    }
+    let store = SqliteStore::create(folder.path()).unwrap();
+    let names = || -> Vec<_> {
+        let entries = fs::read_dir(folder.path()).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect()
+    };
+    let of_copies = |name: &std::ffi::OsString| name.to_string_lossy().contains("copy");
+    assert!(!names().iter().any(of_copies), "{:?}", names());
+    store
+        .commit(&conformance::put("gone", b"a deleted value"))
+        .unwrap();
+    store.commit(&conformance::put("kept", b"1")).unwrap();
+    let delete = Operation::Delete {
+        key: "gone".to_owned(),
+    };
+    let deletion = Transaction {
+        operations: vec![delete],
+        ..Transaction::default()
+    };
+    store.commit(&deletion).unwrap();
+    let mut backup = store.backup().unwrap();
+    assert!(!names().iter().any(of_copies), "{:?}", names());
+    store.commit(&conformance::put("later", b"2")).unwrap();
+    store.erase_traces().unwrap();
+    let place = elsewhere.path().join(FILE);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&place)
+        .unwrap();
+    assert_eq!(
+        std::io::copy(&mut backup.file, &mut file).unwrap(),
+        backup.size
+    );
+    let bytes = fs::read(&place).unwrap();
+    let deleted = b"a deleted value";
+    assert!(!bytes.windows(deleted.len()).any(|part| part == deleted));
+    let copy = SqliteStore::open(elsewhere.path()).unwrap();
+    assert_eq!(copy.get("kept").unwrap(), store.get("kept").unwrap());
+    for key in ["gone", "later"] {
+        assert_eq!(copy.get(key).unwrap(), None, "{key}");
+    }
+    assert!(store.get("later").unwrap().is_some());
+}

@@ -86,6 +86,8 @@ fn every_command_explains_itself() {
         "group",
         "groups",
         "audit",
+        "backup",
+        "restore",
         "accept-rollback",
     ] {
         let output = latchkeyd(&[command, "--help"]).output().unwrap();
@@ -102,6 +104,7 @@ fn every_command_explains_itself() {
 fn a_server_that_does_not_run_is_named_with_its_socket() {
     let home = Home::made();
     let socket = home.data_dir().join("admin.sock");
+    let copy = home.data_dir().with_extension("copy").display().to_string();
     for arguments in [
         &["invite", "a"][..],
         &["clients"],
@@ -120,6 +123,7 @@ fn a_server_that_does_not_run_is_named_with_its_socket() {
         &["group", "a", "b"],
         &["groups"],
         &["audit"],
+        &["backup", &copy],
         &["accept-rollback", "--reason", "x"],
     ] {
         let error = home.fails(1, arguments);

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod alive;
+mod backups;
 mod commands;
 mod disks;
 mod forgeries;
