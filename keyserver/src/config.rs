@@ -155,7 +155,8 @@ pub struct NewConfig {
 
 impl NewConfig {
     /// The configuration and the file that it belongs into. With a data directory of its own everything lies in or
-    /// beside that directory, so that several servers fit on one machine.
+    /// beside that directory, so that several servers fit on one machine. Beside it lies what the store's folder, which is
+    /// the server's alone, is too closed for, or must not have.
     ///
     /// # Errors
     /// What is wrong with a value.
@@ -175,13 +176,18 @@ impl NewConfig {
             Some(dir) => {
                 raw.master_key
                     .get_or_insert_with(|| beside(dir, ".master-key"));
-                raw.admin_socket = Some(dir.join("admin.sock"));
+                raw.admin_socket = Some(own_socket(dir));
                 dir.join(FILE_NAME)
             }
         };
         raw.data_dir = self.data_dir;
         Ok((check(raw, &path)?, path))
     }
+}
+
+/// The admin socket of a server with the data directory `dir` of its own.
+pub fn own_socket(dir: &Path) -> PathBuf {
+    beside(dir, ".run").join("admin.sock")
 }
 
 fn beside(dir: &Path, suffix: &str) -> PathBuf {
@@ -458,7 +464,7 @@ mod tests {
         let (config, path) = new.build().unwrap();
         assert_eq!(path, Path::new("/srv/k/latchkeyd.toml"));
         assert_eq!(config.master_key, Path::new("/srv/k.master-key"));
-        assert_eq!(config.admin_socket, Path::new("/srv/k/admin.sock"));
+        assert_eq!(config.admin_socket, Path::new("/srv/k.run/admin.sock"));
         assert_eq!(config.listen, ["[::]:8443".parse().unwrap()]);
     }
 }

@@ -119,6 +119,9 @@ fn serve(runtime: &Runtime, options: &Options, opened: &Opened) -> Result<(), Da
         let mut signals = Signals::new().map_err(DaemonError::Start)?;
         // First: whoever finds the port open may use the socket.
         let socket = socket::bind(&config.admin_socket, &config.approvers)?;
+        if let Some(problem) = socket::shut_to_approvers(config) {
+            log::warn!("{}", problem.replace('\n', "; "));
+        }
         let listeners = listen(options).await.inspect_err(|_| {
             let _ = std::fs::remove_file(&config.admin_socket);
         })?;

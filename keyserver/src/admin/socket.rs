@@ -18,6 +18,7 @@ use super::protocol::{
     AUDIT_PAGE, Answer, AuditState, JoinInvitation, JoinInvitations, REQUEST_DEADLINE,
     REQUEST_LIMIT, Request,
 };
+use crate::config::{Config, own_socket};
 use crate::logging::chain;
 use crate::service::administration::Invited;
 use crate::service::approval::AfterDeny;
@@ -52,7 +53,7 @@ enum Right {
 pub enum SocketError {
     /// Others could put another socket in its place.
     #[error(
-        "the directory '{0}' of the admin socket is open to other users\nuse a directory with mode 0700 (with 'approvers': 0711) that belongs to latchkeyd's user"
+        "the directory '{0}' of the admin socket is open to other users\nuse a directory of its own with mode 0711 or 0700 that belongs to latchkeyd's user; 'approvers' need 0711"
     )]
     Directory(PathBuf),
     /// Another server has it.
@@ -178,15 +179,18 @@ impl Admin {
     }
 }
 
-/// Makes the socket in a directory that is ours alone (made if it is missing): 0600, or, if there are approvers, open to
-/// all users, of whom the kernel tells who they are.
+/// Makes the socket in a directory that others may at most pass through (made if it is missing): 0600, or, if there are
+/// approvers, open to all users, of whom the kernel tells who they are.
 ///
 /// # Errors
 /// Any of [`SocketError`].
 pub fn bind(path: &Path, approvers: &[String]) -> Result<UnixListener, SocketError> {
     let make = |error| SocketError::Make(path.to_owned(), error);
     let directory = path.parent().unwrap_or(Path::new("/"));
-    match std::fs::DirBuilder::new().mode(0o700).create(directory) {
+    let made = std::fs::DirBuilder::new().mode(0o700).create(directory);
+    // Whatever the umask is.
+    match made.and_then(|()| std::fs::set_permissions(directory, PermissionsExt::from_mode(0o711)))
+    {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
             return Err(make(error));
         }
@@ -214,6 +218,34 @@ pub fn bind(path: &Path, approvers: &[String]) -> Result<UnixListener, SocketErr
     )
     .map_err(make)?;
     Ok(listener)
+}
+
+/// Why the approvers that `config` names cannot use the socket, as far as the directories on the way to it tell; on a second
+/// line what to do.
+pub fn shut_to_approvers(config: &Config) -> Option<String> {
+    if config.approvers.is_empty() {
+        return None;
+    }
+    let lets_nobody_pass =
+        |path: &&Path| std::fs::metadata(path).is_ok_and(|facts| facts.mode() & 0o001 == 0);
+    let shut = config
+        .admin_socket
+        .ancestors()
+        .skip(1)
+        .find(lets_nobody_pass)?;
+    let hint = if shut == config.data_dir {
+        format!(
+            "the store's directory must stay shut: set admin-socket = '{}', whose directory is made at the next start",
+            own_socket(&config.data_dir).display()
+        )
+    } else {
+        format!("let them pass through it: chmod o+x '{}'", shut.display())
+    };
+    Some(format!(
+        "'approvers' cannot reach the admin socket '{}': '{}' lets no other user pass\n{hint}",
+        config.admin_socket.display(),
+        shut.display()
+    ))
 }
 
 /// Removes a socket that nobody answers, which is what a killed server left behind.

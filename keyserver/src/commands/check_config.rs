@@ -4,6 +4,7 @@ use clap::Args;
 
 use super::target::ConfigSource;
 use super::{Failure, output};
+use crate::admin::socket;
 
 /// Check the configuration without starting anything
 #[derive(Debug, Args)]
@@ -15,7 +16,11 @@ pub struct CheckConfig {
 
 impl CheckConfig {
     pub fn run(self) -> Result<(), Failure> {
-        let (_, path) = self.source.load()?;
-        output::data(&format!("'{}' is good", path.display()))
+        let (config, path) = self.source.load()?;
+        output::data(&format!("'{}' is good", path.display()))?;
+        if let Some(problem) = socket::shut_to_approvers(&config) {
+            output::hint(&format!("but {problem}"));
+        }
+        Ok(())
     }
 }

@@ -26,7 +26,8 @@ Files (without --data-dir):
   /etc/latchkeyd/master.key       the master key: without it the store is worthless. Keep a copy
                                   of it apart from copies of the store.
   /var/lib/latchkeyd              the store
-With --data-dir D everything lies in D, and the master key in D.master-key beside it.
+With --data-dir D store and configuration lie in D, and beside it the master key, D.master-key, and
+the folder of the running server's admin socket, D.run.
 
 If it is interrupted, run the same command again: it goes on where it stopped.")]
 pub struct Init {

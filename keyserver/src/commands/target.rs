@@ -8,7 +8,9 @@ use serde::de::DeserializeOwned;
 use super::Failure;
 use crate::admin::client;
 use crate::admin::protocol::Request;
-use crate::config::{Config, ConfigError, DEFAULT_ADMIN_SOCKET, DEFAULT_PATH, FILE_NAME};
+use crate::config::{
+    Config, ConfigError, DEFAULT_ADMIN_SOCKET, DEFAULT_PATH, FILE_NAME, own_socket,
+};
 
 /// Where the configuration is.
 #[derive(Debug, Args)]
@@ -78,7 +80,8 @@ impl Target {
         if let Some(directory) = &self.source.data_dir
             && !directory.join(FILE_NAME).exists()
         {
-            return Ok(directory.join("admin.sock"));
+            // Approvers cannot look into it.
+            return Ok(own_socket(&absolute(directory)?));
         }
         match Config::load(&self.source.path()) {
             Ok(config) => Ok(config.admin_socket),

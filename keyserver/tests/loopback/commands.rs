@@ -103,7 +103,7 @@ fn every_command_explains_itself() {
 #[test]
 fn a_server_that_does_not_run_is_named_with_its_socket() {
     let home = Home::made();
-    let socket = home.data_dir().join("admin.sock");
+    let socket = home.socket();
     let copy = home.data_dir().with_extension("copy").display().to_string();
     for arguments in [
         &["invite", "a"][..],

@@ -147,7 +147,7 @@ fn sigterm_finishes_the_request_that_runs() {
     assert_eq!(reply.status, 200, "{}", reply.body);
     assert_eq!(server.ended().code(), Some(0));
     assert!(std::net::TcpStream::connect(server.address).is_err());
-    assert!(!server.home.data_dir().join("admin.sock").exists());
+    assert!(!server.home.socket().exists());
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn a_bad_configuration_on_reload_leaves_the_old_one_in_force() {
     // Commands name the mistake; the socket is there for those who know it.
     let error = server.home.fails(1, &["clients"]);
     assert!(error.contains("latchkeyd.toml"), "{error}");
-    let socket = server.home.data_dir().join("admin.sock");
+    let socket = server.home.socket();
     let output = latchkeyd(&["clients", "--socket", &socket.display().to_string()])
         .output()
         .unwrap();

@@ -351,6 +351,46 @@ fn two_users_approve_and_the_one_who_is_not_root_does_nothing_else() {
     );
 }
 
+#[test]
+fn approvers_reach_the_socket_of_a_server_with_a_folder_of_its_own_over_a_restart() {
+    const NOBODY: u32 = 65534;
+    if !nix::unistd::Uid::effective().is_root() {
+        // Only root can run a command as another user.
+        return;
+    }
+    let home = Home::made();
+    let text = std::fs::read_to_string(home.config()).unwrap();
+    let text = format!("approvers = ['nobody']\n{text}");
+    // As an approver finds it: neither the configuration nor the socket is named.
+    let nobody = |home: &Home| {
+        let mut command = latchkeyd(&["requests", "--data-dir"]);
+        command.arg(home.data_dir()).uid(NOBODY).gid(NOBODY);
+        command.output().unwrap().status.code()
+    };
+    let server = home.serve();
+    assert_eq!(nobody(&server.home), Some(1), "nobody is named yet");
+    std::fs::write(server.home.config(), &text).unwrap();
+    let mut server = server.stop().serve();
+    for _ in 0..2 {
+        assert_eq!(nobody(&server.home), Some(0));
+        server = server.stop().serve();
+    }
+    // As earlier versions wrote it: it goes on working, and says what does not.
+    let home = server.stop();
+    let [new, old] = [home.socket(), home.data_dir().join("admin.sock")];
+    let [new, old] = [new, old].map(|path| path.display().to_string());
+    std::fs::write(home.config(), text.replace(&new, &old)).unwrap();
+    let checked = crate::server::text(&home.run(&["check-config"]).stderr);
+    let server = home.serve();
+    server.home.succeeds(&["requests"]);
+    for said in [checked, server.log().wait_for("'approvers' cannot reach")] {
+        assert!(
+            said.contains("set admin-socket") && said.contains(&new),
+            "{said}"
+        );
+    }
+}
+
 fn copy_store(from: &std::path::Path, to: &std::path::Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(to).unwrap().map_while(Result::ok) {

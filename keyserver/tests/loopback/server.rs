@@ -74,6 +74,11 @@ impl Home {
         self.data_dir().join("latchkeyd.toml")
     }
 
+    /// The admin socket.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("data.run/admin.sock")
+    }
+
     /// Runs `latchkeyd ARGUMENTS… --data-dir …`.
     pub fn run(&self, arguments: &[&str]) -> Output {
         let mut command = latchkeyd(arguments);
