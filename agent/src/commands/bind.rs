@@ -145,7 +145,6 @@ fn bind(
         return Err(BindError::NoFail(entry.name));
     }
 
-    let opened_by = opened_in.key(files.root());
     warn_if_exposed(opened_by, &entry);
     let mut journal = Journal::new(&target);
     let bound = Binder {
