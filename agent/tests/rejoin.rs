@@ -63,6 +63,7 @@ impl Asking {
 
 fn bound(server: &Server) -> (Machine, Volume) {
     let machine = Machine::joined(&[server]);
+    machine.encrypt_root();
     let volume = Volume::luks2();
     machine.plug_in(&volume);
     machine.bind(&volume).succeeded();
