@@ -196,9 +196,13 @@ pub enum Announced {
 }
 
 impl Armed {
-    /// Whether a system that came up by `boot` did so after the announcement.
+    /// Whether a system that came up by `boot` did so after the announcement. One that came up without any session, where no
+    /// agent asked, is another one than that which had named its own; of two without nobody can tell.
     fn is_of_later(&self, boot: Option<RequestId>) -> bool {
-        boot.is_some_and(|boot| self.boot != Some(boot) && !self.earlier.contains(&boot))
+        match boot {
+            Some(boot) => self.boot != Some(boot) && !self.earlier.contains(&boot),
+            None => self.boot.is_some(),
+        }
     }
 
     /// Whether it expects this session at `now`.
@@ -272,13 +276,21 @@ mod tests {
 
     #[test]
     fn a_heartbeat_before_the_reboot_leaves_the_announcement_and_one_after_ends_it() {
-        let mut machine = Machine::new("web-1".parse().unwrap());
-        let (before, after) = (session(1, NOW).request, session(2, NOW).request);
-        machine.beat(Some(before), &[]);
-        machine.arm(NOW, 15 * MINUTE, None, Vec::new());
-        machine.beat(Some(before), &[]);
-        assert!(machine.armed.is_some());
-        machine.beat(Some(after), &[]);
-        assert!(machine.armed.is_none());
+        let [one, other] = [1, 2].map(|number| Some(session(number, NOW).request));
+        for (before, after, ends) in [
+            (one, other, true),
+            (None, one, true),
+            // No agent ran where the passphrase was typed.
+            (one, None, true),
+            (None, None, false),
+        ] {
+            let mut machine = Machine::new("web-1".parse().unwrap());
+            machine.beat(before, &[]);
+            machine.arm(NOW, 15 * MINUTE, None, Vec::new());
+            machine.beat(before, &[]);
+            assert!(machine.armed.is_some(), "{before:?}");
+            machine.beat(after, &[]);
+            assert_eq!(machine.armed.is_none(), ends, "{before:?} {after:?}");
+        }
     }
 }
