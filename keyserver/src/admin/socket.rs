@@ -14,6 +14,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::approvers::Approvers;
 use super::protocol::{
     AUDIT_PAGE, Answer, AuditState, JoinInvitation, JoinInvitations, REQUEST_DEADLINE,
     REQUEST_LIMIT, Request,
@@ -22,6 +23,7 @@ use crate::config::{Config, own_socket};
 use crate::logging::chain;
 use crate::service::administration::Invited;
 use crate::service::approval::AfterDeny;
+use crate::service::listing::PolicyListing;
 use crate::service::{AdminError, Invitation, Service};
 use crate::users;
 
@@ -36,7 +38,7 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
 pub struct Admin {
     service: Arc<Service>,
     names: RwLock<Vec<Address>>,
-    approvers: Vec<String>,
+    approvers: Approvers,
 }
 
 /// What a user may do.
@@ -77,7 +79,7 @@ impl Admin {
         Self {
             service,
             names: RwLock::new(names),
-            approvers,
+            approvers: Approvers::new(approvers),
         }
     }
 
@@ -88,7 +90,7 @@ impl Admin {
             return Some((Right::Administer, name));
         }
         // A user without a name is none of them: `uid N` is no user's name.
-        let listed = self.approvers.contains(&name);
+        let listed = self.approvers.has(&name);
         listed.then_some((Right::Approve, name))
     }
 
@@ -113,6 +115,17 @@ impl Admin {
             invitations: invited.invitations.into_iter().map(token).collect(),
             group: invited.group,
         }
+    }
+
+    /// A policy, with what stands against anybody approving what it asks for.
+    fn doubted(
+        &self,
+        listing: Result<PolicyListing, AdminError>,
+    ) -> Result<PolicyListing, AdminError> {
+        let mut listing = listing?;
+        let approval = listing.policy.as_ref().map(|policy| &policy.approval);
+        listing.doubt = approval.and_then(|approval| self.approvers.shortage(approval));
+        Ok(listing)
     }
 
     /// Does what `request` asks for, on behalf of `who`; the answer, and a file that follows it.
@@ -157,9 +170,10 @@ impl Admin {
             Request::SetGroup { client, group } => {
                 answer(service.set_group(&client, group.as_ref(), who))
             }
-            Request::Policy { target } => answer(service.policy_of(&target)),
+            Request::Policy { target } => answer(self.doubted(service.policy_of(&target))),
             Request::SetPolicyOf { target, policy } => {
-                answer(service.set_policy_of(&target, policy.as_ref(), who))
+                let listing = service.set_policy_of(&target, policy.as_ref(), who);
+                answer(self.doubted(listing))
             }
             Request::Explain(supposed) => answer(service.explain(&supposed)),
             Request::PutBack => answer(service.put_back()),

@@ -301,18 +301,19 @@ pub fn read(name: &str) -> Result<Policy, Failure> {
 }
 
 fn print(who: &str, listing: &PolicyListing, json: bool) -> Result<(), Failure> {
-    if json {
-        return output::json(&listing.policy);
-    }
-    match listing.policy {
-        None => output::data(&format!("{who}: no policy"))?,
-        Some(_) => {
+    match (&listing.policy, json) {
+        (policy, true) => output::json(policy)?,
+        (None, false) => output::data(&format!("{who}: no policy"))?,
+        (Some(_), false) => {
             output::data(&format!("{who}: {}; {}", listing.text, listing.limits))?;
             output::hint(&listing.scope);
         }
     }
     if let Some(group) = &listing.group {
         output::hint(&group.line());
+    }
+    if let Some(doubt) = &listing.doubt {
+        output::hint(doubt);
     }
     unreached(&listing.unreached)
         .iter()

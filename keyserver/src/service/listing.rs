@@ -134,6 +134,9 @@ pub struct PolicyListing {
     /// The group, if it is one's.
     #[serde(default)]
     pub group: Option<NamedGroup>,
+    /// Why nobody can approve what it asks for, as long as it is so.
+    #[serde(default)]
+    pub doubt: Option<String>,
 }
 
 /// A volume of a client or a group whose policy does not reach it.
@@ -181,6 +184,7 @@ impl PolicyListing {
             policy: policy.cloned(),
             unreached: Vec::new(),
             group: None,
+            doubt: None,
         }
     }
 }

@@ -174,3 +174,37 @@ fn commands_that_name_a_group_say_whether_it_is_new_and_what_holds_now() {
     assert!(error.contains("there is no group 'nosuch'"), "{error}");
     assert!(!home.succeeds(&["groups"]).contains("nosuch"));
 }
+
+#[test]
+fn a_policy_that_nobody_can_approve_yet_is_set_with_a_warning() {
+    let server = Server::start();
+    let machine = Machine::join(&server, "web-1");
+    machine.register("root");
+    server.invite("web-2");
+    let file = server.home.data_dir().with_file_name("policy.toml");
+    std::fs::write(&file, "rule = 'ask'\napproval.by = ['nobodyhere']").unwrap();
+    let words = "2 people must approve, and only root can";
+    for (arguments, words) in [
+        (
+            &["policy", "set", "--client", "web-2", "paranoid"][..],
+            words,
+        ),
+        (&["policy", "show", "--client", "web-2"], words),
+        (&["policy", "show", "--client", "web-2", "--json"], words),
+        (&["policy", "set", "--group", "web", "paranoid"], words),
+        (
+            &["policy", "set", "root", file.to_str().unwrap()],
+            "of nobodyhere, and none of them can",
+        ),
+    ] {
+        let output = server.home.run(arguments);
+        let error = crate::server::text(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {error}");
+        assert!(error.contains(words), "{arguments:?}: {error}");
+    }
+    let output = server.home.run(&["policy", "root", "ask"]);
+    assert!(
+        !crate::server::text(&output.stderr).contains("must approve"),
+        "{output:?}"
+    );
+}
