@@ -343,3 +343,48 @@ fn a_copy_has_everything_of_its_moment_and_nothing_that_was_deleted() {
     }
     assert!(store.get("later").unwrap().is_some());
 }
+
+#[test]
+fn copies_are_made_while_others_write_and_erase() {
+    let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for folder in [&folder, &elsewhere] {
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    let store = SqliteStore::create(folder.path()).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut number = 0;
+            while !done.load(Ordering::SeqCst) {
+                // Two that belong together.
+                let both = Transaction {
+                    operations: ["one", "other"]
+                        .map(|key| Operation::Put {
+                            key: key.to_owned(),
+                            value: format!("{number}").into_bytes(),
+                        })
+                        .to_vec(),
+                    ..Transaction::default()
+                };
+                store.commit(&both).unwrap();
+                store.erase_traces().unwrap();
+                number += 1;
+            }
+        });
+        for _ in 0..8 {
+            let mut backup = store.backup().unwrap();
+            let place = elsewhere.path().join(FILE);
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(place)
+                .unwrap();
+            std::io::copy(&mut backup.file, &mut file).unwrap();
+            let copy = SqliteStore::open(elsewhere.path()).unwrap();
+            assert_eq!(copy.get("one").unwrap(), copy.get("other").unwrap());
+        }
+        done.store(true, Ordering::SeqCst);
+    });
+}
