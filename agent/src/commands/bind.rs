@@ -7,6 +7,7 @@
 //! the initramfs cannot be rebuilt or the unit not enabled, or the run is interrupted there, the next run does that. No keyslot
 //! but the one made here is ever changed.
 
+mod checks;
 pub(super) mod enrol;
 mod error;
 pub(super) mod report;
@@ -29,16 +30,15 @@ use super::target::{NewLine, OpenedWith, Target, known_of_root};
 use crate::failure::chain;
 use crate::files::{Files, Role};
 use crate::network::record;
-use crate::opening::fstab;
 use crate::server::{KeyServer, block_on};
 use crate::unit_name;
-use crate::volume::binding::{self, At};
+use crate::volume::binding;
 use crate::volume::crypttab::Entry;
 use crate::volume::envelopes;
-use crate::volume::keyslots;
 use crate::volume::open;
 use crate::volume::opened_in::OpenedIn;
-use crate::volume::stack::{self, StackError};
+use crate::volume::stack;
+use checks::{check_mounts, check_unbound, warn_if_exposed, warn_of_root, warn_unless_opened};
 use enrol::{Enrolment, Given};
 use report::Report;
 
@@ -276,83 +276,6 @@ fn joined(files: &Files) -> Result<Vec<KeyServer>, BindError> {
     Ok(joined.iter().map(open).collect::<Result<_, _>>()?)
 }
 
-/// The agent opens what the framework would open in the initramfs, root and what asks for it, and hands it only to a root that
-/// it can look below.
-fn warn_unless_opened(files: &Files, entry: &Entry, framework: Framework) {
-    let root = stack::lies_partly_on(files.root(), Path::new("/"), &entry.name);
-    if !framework.takes(&entry.options) && matches!(root, Ok(false)) {
-        log::warn!(
-            "root does not lie on '{}': unless it is needed for resume or /usr, nothing opens it in the initramfs\n\
-             '_netdev,nofail' among its options in crypttab lets the running system open it, '{}' the initramfs;\n\
-             unbind it first, and bind it again",
-            entry.name,
-            framework.word()
-        );
-    }
-    if framework == Framework::Dracut && entry.options.noauto {
-        log::warn!(
-            "'{}' has the option 'noauto': nothing opens it in the initramfs",
-            entry.name
-        );
-    }
-    if let Err(error @ StackError::NoDevice { .. }) = root {
-        log::warn!(
-            "{error}: a boot that finds such a root closes again what was opened automatically, and does not go on if it \
-             cannot\nlatchkey opens no volume for a root on ZFS, bcachefs or the like; take the binding away again if this \
-             is one"
-        );
-    }
-}
-
-/// Its line is new, and leaves it to the running system: where nothing tells what root lies on, that may be the wrong place.
-fn warn_of_root(files: &Files) {
-    let root = stack::is_encrypted(files.root(), Path::new("/"));
-    if let Err(error @ StackError::NoDevice { .. }) = root {
-        log::warn!(
-            "{error}, so its line in crypttab leaves this volume to the running system\n\
-             latchkey opens no volume for a root on ZFS, bcachefs or the like; take the binding away again if root lies on \
-             this one"
-        );
-    }
-}
-
-/// The policy is the only wall then, and has less to stand on.
-fn warn_if_exposed(opened_by: OpenedBy, entry: &Entry) {
-    match opened_by {
-        OpenedBy::BootKey | OpenedBy::HostKey => {}
-        OpenedBy::ExposedBootKey | OpenedBy::ExposedHostKey => log::warn!(
-            "root is not encrypted as far as can be told, so both keys of this machine are in every copy of its disk: only the \
-             key server's policy keeps '{}' from whoever has one\n\
-             a policy with 'life', 'armed' or 'silent-after' lets a person approve each boot, or refuses it",
-            entry.name
-        ),
-    }
-}
-
-/// Nothing that the boot needs may lie on a volume that opens when the boot is over; of what is not there now nobody can tell.
-fn check_mounts(
-    files: &Files,
-    device: &Path,
-    entry: &Entry,
-    framework: Framework,
-) -> Result<(), BindError> {
-    let name = &entry.name;
-    if let Some(held) = fstab::held_up(files, name).filter(|_| !entry.options.noauto) {
-        return Err(BindError::NeededEarly {
-            device: device.to_owned(),
-            held,
-            word: framework.word(),
-        });
-    }
-    for line in fstab::unclear(files, name) {
-        log::warn!(
-            "the device of {line} in fstab is not there now: if it lies on '{name}', write '_netdev,nofail' among its options \
-             there, or the boot would wait for it in vain"
-        );
-    }
-    Ok(())
-}
-
 /// Takes back what an interrupted run left; whether there was anything.
 fn repair(files: &Files, target: &Target, servers: &[KeyServer]) -> Result<bool, BindError> {
     let Some(journal) = Journal::load(files, target)? else {
@@ -363,44 +286,6 @@ fn repair(files: &Files, target: &Target, servers: &[KeyServer]) -> Result<bool,
         .undo(files, target, servers)
         .map_err(BindError::Repair)?;
     Ok(true)
-}
-
-fn check_unbound(files: &Files, target: &Target, servers: &[KeyServer]) -> Result<(), BindError> {
-    let device = target.device.clone();
-    let found = binding::find(files, &target.name, &target.place)?;
-    let Some(found) = found.into_iter().next() else {
-        return Ok(());
-    };
-    let token = match found.token {
-        Ok(token) => token,
-        Err(error) => {
-            let reason = error.to_string();
-            return Err(BindError::BrokenToken { device, reason });
-        }
-    };
-    if token.uuid != target.uuid && matches!(found.at, At::File(_)) {
-        let reason = format!("{} is of the volume {}", found.at, token.uuid);
-        return Err(BindError::BrokenToken { device, reason });
-    }
-    if let (Some(slot), Some(header)) = (token.bound.keyslot(), target.place.luks_header()) {
-        let keyslots = keyslots::list(header)?;
-        if !keyslots.iter().any(|one| one.slot == slot) {
-            let reason = format!("its keyslot {slot} is gone");
-            return Err(BindError::BrokenToken { device, reason });
-        }
-    }
-    let missing: Vec<String> = servers
-        .iter()
-        .filter(|server| token.envelope_of(server.settings.id).is_none())
-        .map(|server| format!("key server {}", server.settings.id.short()))
-        .collect();
-    if missing.is_empty() {
-        let volume = token.volume;
-        Err(BindError::AlreadyBound { device, volume })
-    } else {
-        let servers = missing.join(", ");
-        Err(BindError::PartlyBound { device, servers })
-    }
 }
 
 /// What a binding is made of.
