@@ -38,7 +38,9 @@ use crate::volume::envelopes;
 use crate::volume::open;
 use crate::volume::opened_in::OpenedIn;
 use crate::volume::stack;
-use checks::{check_mounts, check_unbound, warn_if_exposed, warn_of_root, warn_unless_opened};
+use checks::{
+    check_mounts, check_unbound, warn_if_exposed, warn_of_mounts, warn_of_root, warn_unless_opened,
+};
 use enrol::{Enrolment, Given};
 use report::Report;
 
@@ -111,10 +113,11 @@ fn bind(
     }
     let entry = target.entry(files, arguments.name.as_deref())?;
     let opened_in = OpenedIn::of(&entry, files.root());
+    check_mounts(files, &target.device, &entry, new.framework)?;
     match opened_in {
         OpenedIn::Initramfs => warn_unless_opened(files, &entry, new.framework),
         OpenedIn::RunningSystem => {
-            check_mounts(files, &target.device, &entry, new.framework)?;
+            warn_of_mounts(files, &entry);
             if line.is_some() {
                 warn_of_root(files);
             }
@@ -242,7 +245,8 @@ fn new_volume(
     line: &NewLine,
 ) -> Result<SecretBytes, BindError> {
     let servers = joined(files)?;
-    Target::check_new(files, &arguments.device, line)?;
+    let entry = Target::check_new(files, &arguments.device, line)?;
+    check_mounts(files, &arguments.device, &entry, line.framework)?;
     for server in &servers {
         shares::reach(server).map_err(|source| BindError::Away {
             server: server.settings.id.short(),

@@ -159,11 +159,11 @@ impl Target {
     }
 
     /// Refuses a device for a new LUKS2 header, at its beginning, that could not be bound then by its line in crypttab, or by
-    /// the one that `new` says.
+    /// the one that `new` says; returns that line.
     ///
     /// # Errors
     /// `NoPlaceForHeader`; as [`Target::find_or_new`] and [`Target::entry`].
-    pub fn check_new(files: &Files, argument: &Path, new: &NewLine) -> Result<(), TargetError> {
+    pub fn check_new(files: &Files, argument: &Path, new: &NewLine) -> Result<Entry, TargetError> {
         let (device, entries) = Self::entries(files, argument)?;
         let has_line = !entries.is_empty();
         let mut target = Self {
@@ -186,7 +186,7 @@ impl Target {
         if let Some(entry) = target.entries.iter().find(elsewhere) {
             return Err(TargetError::NoPlaceForHeader(entry.name.clone()));
         }
-        target.entry(files, new.name.as_deref()).map(drop)
+        target.entry(files, new.name.as_deref())
     }
 
     fn of_place(place: Place, name: Option<String>) -> Result<Self, TargetError> {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
@@ -113,20 +113,31 @@ fn an_image_that_is_older_than_an_envelope_file_is_stale() {
     assert_eq!(code, 3);
 }
 
-/// As one is left that was killed before the unit was enabled: what lies there then is what is printed at the end.
-#[test]
-fn a_data_volume_that_nothing_opens_is_seen_and_the_next_run_goes_on() {
-    let server = Server::start();
-    let machine = Machine::joined(&[&server]);
+/// A machine with a volume that the running system is to open, and that is not bound yet.
+fn with_data_volume(server: &Server) -> (Machine, Volume) {
+    let machine = Machine::joined(&[server]);
     machine.write_crypttab("luks,_netdev,nofail");
     let volume = Volume::luks2();
     machine.plug_in(&volume);
+    (machine, volume)
+}
+
+/// Leaves `report` as one that was killed before the unit was enabled: what lies there then is what is printed at the end.
+fn leave(machine: &Machine, report: &str) -> PathBuf {
+    let left = machine.path(&format!("var/lib/latchkey/bound-{UUID}.json"));
+    std::fs::write(&left, report).unwrap();
+    left
+}
+
+#[test]
+fn a_data_volume_that_nothing_opens_is_seen_and_the_next_run_goes_on() {
+    let server = Server::start();
+    let (machine, volume) = with_data_volume(&server);
     let mut arguments = bind_arguments(&volume);
     arguments.push("--json");
     let report = machine.latchkey(&arguments, PASSPHRASE).succeeded().out;
     assert_eq!(status(&machine).0, 0);
-    let left = machine.path(&format!("var/lib/latchkey/bound-{UUID}.json"));
-    std::fs::write(&left, &report).unwrap();
+    let left = leave(&machine, &report);
     let (code, seen) = status(&machine);
     assert_eq!(code, 3, "{seen}");
     let problem = seen["volumes"][0]["problems"][0].as_str().unwrap();
@@ -140,15 +151,8 @@ fn a_data_volume_that_nothing_opens_is_seen_and_the_next_run_goes_on() {
 #[test]
 fn a_binding_for_the_running_system_is_not_finished_for_the_initramfs() {
     let server = Server::start();
-    let machine = Machine::joined(&[&server]);
-    machine.write_crypttab("luks,_netdev,nofail");
-    let volume = Volume::luks2();
-    machine.plug_in(&volume);
-    let mut arguments = bind_arguments(&volume);
-    arguments.push("--json");
-    let report = machine.latchkey(&arguments, PASSPHRASE).succeeded().out;
-    let left = machine.path(&format!("var/lib/latchkey/bound-{UUID}.json"));
-    std::fs::write(&left, &report).unwrap();
+    let (machine, volume) = with_data_volume(&server);
+    let left = leave(&machine, &bind(&machine, &volume).succeeded().out);
     // The key server would refuse the boot key.
     machine.write_crypttab("luks,initramfs");
     update_initramfs(&machine, "exit 0");
@@ -178,10 +182,7 @@ fn an_image_that_somebody_else_is_to_rebuild_is_stale_until_it_is() {
 #[test]
 fn a_data_volume_that_the_boot_needs_early_is_not_bound_for_the_running_system() {
     let server = Server::start();
-    let machine = Machine::joined(&[&server]);
-    machine.write_crypttab("luks,_netdev,nofail");
-    let volume = Volume::luks2();
-    machine.plug_in(&volume);
+    let (machine, volume) = with_data_volume(&server);
     let fstab = |options: &str| {
         let line = format!("/dev/mapper/root_crypt /srv ext4 {options} 0 2\n");
         std::fs::write(machine.path("etc/fstab"), line).unwrap();
@@ -206,4 +207,26 @@ fn a_data_volume_that_the_boot_needs_early_is_not_bound_for_the_running_system()
     assert_eq!(code, 3, "{seen}");
     let problem = seen["volumes"][0]["problems"][0].as_str().unwrap();
     assert!(problem.contains("left to systemd's prompt"), "{problem}");
+}
+
+#[test]
+fn nothing_is_formatted_that_the_boot_needs_early() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::plain();
+    let before = volume.bytes();
+    let fstab = "/dev/mapper/data /srv ext4 defaults 0 2\n";
+    std::fs::write(machine.path("etc/fstab"), fstab).unwrap();
+    let mut arguments = bind_arguments(&volume);
+    arguments.extend([
+        "--format",
+        "--name",
+        "data",
+        "--options",
+        "luks,_netdev,nofail",
+    ]);
+    machine
+        .latchkey(&arguments, PASSPHRASE)
+        .failed_saying(&["the boot needs '/srv' on", "nothing was changed"]);
+    assert!(volume.bytes() == before, "it was formatted");
 }

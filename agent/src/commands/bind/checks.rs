@@ -13,6 +13,7 @@ use crate::server::KeyServer;
 use crate::volume::binding::{self, At};
 use crate::volume::crypttab::Entry;
 use crate::volume::keyslots;
+use crate::volume::opened_in::OpenedIn;
 use crate::volume::stack::{self, StackError};
 
 /// The agent opens what the framework would open in the initramfs, root and what asks for it, and hands it only to a root that
@@ -68,28 +69,34 @@ pub(super) fn warn_if_exposed(opened_by: OpenedBy, entry: &Entry) {
     }
 }
 
-/// Nothing that the boot needs may lie on a volume that opens when the boot is over; of what is not there now nobody can tell.
+/// Nothing that the boot needs may lie on a volume that opens when the boot is over.
 pub(super) fn check_mounts(
     files: &Files,
     device: &Path,
     entry: &Entry,
     framework: Framework,
 ) -> Result<(), BindError> {
-    let name = &entry.name;
-    if let Some(held) = fstab::held_up(files, name).filter(|_| !entry.options.noauto) {
-        return Err(BindError::NeededEarly {
+    let is_late =
+        OpenedIn::of(entry, files.root()) == OpenedIn::RunningSystem && !entry.options.noauto;
+    match fstab::held_up(files, &entry.name).filter(|_| is_late) {
+        None => Ok(()),
+        Some(held) => Err(BindError::NeededEarly {
             device: device.to_owned(),
             held,
             word: framework.word(),
-        });
+        }),
     }
+}
+
+/// Of what is not there now nobody can tell whether it lies on the volume.
+pub(super) fn warn_of_mounts(files: &Files, entry: &Entry) {
+    let name = &entry.name;
     for line in fstab::unclear(files, name) {
         log::warn!(
             "the device of {line} in fstab is not there now: if it lies on '{name}', write '_netdev,nofail' among its options \
              there, or the boot would wait for it in vain"
         );
     }
-    Ok(())
 }
 
 /// Whether there is no binding yet, nor anything that looks like one.
