@@ -53,7 +53,7 @@ lint: native ## format, lints, shell scripts
 	shellcheck native/build native/deps native/measure .ci/run
 	shellcheck -e SC1091 dracut-module/90latchkey/module-setup.sh
 	shellcheck -s dash -e SC1091 -e SC2154 image/* systemd/system-generators/* dracut-module/90latchkey/latchkey-*.sh dracut-module/tests/*.sh
-	cd initramfs-tools-hook && shellcheck -s dash -e SC1091 \
+	cd initramfs-tools-hook && shellcheck -s dash -e SC1091 -e SC2154 \
 		hooks/* etc-hooks/* conf-hooks.d/* scripts/*/latchkey scripts/latchkey-* tests/*.sh
 
 unit: native ## all tests that need no machine
