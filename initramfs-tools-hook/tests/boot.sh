@@ -26,7 +26,8 @@ main()
 		scripts_that_lack_a_part_leave_the_native_prompt
 		late_disks_are_waited_for_in_local_block
 		an_agent_that_ends_in_local_block_leaves_the_native_prompt
-		the_native_script_asks_who_has_the_prompt
+		the_native_script_asks_whose_a_volume_is
+		an_agent_that_has_not_begun_holds_all
 		a_broken_wait_waits_for_the_agent
 		no_shell_before_the_credentials_are_gone
 		a_good_root_boots_on
@@ -135,7 +136,7 @@ scripts_that_lack_a_part_leave_the_native_prompt()
 # Whatever but 0 lets the native script prompt.
 asked_in_vain()
 {
-	! (cd "$root/agent" && $shell "$root/scripts/latchkey-holds-prompt" 2>/dev/null) ||
+	! (cd "$root/agent" && $shell "$root/scripts/latchkey-holds" root 2>/dev/null) ||
 		wrong "the native script does not prompt"
 }
 
@@ -170,27 +171,45 @@ an_agent_that_ends_in_local_block_leaves_the_native_prompt()
 	expect_wiped
 }
 
-the_native_script_asks_who_has_the_prompt()
+the_native_script_asks_whose_a_volume_is()
 {
 	initramfs
-	asked 1 # no agent
-	agent unlock 'while [ ! -e ended ]; do sleep 0.1; done'
-	agent wait 'exit 1'
+	asked root 1 # no agent
+	agent unlock 'mkdir -p ../run/latchkey/held; : >../run/latchkey/held/root; while [ ! -e ended ]; do sleep 0.1; done'
+	agent wait 'until [ -e ../run/latchkey/held/root ]; do sleep 0.1; done; exit 1'
 	run local-top
-	asked 0
+	asked root 0
+	asked data 1 # not bound
+	rm "$root/run/latchkey/held/root"
+	asked root 1 # open
+	true >"$root/run/latchkey/held/root"
 	touch "$root/agent/ended"
 	while lives; do sleep 0.1; done
-	asked 1
-	asked 1
+	asked root 1
+	asked root 1
 	expect "$(calls)" "unlock wait:--device-timeout:5 cleanup"
 	expect_wiped
 }
 
+# An agent that has not begun holds all.
+an_agent_that_has_not_begun_holds_all()
+{
+	initramfs
+	mkdir -p "$root/run/latchkey"
+	(cd "$root/agent" && exec "$root/usr/bin/latchkey" -c 'while :; do sleep 0.1; done') >/dev/null 2>&1 &
+	agent=$!
+	echo "$agent" >"$root/run/latchkey/started"
+	until lives; do sleep 0.1; done
+	asked root 0
+	kill "$agent"
+}
+
+# asked(volume, answer)
 asked()
 {
 	answer=0
-	(cd "$root/agent" && $shell "$root/scripts/latchkey-holds-prompt") || answer=$?
-	expect "$answer" "$1"
+	(cd "$root/agent" && $shell "$root/scripts/latchkey-holds" "$1") || answer=$?
+	expect "$1 $answer" "$1 $2"
 }
 
 a_broken_wait_waits_for_the_agent()

@@ -44,6 +44,7 @@ main()
 	an_open_image_is_refused
 	umask_only_when_joined
 	native_prompt_is_guarded
+	an_unknown_native_prompt_is_left_alone
 	every_script_is_good_shell
 	latchkey_comes_before_the_native_prompt
 	[ "$failures" -eq 0 ] || { echo "$failures failed"; exit 1; }
@@ -365,25 +366,28 @@ umask_only_when_joined()
 	expect "$(UMASK=0022; . "$root/conf"; echo "$UMASK")" 0022
 }
 
+# For each volume: one that is held does not keep the others waiting.
 native_prompt_is_guarded()
 {
 	machine
 	run_hook
-	sed "s|/scripts/latchkey-holds-prompt|$root/lives|" "$image/scripts/local-top/cryptroot" >"$root/native"
+	sed "s|/scripts/latchkey-holds|$root/holds|" "$image/scripts/local-top/cryptroot" >"$root/native"
 	chmod +x "$root/native"
-	expect "$("$root/native" 2>/dev/null)" "native prompt" # no such program: prompt
-	answer 1
-	expect "$("$root/native")" "native prompt"
-	answer 0
-	expect "$("$root/native")" ""
-	expect "$("$root/native" prereqs)" "native prompt"
+	expect "$("$root/native" 2>/dev/null)" "$(printf 'native prompt: root\nnative prompt: data')" # no such program: prompt
+	printf '#!/bin/sh\n[ "$1" = data ]\n' >"$root/holds"
+	chmod +x "$root/holds"
+	expect "$("$root/native")" "native prompt: root"
 }
 
-# The agent lives (0) or not (1).
-answer()
+an_unknown_native_prompt_is_left_alone()
 {
-	printf '#!/bin/sh\nexit %s\n' "$1" >"$root/lives"
-	chmod +x "$root/lives"
+	machine
+	printf '#!/usr/bin/perl\nprint "native prompt"\n' >"$image/scripts/local-top/cryptroot"
+	cp "$image/scripts/local-top/cryptroot" "$root/cryptroot"
+	run_hook
+	expect "$status" 0
+	expect_output "is not what this version knows"
+	expect "$(cat "$image/scripts/local-top/cryptroot")" "$(cat "$root/cryptroot")"
 }
 
 every_script_is_good_shell()
@@ -427,7 +431,13 @@ machine()
 	printf -- '-----BEGIN PRIVATE KEY-----\n%s\n-----END PRIVATE KEY-----\n' "$host_key_body" >"$server/host.key"
 	printf '#!/bin/sh\n[ "$1" = image-modules ] || echo a UUID\n' >"$root/usr/bin/latchkey"
 	chmod 0755 "$root/usr/bin/latchkey"
-	printf '#!/bin/sh\necho native prompt\n' >"$root/cryptroot"
+	cat >"$root/cryptroot" <<-'END'
+		#!/bin/sh
+		setup_mapping() {
+		    echo "native prompt: $CRYPTTAB_NAME"
+		}
+		for CRYPTTAB_NAME in root data; do setup_mapping; done
+	END
 	cp "$root/cryptroot" "$image/scripts/local-top/cryptroot"
 	with_paths "$here/hooks/latchkey" >"$root/hook"
 	with_paths "$here/../image/image" >"$root/image"

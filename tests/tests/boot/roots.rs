@@ -30,7 +30,7 @@ pub const SCENARIOS: &[Scenario] = &[
         play: over_two,
     },
     Scenario {
-        name: "a root that is not bound boots by its passphrase, and a data volume with LVM on it that opened by itself is closed",
+        name: "a root that is not bound boots by its passphrase: a data volume with LVM that opened by itself is closed, one that is not there holds up nothing",
         play: beside_lvm,
     },
 ];
@@ -151,7 +151,8 @@ fn over_two(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-/// udev activates what is on the data volume as soon as that is open; a person opens root.
+/// udev activates what is on the data volume as soon as that is open; a person opens root. Then the boot needs a data volume
+/// whose disk is gone.
 fn beside_lvm(stage: &Stage) -> Outcome {
     stage.needs_initramfs_tools("systemd mounts a root that the agent does not know beside it.")?;
     let lvm = stage.with_layout(Layout::Lvm)?;
@@ -169,7 +170,9 @@ fn beside_lvm(stage: &Stage) -> Outcome {
          {LUKS2}
          lvm vgcreate -q more /dev/mapper/data
          lvm lvcreate -q -l 100%FREE -n files more
-         printf %s \"$PASSPHRASE\" | latchkey bind $DISK --name data --key-file -"
+         printf %s \"$PASSPHRASE\" | latchkey bind $DISK --name data --key-file - --no-initramfs
+         sed -i '/^data /s/,nofail//' /etc/crypttab
+         update-initramfs -u"
     ))?;
     ensure(said.contains("luks,initramfs,nofail"), || said.clone())?;
     machine.power_off()?;
@@ -188,6 +191,13 @@ fn beside_lvm(stage: &Stage) -> Outcome {
         names == ["control", "vda2_crypt", "vg-root", "vg-swap"],
         || left.clone(),
     )?;
+    machine.power_off()?;
+
+    // The agent waits for the disk for longer than initramfs-tools does.
+    let without = lvm.machine(&disk, "without the data volume");
+    let mut machine = Machine::start(&without.kernel_line("rootdelay=10"))?;
+    stage.note(machine.answer(stage.native_prompt(), PASSPHRASE)?);
+    machine.up()?;
     machine.power_off()?;
     Ok(())
 }
