@@ -112,8 +112,8 @@ impl Drop for Query {
     }
 }
 
-/// The files of one question. Each has a number of its own: an agent that has not yet seen the last one go would take the
-/// next one for it.
+/// The files of one question. Each has a name of its own, beside those of the processes that ask for other volumes; an agent
+/// that has not yet seen the last one go would take the next one for it.
 #[derive(Debug)]
 struct Place {
     query: PathBuf,
@@ -126,7 +126,8 @@ impl Place {
     fn new(folder: &Path) -> Self {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = |kind: &str| folder.join(format!("{kind}{MARK}{number}"));
+        let process = std::process::id();
+        let path = |kind: &str| folder.join(format!("{kind}{MARK}{process}-{number}"));
         Self {
             query: path("ask."),
             unfinished: path("new."),
@@ -144,6 +145,7 @@ impl Place {
         if let Some(folder) = self.query.parent() {
             fs::create_dir_all(folder)?;
         }
+        remove(&self.socket); // of a process that was killed and had this id before
         let socket = UnixDatagram::bind(&self.socket)?;
         // Nobody knows of it before the query lies there: only root may answer.
         fs::set_permissions(&self.socket, fs::Permissions::from_mode(0o600))?;
