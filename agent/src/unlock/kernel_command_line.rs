@@ -17,7 +17,8 @@ struct Word {
     value: Option<String>,
 }
 
-/// Parameters after which the boot is not an ordinary one: a shell, a rescue system, another init. The one list.
+/// Parameters after which the boot is not an ordinary one: a shell, a rescue system, another init or another `/usr` that it
+/// comes from. The one list.
 /// It stops accidents and casual attempts; whoever controls the boot loader can do without all of them.
 const SHELLS: &[&str] = &[
     "break",
@@ -43,6 +44,13 @@ const SHELLS: &[&str] = &[
     "systemd.import_credentials",
     "systemd.setenv",
     "systemd.environment",
+    "systemd.confirm_spawn",
+    "systemd.crash_shell",
+    "systemd.mount_extra",
+    "rd.systemd.mount_extra",
+    "mount.usr",
+    "mount.usrfstype",
+    "mount.usrflags",
     "SYSTEMD_SULOGIN_FORCE",
     "single",
     "emergency",
@@ -183,6 +191,9 @@ mod tests {
             "rd.systemd.debug_shell=ttyS0",
             "systemd.unit=rescue.target",
             "SYSTEMD_SULOGIN_FORCE=1",
+            "mount.usr=/dev/vdb1",
+            "rd.systemd.mount-extra=/dev/vdb1:/usr",
+            "systemd.confirm_spawn",
             "single",
             "s",
             "S",
