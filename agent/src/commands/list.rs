@@ -121,7 +121,7 @@ pub fn run(files: &Files, format: Format) -> Result<(), ListError> {
     print(&volumes, format).map_err(ListError::Write)
 }
 
-/// Prints the UUIDs of the bound volumes, a line for each: for the image.
+/// Prints the UUIDs and names of the bound volumes, a line for each: for the image.
 ///
 /// # Errors
 /// A variant of [`ListError`]; `Unknown` if a volume that would be opened at the prompt could not be looked at.
@@ -134,7 +134,7 @@ pub fn run_bound(files: &Files) -> Result<(), ListError> {
         let listed = volume(files, &entry, &[]);
         match (listed.binding, listed.uuid) {
             (Binding::Bound { .. }, Some(uuid)) => {
-                writeln!(out, "{uuid}").map_err(ListError::Write)?;
+                writeln!(out, "{uuid} {}", entry.name).map_err(ListError::Write)?;
             }
             (Binding::NotBound, _) => {}
             _ => return Err(ListError::Unknown(entry.name)),

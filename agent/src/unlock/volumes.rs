@@ -36,17 +36,22 @@ pub fn of_this_boot(
         };
         let of_image = KernelCommandLine::parse(&command_line_of_image(files));
         let has_key = |line: &KernelCommandLine| {
-            ["rd.luks.key", "luks.key"]
+            ["rd.luks.key", "luks.key", "rd.luks.data", "luks.data"]
                 .iter()
                 .any(|name| line.values(name).next().is_some())
         };
         if has_key(command_line) || has_key(&of_image) {
             tell(
-                "rd.luks.key= on the kernel command line: the volumes are left to the boot framework",
+                "rd.luks.key= or rd.luks.data= on the kernel command line: the volumes are left to the boot framework",
             );
             return Ok(Vec::new());
         }
-        let mut entries = for_dracut(read(&text, &mut tell), command_line, &of_image);
+        let words = Words {
+            kernel: command_line,
+            image: &of_image,
+            with_systemd: files.path("/run/systemd/system").is_dir(),
+        };
+        let mut entries = words.volumes(read(&text, &mut tell), &Names::read(files));
         // systemd opens such a volume when something asks for it; Debian's scripts open it all the same.
         entries.retain(|entry| {
             if entry.options.noauto {
@@ -91,13 +96,37 @@ fn read(text: &str, tell: &mut impl FnMut(&str)) -> Vec<Entry> {
 /// Keeps the volumes that have a gate where systemd runs the initramfs: those whose UUID is among the bound ones that the
 /// image was built with. Where a volume is named otherwise, or the image does not say, its header will tell.
 pub fn retain_gated(files: &Files, entries: &mut Vec<Entry>) {
-    let Ok(bound) = fs::read_to_string(files.path("/etc/latchkey/bound")) else {
+    let Some(Names(bound)) = Names::read(files) else {
         return;
     };
     entries.retain(|entry| match &entry.source {
-        Source::Uuid(uuid) => bound.lines().any(|line| line.trim() == uuid),
+        Source::Uuid(uuid) => bound.iter().any(|(bound, _)| bound == uuid),
         _ => true,
     });
+}
+
+/// UUIDs and names in crypttab of the volumes that were bound when the image was built.
+struct Names(Vec<(String, String)>);
+
+impl Names {
+    /// `None` if the image does not say.
+    fn read(files: &Files) -> Option<Self> {
+        let text = fs::read_to_string(files.path("/etc/latchkey/bound")).ok()?;
+        let pair = |line: &str| {
+            let (uuid, name) = line.trim().split_once(' ').unwrap_or((line.trim(), ""));
+            (uuid.to_owned(), name.to_owned())
+        };
+        Some(Self(text.lines().map(pair).collect()))
+    }
+
+    /// Whether the line of crypttab is that of the volume which a word names by UUID.
+    fn are_of_one(&self, line: &Entry, word: &Entry) -> bool {
+        let Source::Uuid(wanted) = &word.source else {
+            return false;
+        };
+        let mut known = self.0.iter();
+        known.any(|(uuid, name)| uuid == wanted && *name == line.name)
+    }
 }
 
 /// dracut's own words, which the image carries (dracut.cmdline(7)).
@@ -120,33 +149,51 @@ pub fn command_line_of_image(files: &Files) -> String {
     texts.collect::<Vec<_>>().join("\n")
 }
 
-fn for_dracut(
-    crypttab: Vec<Entry>,
-    kernel: &KernelCommandLine,
-    image: &KernelCommandLine,
-) -> Vec<Entry> {
-    if !(kernel.is_on("rd.luks") && kernel.is_on("luks")) {
-        return Vec::new();
-    }
-    let named_by_kernel = named(kernel);
-    let mut entries = if kernel.is_on("rd.luks.crypttab") {
-        crypttab
-    } else {
-        Vec::new()
-    };
-    if !named_by_kernel.is_empty() {
-        entries.retain(|entry| {
-            named_by_kernel
-                .iter()
-                .any(|named| named.source == entry.source)
-        });
-    }
-    for wanted in named_by_kernel.into_iter().chain(named(image)) {
-        if !entries.iter().any(|entry| entry.source == wanted.source) {
-            entries.push(wanted);
+/// What the command lines say of dracut's volumes.
+struct Words<'a> {
+    kernel: &'a KernelCommandLine,
+    image: &'a KernelCommandLine,
+    /// Its generator reads the kernel's alone, and dracut leaves to it what crypttab has.
+    with_systemd: bool,
+}
+
+impl Words<'_> {
+    /// The lines of `crypttab` that count in this boot, and what words name beside it. A volume is opened under the name that
+    /// crypttab gives it.
+    fn volumes(&self, crypttab: Vec<Entry>, names: &Option<Names>) -> Vec<Entry> {
+        if !(self.kernel.is_on("rd.luks") && self.kernel.is_on("luks")) {
+            return Vec::new();
         }
+        let crypttab = match self.kernel.is_on("rd.luks.crypttab") {
+            true => crypttab,
+            false => Vec::new(),
+        };
+        let is_of = |line: &Entry, word: &Entry| {
+            let names = names.as_ref();
+            line.source == word.source || names.is_some_and(|names| names.are_of_one(line, word))
+        };
+        let of_kernel = named(self.kernel);
+        let mut entries = crypttab.clone();
+        if !of_kernel.is_empty() {
+            entries.retain(|line| of_kernel.iter().any(|word| is_of(line, word)));
+        }
+        for word in of_kernel {
+            if !crypttab.iter().any(|line| is_of(line, &word)) {
+                entries.push(word);
+            }
+        }
+        for word in named(self.image) {
+            if entries.iter().any(|entry| is_of(entry, &word)) {
+                continue;
+            }
+            match crypttab.iter().find(|line| is_of(line, &word)) {
+                Some(line) if !self.with_systemd => entries.push(line.clone()),
+                Some(_) => {} // the kernel's words leave it to the running system
+                None => entries.push(word),
+            }
+        }
+        entries
     }
-    entries
 }
 
 /// What `rd.luks.name=UUID=NAME` and `rd.luks.uuid=UUID` name. dracut takes the beginning of a UUID too; such a volume is
@@ -252,6 +299,7 @@ mod tests {
         assert_eq!(boot(&files, &one), volumes(&[("b", B)]));
         assert_eq!(boot(&files, "rd.luks=0"), []);
         assert_eq!(boot(&files, "rd.luks.key=/key:LABEL=usb"), []);
+        assert_eq!(boot(&files, &format!("rd.luks.data={A}=/dev/vdb")), []);
         assert_eq!(boot(&files, "luks=no"), []);
         let named = format!("rd.luks.crypttab=no rd.luks.name={A}=c");
         assert_eq!(boot(&files, &named), volumes(&[("c", A)]));
@@ -269,6 +317,32 @@ mod tests {
             boot(&files, ""),
             volumes(&[("a", A), (&format!("luks-{B}"), B)])
         );
+    }
+
+    /// dracut names by UUID what crypttab may name by partition.
+    #[test]
+    fn a_volume_has_the_name_that_crypttab_gives_it() {
+        let crypttab = "a PARTUUID=1-1 none luks\nb PARTUUID=1-2 none luks\n";
+        let words = format!("rd.luks.uuid=luks-{A} rd.luks.uuid=luks-{B}\n");
+        let bound = format!("{A} a\n{B} b\n");
+        let mut files = vec![
+            ("etc/crypttab", crypttab),
+            ("etc/cmdline.d/90crypt.conf", &words),
+            ("etc/latchkey/bound", &bound),
+        ];
+        let names = |files: &[_], kernel: &str| -> Vec<String> {
+            let found = boot(files, kernel).into_iter();
+            found.map(|(name, _)| name).collect()
+        };
+        assert_eq!(names(&files, ""), ["a", "b"]);
+        let one = format!("rd.luks.uuid={B}");
+        // The native unlocker of the scripts asks dracut's words too, systemd's does not.
+        assert_eq!(names(&files, &one), ["b", "a"]);
+        files.push(("run/systemd/system/any", ""));
+        assert_eq!(names(&files, &one), ["b"]);
+        files.retain(|(path, _)| !path.ends_with("bound"));
+        let luks = [format!("luks-{B}"), format!("luks-{A}")];
+        assert_eq!(names(&files, &one), luks, "nobody knows");
     }
 
     #[test]

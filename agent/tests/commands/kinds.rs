@@ -37,7 +37,7 @@ fn a_luks1_volume_is_bound_by_an_envelope_file() {
     let files = machine.latchkey(&["image-files"], "").succeeded().out;
     assert_eq!(files, "/etc/latchkey/envelopes/root_crypt.json\n");
     let bound = machine.latchkey(&["bound-volumes"], "").succeeded().out;
-    assert_eq!(bound, format!("{UUID}\n"));
+    assert_eq!(bound, format!("{UUID} root_crypt\n"));
     machine.bind(&volume).failed_saying(&["is bound already"]);
 
     machine.unbind(&volume).succeeded();
