@@ -8,3 +8,8 @@
 [ -e /lib/latchkey-lib.sh ] || return 0
 . /lib/latchkey-lib.sh || return 0
 latchkey_wait --device-timeout 0
+
+# Some versions of dracut ask whether the queue is done until the answer is yes for the first time.
+latchkey_hook="$hookdir/initqueue/finished/00-latchkey-resume.sh"
+[ -e "$latchkey_hook" ] || cp /lib/latchkey-resume.sh "$latchkey_hook"
+unset latchkey_hook

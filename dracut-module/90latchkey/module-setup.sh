@@ -103,6 +103,7 @@ latchkey_install_units() {
     done
     # shellcheck disable=SC2154 # dracut's
     inst_script "$moddir/latchkey-generator.sh" "$systemdutildir/system-generators/latchkey-generator"
+    inst_hook cmdline 91 "$moddir/latchkey-optional.sh"
     inst_hook pre-pivot 99 "$moddir/latchkey-wipe.sh"
     # Beside the devices' appearing, not after it; and a root that was not looked at is not entered.
     mkdir -p "$initdir$units/sysinit.target.wants" "$initdir$units/initrd-cleanup.service.requires"
@@ -119,6 +120,7 @@ latchkey_install_scripts() {
     inst_simple "$latchkey_askpass" || latchkey_stop
     inst_hook pre-trigger 90 "$moddir/latchkey-start.sh"
     inst_hook initqueue/settled 00 "$moddir/latchkey-wait.sh"
+    inst_simple "$moddir/latchkey-resume.sh" /lib/latchkey-resume.sh || latchkey_stop
     inst_hook initqueue/finished 00 "$moddir/latchkey-resume.sh"
     inst_hook pre-pivot 99 "$moddir/latchkey-finish.sh"
     latchkey_guard_native_prompt

@@ -18,6 +18,8 @@ main()
 		an_agent_that_never_begins_is_ended_and_the_boot_key_wiped
 		an_agent_that_ended_is_tidied_up_after_once
 		a_place_that_cannot_be_written_ends_no_shell
+		the_question_before_a_resume_is_asked_again
+		a_device_that_the_boot_does_without_is_not_wanted
 	done
 	an_image_gets_the_modules_that_volumes_need
 	[ "$failures" -eq 0 ] || { echo "$failures failed"; exit 1; }
@@ -49,7 +51,7 @@ every_hook_is_passed_over_where_a_part_is_lost()
 	for part in lib/latchkey-lib.sh usr/lib/latchkey/boot-functions; do
 		initramfs
 		rm "$root/$part"
-		for hook in start wait resume finish wipe end; do
+		for hook in optional start wait resume finish wipe end; do
 			hook "$hook"
 			expect "$output" "lives on"
 		done
@@ -94,6 +96,36 @@ a_place_that_cannot_be_written_ends_no_shell()
 	expect "$output" "lives on"
 }
 
+# dracut 106 removes a hook of the queue's end that said yes.
+the_question_before_a_resume_is_asked_again()
+{
+	initramfs
+	hook start
+	rm -f "$root/none/initqueue/finished/"*
+	hook wait
+	expect "$output $(ls "$root/none/initqueue/finished")" "lives on 00-latchkey-resume.sh"
+}
+
+a_device_that_the_boot_does_without_is_not_wanted()
+{
+	initramfs
+	units="$root/etc/systemd/system"
+	printf 'root /dev/vda2 none luks\ndata /dev/data none luks,nofail' >"$root/etc/crypttab"
+	for device in vda2 data; do
+		mkdir -p "$units/initrd.target.wants" "$units/dev-$device.device.d"
+		ln -s "../dev-$device.device" "$units/initrd.target.wants/"
+	done
+	hook optional
+	expect "$output $(cd "$units/initrd.target.wants" && echo *)" "lives on dev-data.device dev-vda2.device" # the image does not say
+	echo data >"$root/etc/latchkey/optional"
+	hook optional
+	expect "$output $(cd "$units" && echo *)" "lives on dev-vda2.device.d initrd.target.wants"
+	expect "$(ls "$units/initrd.target.wants")" "dev-vda2.device"
+	rm "$root/lib/dracut-dev-lib.sh"
+	hook optional
+	expect "$output" "lives on"
+}
+
 # An initramfs of a machine that has joined. The agent is a shell script.
 initramfs()
 {
@@ -104,9 +136,15 @@ initramfs()
 	echo "boot key" >"$key"
 	cp "$here"/90latchkey/latchkey-*.sh "$root/hooks/"
 	mv "$root/hooks/latchkey-lib.sh" "$root/lib/"
+	cp "$root/hooks/latchkey-resume.sh" "$root/lib/"
+	mkdir -p "$root/none/initqueue/finished"
+	# shellcheck disable=SC2016 # the hook runs it
+	echo 'dev_unit_name() { echo "dev-${1##*/}"; }' >"$root/lib/dracut-dev-lib.sh"
 	cp "$here/../image/boot-functions" "$root/usr/lib/latchkey/"
 	sed -i -e "s|/lib/latchkey-lib|$root/lib/latchkey-lib|g; s|/usr/lib/latchkey/|$root/usr/lib/latchkey/|g" \
 		-e "s|/usr/bin/latchkey|$root/usr/bin/latchkey|g; s|/run/|$root/run/|g; s|/dev/console|$root/dev/console|" \
+		-e "s|/lib/dracut-dev-lib|$root/lib/dracut-dev-lib|g; s|/lib/latchkey-resume|$root/lib/latchkey-resume|g" \
+		-e "s|/etc/crypttab|$root/etc/crypttab|g; s|/etc/systemd|$root/etc/systemd|g" \
 		-e "s|/etc/latchkey|$root/etc/latchkey|g" "$root"/hooks/* "$root"/lib/* "$root"/usr/lib/latchkey/*
 	printf '#!/bin/sh\n. %s/agent\n' "$root" >"$root/usr/bin/latchkey"
 	chmod +x "$root/usr/bin/latchkey"
