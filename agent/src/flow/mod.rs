@@ -347,7 +347,7 @@ impl Flow {
         self.ask(now, actions);
         self.tell_status(actions);
         self.show_prompt(actions);
-        self.tell_device_state(actions);
+        self.tell_device_state(now, actions);
         let device_limit = self
             .volumes
             .iter()
@@ -361,7 +361,9 @@ impl Flow {
         // A limit that has passed wakes nobody again: what it means is looked at with every event.
         let prompt_ends = self.volumes.iter().filter_map(Volume::prompt_ends);
         let limits = device_limit.into_iter().chain(self.optional_limit());
-        let limits = limits.chain(prompt_ends).filter(|limit| *limit > now);
+        let slow = self.volumes.iter().filter_map(Volume::reading_ends);
+        let limits = limits.chain(prompt_ends).chain(slow);
+        let limits = limits.filter(|limit| *limit > now);
         if let Some(wake) = limits.chain(due).min() {
             actions.push(Action::WakeAt(wake));
         }
@@ -470,11 +472,11 @@ impl Flow {
         }
     }
 
-    fn tell_device_state(&mut self, actions: &mut Vec<Action>) {
+    fn tell_device_state(&mut self, now: Duration, actions: &mut Vec<Action>) {
         let busy = self
             .volumes
             .iter()
-            .any(|volume| volume.is_locked() || volume.is_opening());
+            .any(|volume| volume.is_locked() || volume.is_opening() || volume.is_being_read(now));
         let waiting = !busy && self.volumes.iter().any(Volume::is_missing);
         if waiting != self.waiting_for_devices {
             self.waiting_for_devices = waiting;

@@ -22,15 +22,12 @@ impl Flow {
         if let Some(reason) = &self.only_prompt {
             return Some(format!("no automatic opening in this boot: {reason}"));
         }
-        if !self.credentials {
-            let refused = self
-                .volumes
-                .iter()
-                .find_map(|volume| volume.refused.as_deref());
-            return Some(match refused {
-                Some(why) => format!("no automatic opening: {why}"),
-                None => "no automatic opening: the credentials were wiped".to_owned(),
-            });
+        let mut locked = self.volumes.iter().filter(|volume| volume.is_locked());
+        let refused = locked.clone().find_map(|volume| volume.refused.as_deref());
+        // A volume whose disk is missing keeps the credentials, but not the hope for these.
+        if !self.credentials || locked.all(|volume| volume.refused.is_some()) {
+            let why = refused.unwrap_or("the credentials were wiped");
+            return Some(format!("no automatic opening: {why}"));
         }
         if let Network::Down(why) = &self.network {
             return Some(why.clone());

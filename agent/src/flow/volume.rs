@@ -6,6 +6,9 @@ use latchkey_protocol::{Generation, VolumeId};
 
 use super::events::{Action, PlannedVolume, PromptLimit, ServerIndex, VolumeIndex};
 
+/// How long a device may take to show its header before the boot goes on to look for others.
+const HEADER_LIMIT: Duration = Duration::from_secs(30);
+
 #[derive(Debug)]
 pub(super) struct Volume {
     pub(super) name: String,
@@ -88,6 +91,17 @@ impl Volume {
 
     pub(super) fn is_missing(&self) -> bool {
         self.state == State::Missing
+    }
+
+    /// Its device is there, and slow: nobody else would get at the header sooner.
+    pub(super) fn is_being_read(&self, now: Duration) -> bool {
+        self.reading_ends().is_some_and(|limit| now < limit)
+    }
+
+    /// When a device that shows no header is as good as missing.
+    pub(super) fn reading_ends(&self) -> Option<Duration> {
+        let since = self.read_since.filter(|_| self.is_missing())?;
+        Some(since + HEADER_LIMIT)
     }
 
     pub(super) fn is_locked(&self) -> bool {

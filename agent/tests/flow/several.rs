@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use latchkey::flow::{Answer, Event, Outcome, Tried, Verdict};
+use latchkey::flow::{Action, Answer, Event, Header, Outcome, Tried, Verdict};
 
 use crate::rig::{Rig, bound, plan, released};
 
@@ -210,4 +210,57 @@ fn a_limit_that_has_passed_wakes_nobody_again() {
     assert_eq!(rig.wake, None);
     rig.event(Event::Activated(1, None));
     assert_eq!(rig.finished, Some(Outcome::Open));
+}
+
+/// The last line above the prompt.
+fn status(rig: &Rig) -> &str {
+    let line = |action| match action {
+        &Action::Status(ref line) => Some(line.as_str()),
+        _ => None,
+    };
+    rig.log.iter().rev().find_map(line).unwrap_or_default()
+}
+
+#[test]
+fn the_line_above_the_prompt_is_of_a_volume_that_is_locked() {
+    let refused = |why: &str| Header::Unusable(why.to_owned());
+    let mut rig = Rig::new(plan(2, 1));
+    rig.event(Event::NetworkUp);
+    rig.event(Event::Device(0, refused("its header differs")));
+    assert_eq!(
+        status(&rig),
+        "no automatic opening: its header differs",
+        "nobody is asked before the second comes"
+    );
+    rig.event(Event::Device(1, bound(1)));
+    assert_eq!(status(&rig), "asking the key server");
+    rig.event(Event::Typed);
+    rig.event(Event::KeyslotOpened);
+    rig.event(Event::Tried(Tried::Right(vec![0])));
+    rig.event(Event::Activated(0, None));
+    assert_eq!(
+        status(&rig),
+        "no automatic opening: the credentials were wiped"
+    );
+}
+
+#[test]
+fn a_device_that_is_slow_to_read_is_not_missing_until_it_has_been_for_long() {
+    let mut plan = plan(2, 1);
+    plan.device_limit = Duration::MAX;
+    let mut rig = Rig::new(plan);
+    let waits = |actions: &[Action], expected| {
+        let waits = |action: &Action| match action {
+            Action::WaitForDevices(waits) => Some(*waits),
+            _ => None,
+        };
+        assert_eq!(actions.iter().rev().find_map(waits), expected);
+    };
+    waits(&rig.log, Some(true));
+    waits(&rig.event(Event::Found(0)), Some(false));
+    rig.now = Duration::from_secs(29);
+    waits(&rig.event(Event::Tick), None);
+    assert_eq!(rig.wake, Some(Duration::from_secs(30)));
+    rig.now = Duration::from_secs(30);
+    waits(&rig.event(Event::Tick), Some(true));
 }
