@@ -27,7 +27,7 @@ main()
 		late_disks_are_waited_for_in_local_block
 		an_agent_that_ends_in_local_block_leaves_the_native_prompt
 		the_native_script_asks_whose_a_volume_is
-		an_agent_that_has_not_begun_holds_all
+		a_prompt_of_the_agent_is_waited_for
 		a_broken_wait_waits_for_the_agent
 		no_shell_before_the_credentials_are_gone
 		a_good_root_boots_on
@@ -176,8 +176,9 @@ the_native_script_asks_whose_a_volume_is()
 	initramfs
 	asked root 1 # no agent
 	agent unlock 'mkdir -p ../run/latchkey/held; : >../run/latchkey/held/root; while [ ! -e ended ]; do sleep 0.1; done'
-	agent wait 'until [ -e ../run/latchkey/held/root ]; do sleep 0.1; done; exit 1'
+	agent wait 'exit 1'
 	run local-top
+	until [ -e "$root/run/latchkey/held/root" ]; do sleep 0.1; done
 	asked root 0
 	asked data 1 # not bound
 	rm "$root/run/latchkey/held/root"
@@ -187,21 +188,21 @@ the_native_script_asks_whose_a_volume_is()
 	while lives; do sleep 0.1; done
 	asked root 1
 	asked root 1
-	expect "$(calls)" "unlock wait:--device-timeout:5 cleanup"
+	expect "$(calls | sed 's/ wait:--device-timeout:0//g')" "unlock wait:--device-timeout:5 cleanup"
 	expect_wiped
 }
 
-# An agent that has not begun holds all.
-an_agent_that_has_not_begun_holds_all()
+# It has a volume that is there, and its prompt may stand: nobody else prompts beside it, for whichever volume.
+a_prompt_of_the_agent_is_waited_for()
 {
 	initramfs
-	mkdir -p "$root/run/latchkey"
-	(cd "$root/agent" && exec "$root/usr/bin/latchkey" -c 'while :; do sleep 0.1; done') >/dev/null 2>&1 &
-	agent=$!
-	echo "$agent" >"$root/run/latchkey/started"
-	until lives; do sleep 0.1; done
-	asked root 0
-	kill "$agent"
+	agent unlock 'until [ -e ended ]; do sleep 0.1; done'
+	agent wait '[ "$4" = 0 ] || exit 1; touch ended; until_gone "$2"'
+	run local-top
+	asked data 1
+	! lives || wrong "the native prompt came beside the agent's"
+	expect "$(calls)" "unlock wait:--device-timeout:5 wait:--device-timeout:0 cleanup"
+	expect_wiped
 }
 
 # asked(volume, answer)

@@ -143,12 +143,14 @@ fn open_console(name: &str) -> Option<File> {
     options.open(Path::new("/dev").join(name)).ok()
 }
 
-/// While a program reads a passphrase, above its line; else simply as the next line.
+/// While a program reads a passphrase, ours or the boot framework's, above its line; else simply as the next line.
 fn show(line: &str, terminal: &mut (impl Write + AsFd), prompt_stands: bool) {
-    let text = match prompt_stands {
-        true if hides_typing(&*terminal) => above_the_cursor(line),
-        true => format!("\r\n{line}\r\n"), // the program has not come so far, or is there no more
-        false => format!("{line}\r\n"),
+    let text = if hides_typing(&*terminal) {
+        above_the_cursor(line)
+    } else if prompt_stands {
+        format!("\r\n{line}\r\n") // the program has not come so far, or is there no more
+    } else {
+        format!("{line}\r\n")
     };
     let _ = terminal.write_all(text.as_bytes());
     let _ = terminal.flush();

@@ -80,6 +80,9 @@ impl Askpass {
         failures: &Failures,
         answer: impl FnOnce(PromptResult) + Send + 'static,
     ) -> Self {
+        if somebody_else_asks() {
+            return Self::later(answer);
+        }
         let companion = Some(Companion::of(question));
         let mut command = process::Command::new(ASKPASS);
         command.arg(text(question)).envs(question.environment());
@@ -122,6 +125,19 @@ impl Askpass {
             askpass: Some(id),
             ended: Some(ended),
             companion,
+        }
+    }
+
+    /// Two of these programs would share the console and the FIFO, where the end of one takes an answer from the other.
+    fn later(answer: impl FnOnce(PromptResult) + Send + 'static) -> Self {
+        tokio::spawn(async move {
+            sleep(FAILURE_PAUSE).await;
+            answer(Err(PromptLoss::Again));
+        });
+        Self {
+            askpass: None,
+            ended: None,
+            companion: None,
         }
     }
 
@@ -196,7 +212,8 @@ impl Drop for Companion {
 /// Ends programs whose agent was killed.
 pub fn end_left_over() {
     const INIT: i32 = 1;
-    let prompts = children(Path::new(ASKPASS), INIT);
+    let mut prompts = running(Path::new(ASKPASS));
+    prompts.retain(|pid| parent_of(*pid) == Some(INIT));
     if prompts.is_empty() {
         return;
     }
@@ -222,15 +239,20 @@ fn send_empty_line() {
     }
 }
 
-/// The processes that run `program` and whose parent is `parent`.
-fn children(program: &Path, parent: i32) -> Vec<Pid> {
+/// Whether the boot framework prompts, for a volume that is left to it.
+fn somebody_else_asks() -> bool {
+    let we = process::id().try_into().ok();
+    let prompts = running(Path::new(ASKPASS));
+    prompts.into_iter().any(|pid| parent_of(pid) != we)
+}
+
+/// The processes that run `program`.
+fn running(program: &Path) -> Vec<Pid> {
     let (Ok(program), Ok(processes)) = (fs::canonicalize(program), fs::read_dir("/proc")) else {
         return Vec::new();
     };
-    let is_one = |pid: &i32| {
-        fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|runs| runs == program)
-            && parent_of(*pid) == Some(parent)
-    };
+    let is_one =
+        |pid: &i32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|runs| runs == program);
     processes
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter(is_one)
@@ -239,7 +261,7 @@ fn children(program: &Path, parent: i32) -> Vec<Pid> {
 }
 
 /// proc_pid_stat(5): the second field after the program's name, which stands in parentheses and may contain them.
-fn parent_of(pid: i32) -> Option<i32> {
+fn parent_of(pid: Pid) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(')')?;
     fields.split_whitespace().nth(1)?.parse().ok()
@@ -344,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_parents_own_prompts_are_found() {
+    fn prompts_are_found_and_whose_they_are() {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("a program (of sorts)");
         // Copied by another process: a file that this one had open for writing, another test's child might hold open still.
@@ -355,13 +377,13 @@ mod tests {
         assert!(copied.unwrap().success());
         let us = i32::try_from(process::id()).unwrap();
         let mut child = process::Command::new(&program).arg("1000").spawn().unwrap();
-        let found = children(&program, us);
-        let of_init = children(&program, 1);
-        let others = children(Path::new("/bin/true"), us);
+        let found = running(&program);
+        let parents: Vec<_> = found.iter().map(|pid| parent_of(*pid)).collect();
+        let others = running(Path::new("/bin/true"));
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(found, [Pid::from_raw(child.id().try_into().unwrap())]);
-        assert_eq!((of_init, others), (vec![], vec![]));
-        assert_eq!(children(&program, us), []);
+        assert_eq!((parents, others), (vec![Some(us)], vec![]));
+        assert_eq!(running(&program), []);
     }
 }
