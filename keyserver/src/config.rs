@@ -277,8 +277,17 @@ fn check(raw: Raw, path: &Path) -> Result<Config, String> {
             config.admin_socket.display()
         ));
     }
+    if config.admin_socket.as_os_str().len() > SOCKET_PATH_LIMIT {
+        return Err(format!(
+            "'admin-socket' is '{}', longer than the {SOCKET_PATH_LIMIT} bytes of a socket's path\ngive it a shorter path",
+            config.admin_socket.display()
+        ));
+    }
     Ok(config)
 }
+
+/// unix(7): `sun_path`, without the zero byte.
+const SOCKET_PATH_LIMIT: usize = 107;
 
 /// Whether `path` is a name that the store in `data_dir` has files of.
 fn is_of_store(path: &Path, data_dir: &Path) -> bool {
@@ -407,6 +416,7 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
+        let long_socket = format!("names = ['a']\nadmin-socket = '/{}'", "a".repeat(107));
         for (text, words) in [
             ("", "missing field `names`"),
             ("names = []", "'names' needs 1 to 8"),
@@ -442,6 +452,7 @@ mod tests {
                 "names = ['a']\nadmin-socket = '/etc/latchkeyd/latchkeyd.toml'",
                 "another file of latchkeyd",
             ),
+            (&long_socket, "longer than the 107 bytes of a socket's path"),
             ("names = ['a']\nlog-level = 'loud'", "'log-level' is 'loud'"),
             ("names = 'a'", "invalid type"),
             ("names = ['a']\napprovers = ['a b']", "no user's name"),

@@ -101,7 +101,10 @@ fn build(guest: &Guest, product: &Product, folder: &Path) -> Result<(), BoundErr
         "joining and binding the guest {} (once for each build of latchkey)",
         guest.name()
     );
-    let mut server = KeyServer::init(&product.latchkeyd(), &folder.join(SERVER), &names())?;
+    // A cache's folder may have too long a name for the path of a socket.
+    let short = tempfile::tempdir().map_err(at(Path::new("a temporary folder")))?;
+    let at_work = short.path().join(SERVER);
+    let mut server = KeyServer::init(&product.latchkeyd(), &at_work, &names())?;
     server.start(PORT)?;
 
     let archive = folder.join("installed.tar");
@@ -116,6 +119,8 @@ fn build(guest: &Guest, product: &Product, folder: &Path) -> Result<(), BoundErr
     let transcript = join_and_bind(&mut machine, &server, guest.flavour)?;
     let boot_key = machine.check("cat /etc/latchkey/servers/*/boot.key")?;
     machine.power_off()?;
+    server.stop()?;
+    server.copy(&folder.join(SERVER))?;
 
     let boot_key_file = folder.join(BOOT_KEY);
     fs::write(&boot_key_file, boot_key).map_err(at(&boot_key_file))?;
