@@ -127,6 +127,10 @@ installed     := \
 	$(foreach page,$(pages),$(MAN)/man$(subst .,,$(suffix $(page)))/$(page)) \
 	$(addprefix $(DOC)/,$(papers))
 
+# What earlier versions put there.
+retired       := $(UNITS)/latchkey-report.service $(UNITS)/multi-user.target.wants/latchkey-report.service \
+	$(TOOLS)/scripts/latchkey-holds-prompt
+
 # One script or unit to its place, told where the programs are. Links stay links, scripts stay executable.
 place = install -d "$$(dirname $(2))"; rm -f $(2); \
 	if [ -L $(1) ]; then cp -P $(1) $(2); else \
@@ -136,6 +140,7 @@ place = install -d "$$(dirname $(2))"; rm -f $(2); \
 
 # Installs what dist/ holds, so that root need not build; only where there is nothing yet, it is built.
 install: $(if $(and $(wildcard dist/latchkey),$(wildcard dist/latchkeyd)),,dist) ## put everything in place
+	rm -f $(retired)
 	install -D -m 755 dist/latchkey $(DESTDIR)$(PREFIX)/bin/latchkey
 	install -D -m 755 dist/latchkeyd $(DESTDIR)$(PREFIX)/sbin/latchkeyd
 	for file in $(hooks); do $(call place,initramfs-tools-hook/$$file,$(TOOLS)/$$file); done
@@ -150,7 +155,7 @@ install: $(if $(and $(wildcard dist/latchkey),$(wildcard dist/latchkeyd)),,dist)
 	$(reload)
 
 uninstall: ## remove what install put in place; keys, settings and stores stay
-	rm -f $(installed)
+	rm -f $(installed) $(retired)
 	-rmdir --ignore-fail-on-non-empty $(DOC) $(IMAGE) $(DRACUT)/90latchkey $(UNITS)/systemd-cryptsetup@.service.d
 	$(reload)
 
