@@ -38,7 +38,7 @@ fn is_bound(files: &Files, entry: &Entry) -> bool {
 }
 
 /// Whether root, `/usr` or a space to resume from lies on it; in doubt root does.
-fn is_needed(files: &Files, name: &str) -> bool {
+pub(super) fn is_needed(files: &Files, name: &str) -> bool {
     let lies_on = |mount_point| stack::lies_partly_on(files.root(), Path::new(mount_point), name);
     lies_on("/").unwrap_or(true)
         || lies_on("/usr").unwrap_or(false)

@@ -49,6 +49,14 @@ impl Framework {
         }
     }
 
+    /// The other one, as after a switch of the system.
+    pub fn other(self) -> Self {
+        match self {
+            Self::InitramfsTools => Self::Dracut,
+            Self::Dracut => Self::InitramfsTools,
+        }
+    }
+
     /// The option of crypttab(5) that takes a line into the image.
     pub fn word(self) -> &'static str {
         match self {

@@ -8,6 +8,8 @@ use latchkey_protocol::{Generation, ServerId, VolumeId};
 use serde::Serialize;
 
 use super::bind::report::{self, Report};
+use super::image_optional;
+use super::initramfs::Framework;
 use super::rotate::journal::Rotation;
 use super::service;
 use super::target::{Target, formatted_by, read_crypttab};
@@ -193,7 +195,10 @@ fn volume(files: &Files, entry: &Entry, joined: &[ServerId]) -> Listed {
     let mut image_inputs = Vec::new();
     if let (Binding::Bound { volume, .. }, Some(target)) = (&binding, &target) {
         match opened_in {
-            OpenedIn::Initramfs => image_inputs = inputs_of_image(files, target),
+            OpenedIn::Initramfs => {
+                image_inputs = inputs_of_image(files, target);
+                problems.extend(left_out(files, entry));
+            }
             OpenedIn::RunningSystem => {
                 problems.extend(unfinished(files, target, *volume));
                 problems.extend(held_up(files, &entry.name));
@@ -237,6 +242,19 @@ fn unfinished(files: &Files, target: &Target, volume: VolumeId) -> Option<String
         format!(
             "nothing opens it: 'latchkey bind {}' does what an earlier one left to do",
             target.device.display()
+        )
+    })
+}
+
+/// Whether only the framework that this system had before takes the volume into the image.
+fn left_out(files: &Files, entry: &Entry) -> Option<String> {
+    let framework = Framework::of_system(files);
+    let is_of_other = framework.other().takes(&entry.options) && !framework.takes(&entry.options);
+    (is_of_other && !image_optional::is_needed(files, &entry.name)).then(|| {
+        format!(
+            "it is in no new image: this system's initramfs goes by '{}' in crypttab, not '{}'",
+            framework.word(),
+            framework.other().word()
         )
     })
 }

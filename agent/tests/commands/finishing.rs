@@ -230,3 +230,30 @@ fn nothing_is_formatted_that_the_boot_needs_early() {
         .failed_saying(&["the boot needs '/srv' on", "nothing was changed"]);
     assert!(volume.bytes() == before, "it was formatted");
 }
+
+#[test]
+fn a_volume_that_the_new_framework_leaves_out_is_seen() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    machine.encrypt_root();
+    machine.write_crypttab("luks,initramfs");
+    let volume = Volume::luks2();
+    machine.plug_in(&volume);
+    machine.bind(&volume).succeeded();
+    let problems = || -> Value {
+        let listed = machine.latchkey(&["list", "--json"], "").succeeded().out;
+        serde_json::from_str::<Value>(&listed).unwrap()[0]["problems"].clone()
+    };
+    assert_eq!(problems(), serde_json::json!([]));
+    let dracut = machine.path("usr/bin/dracut");
+    std::fs::create_dir_all(dracut.parent().unwrap()).unwrap();
+    std::fs::write(dracut, "").unwrap();
+    assert_eq!(
+        problems(),
+        serde_json::json!([
+            "it is in no new image: this system's initramfs goes by 'x-initrd.attach' in crypttab, not 'initramfs'"
+        ])
+    );
+    machine.write_crypttab("luks,initramfs,x-initrd.attach");
+    assert_eq!(problems(), serde_json::json!([]));
+}
