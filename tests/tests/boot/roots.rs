@@ -203,7 +203,7 @@ fn beside_lvm(stage: &Stage) -> Outcome {
 }
 
 /// A machine that is up and has joined `server`, so that its volumes can be bound in it.
-fn joined(stage: &Stage, spec: &Spec, server: &KeyServer) -> Result<Machine, Failure> {
+pub fn joined(stage: &Stage, spec: &Spec, server: &KeyServer) -> Result<Machine, Failure> {
     let mut machine = Machine::start(&spec.clone().systemd())?;
     stage.first_boot(&mut machine)?;
     bound::install_and_join(&mut machine, server, stage.flavour())?;

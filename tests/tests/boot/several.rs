@@ -2,18 +2,28 @@
 
 use std::time::Duration;
 
-use latchkey_tests::guest::PASSPHRASE;
+use latchkey_tests::bound::PORT;
+use latchkey_tests::guest::{DEVICE, PASSPHRASE};
 use latchkey_tests::machine::Machine;
 use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
 
-use crate::data_disks::{BY_PASSPHRASE, Bound, DataDisk, LUKS2, holds};
+use crate::data_disks::{
+    BY_PASSPHRASE, Bound, DataDisk, LUKS2, filling, holds, images, with_disks,
+};
+use crate::roots::joined;
 use crate::trouble::{self, BROKEN, READ_ONLY, TWICE};
 
-pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "D4 eight volumes open in one boot with one request; D3, D5-D8, M1 one that is broken, failing, slow, read-only, \
-           there twice or pulled out, or that needs too much memory, holds up no other",
-    play: eight,
-}];
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "D4 eight volumes open in one boot with one request; D3, D5-D8, M1 one that is broken, failing, slow, read-only, \
+               there twice or pulled out, or that needs too much memory, holds up no other",
+        play: eight,
+    },
+    Scenario {
+        name: "D2 a data volume with nofail opens in the initramfs, and holds up no boot when its disk is gone",
+        play: gone,
+    },
+];
 
 pub const LIMIT: Duration = Duration::from_secs(300);
 /// What the seven may take beyond root, as a multiple of what cryptsetup takes for them one after the other. How many seconds
@@ -64,6 +74,42 @@ fn eight(stage: &Stage) -> Outcome {
     trouble::broken(stage, &bound, &disks)?;
     trouble::faulty(stage, &bound)?;
     trouble::removed(stage, &mut bound)
+}
+
+/// crypttab names the disk by its path: for that dracut has systemd wait.
+fn gone(stage: &Stage) -> Outcome {
+    let (mut server, archive) = stage.own_installation()?;
+    server.start(PORT)?;
+    let disk = stage.plain_disk()?;
+    let data = images(stage, ["data"].into_iter())?;
+    let spec = |boot: &str| with_disks(stage.machine(&disk, boot), &data);
+    let word = match stage.flavour().is_dracut() {
+        true => "x-initrd.attach",
+        false => "initramfs",
+    };
+    let mut machine = joined(stage, &spec("bind").payload(&archive), &server)?;
+    machine.check(&format!(
+        "exec 2>&1
+         {}
+         echo \"data $DISK none luks,{word},nofail\" >> /etc/crypttab
+         printf %s \"$PASSPHRASE\" | latchkey bind $DISK --key-file - --no-initramfs
+         printf %s \"$PASSPHRASE\" | latchkey bind {DEVICE} --key-file -",
+        filling(0, "data", LUKS2)
+    ))?;
+    machine.power_off()?;
+
+    let mut machine = Machine::start(&spec("both"))?;
+    opened(&mut machine, ROOT)?;
+    opened(&mut machine, "data")?;
+    machine.up()?;
+    holds(&mut machine, "data")?;
+    machine.power_off()?;
+
+    let mut machine = Machine::start(&stage.machine(&disk, "gone"))?;
+    opened(&mut machine, ROOT)?;
+    stage.note(machine.up()?);
+    machine.power_off()?;
+    Ok(())
 }
 
 /// How long cryptsetup takes to open the seven with their passphrase, by the guest's clock.
