@@ -214,11 +214,12 @@ fn a_limit_that_has_passed_wakes_nobody_again() {
 
 /// The last line above the prompt.
 fn status(rig: &Rig) -> &str {
-    let line = |action| match action {
-        &Action::Status(ref line) => Some(line.as_str()),
+    let lines = rig.log.iter().rev();
+    let mut lines = lines.filter_map(|action| match action {
+        Action::Status(line) => Some(line.as_str()),
         _ => None,
-    };
-    rig.log.iter().rev().find_map(line).unwrap_or_default()
+    });
+    lines.next().unwrap_or_default()
 }
 
 #[test]
