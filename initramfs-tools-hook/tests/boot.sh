@@ -27,6 +27,7 @@ main()
 		late_disks_are_waited_for_in_local_block
 		an_agent_that_ends_in_local_block_leaves_the_native_prompt
 		the_native_script_asks_whose_a_volume_is
+		a_volume_that_the_boot_goes_on_without_is_not_prompted_for
 		a_prompt_of_the_agent_is_waited_for
 		a_broken_wait_waits_for_the_agent
 		no_shell_before_the_credentials_are_gone
@@ -190,6 +191,18 @@ the_native_script_asks_whose_a_volume_is()
 	asked root 1
 	expect "$(calls | sed 's/ wait:--device-timeout:0//g')" "unlock wait:--device-timeout:5 cleanup"
 	expect_wiped
+}
+
+# The script has read the line before the agent took it out.
+a_volume_that_the_boot_goes_on_without_is_not_prompted_for()
+{
+	initramfs
+	run local-top
+	printf 'data' >"$root/etc/latchkey/optional"
+	asked data 0
+	asked root 1
+	echo 'data UUID=y none luks,nofail' >>"$root/cryptroot/crypttab"
+	asked data 1
 }
 
 # It has a volume that is there, and its prompt may stand: nobody else prompts beside it, for whichever volume.

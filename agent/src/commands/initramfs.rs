@@ -69,7 +69,7 @@ impl Framework {
     pub fn takes(self, options: &Options) -> bool {
         match self {
             Self::InitramfsTools => options.initramfs,
-            Self::Dracut => options.initrd_attach,
+            Self::Dracut => options.initrd_attach || options.force,
         }
     }
 }

@@ -501,6 +501,10 @@ impl Flow {
         }
         self.prompt = Prompt::Absent;
         self.wipe(actions);
+        // The agent's end may wait for a header that is never read to its end; the boot does not.
+        if !self.waiting_for_devices && self.volumes.iter().any(Volume::is_missing) {
+            actions.push(Action::WaitForDevices(true));
+        }
         self.finished = true;
         actions.push(Action::Finish(outcome));
     }

@@ -170,15 +170,20 @@ impl Words<'_> {
         };
         let is_of = |line: &Entry, word: &Entry| {
             let names = names.as_ref();
-            line.source == word.source || names.is_some_and(|names| names.are_of_one(line, word))
+            is_written_as(line, word) || names.is_some_and(|names| names.are_of_one(line, word))
+        };
+        // systemd does not look at the device: to it a line is of such a word by what is written.
+        let is_of_kernels = |line: &Entry, word: &Entry| match self.with_systemd {
+            true => is_written_as(line, word),
+            false => is_of(line, word),
         };
         let of_kernel = named(self.kernel);
         let mut entries = crypttab.clone();
         if !of_kernel.is_empty() {
-            entries.retain(|line| of_kernel.iter().any(|word| is_of(line, word)));
+            entries.retain(|line| of_kernel.iter().any(|word| is_of_kernels(line, word)));
         }
         for word in of_kernel {
-            if !crypttab.iter().any(|line| is_of(line, &word)) {
+            if !crypttab.iter().any(|line| is_of_kernels(line, &word)) {
                 entries.push(word);
             }
         }
@@ -194,6 +199,15 @@ impl Words<'_> {
         }
         entries
     }
+}
+
+/// Whether systemd-cryptsetup-generator(8) takes the line of crypttab for that of the volume which a word names by UUID.
+fn is_written_as(line: &Entry, word: &Entry) -> bool {
+    let Source::Uuid(uuid) = &word.source else {
+        return false;
+    };
+    let link = Source::Path(format!("/dev/disk/by-uuid/{uuid}").into());
+    line.source == word.source || line.source == link || line.name == format!("luks-{uuid}")
 }
 
 /// What `rd.luks.name=UUID=NAME` and `rd.luks.uuid=UUID` name. dracut takes the beginning of a UUID too; such a volume is
@@ -338,8 +352,13 @@ mod tests {
         let one = format!("rd.luks.uuid={B}");
         // The native unlocker of the scripts asks dracut's words too, systemd's does not.
         assert_eq!(names(&files, &one), ["b", "a"]);
+        let named = crypttab.replace("b PARTUUID", &format!("luks-{B} PARTUUID"));
         files.push(("run/systemd/system/any", ""));
-        assert_eq!(names(&files, &one), ["b"]);
+        assert_eq!(names(&files, ""), ["a", "b"]);
+        assert_eq!(names(&files, &one), [format!("luks-{B}")], "a is left");
+        files[0].1 = &named;
+        assert_eq!(names(&files, &one), [format!("luks-{B}")]);
+        files[0].1 = crypttab;
         files.retain(|(path, _)| !path.ends_with("bound"));
         let luks = [format!("luks-{B}"), format!("luks-{A}")];
         assert_eq!(names(&files, &one), luks, "nobody knows");

@@ -264,4 +264,12 @@ fn a_device_that_is_slow_to_read_is_not_missing_until_it_has_been_for_long() {
     assert_eq!(rig.wake, Some(Duration::from_secs(30)));
     rig.now = Duration::from_secs(30);
     waits(&rig.event(Event::Tick), Some(true));
+
+    // The flow ends before: nobody waits for a read that hangs.
+    let mut rig = Rig::new(crate::rig::plan(2, 1));
+    rig.now = Duration::from_secs(20);
+    waits(&rig.event(Event::Found(0)), Some(false));
+    rig.now = Duration::from_secs(30);
+    waits(&rig.event(Event::Tick), Some(true));
+    assert_eq!(rig.finished, Some(Outcome::DeviceMissing));
 }

@@ -36,6 +36,8 @@ pub struct Options {
     pub initramfs: bool,
     /// `x-initrd.attach`: systemd's and dracut's word for the same.
     pub initrd_attach: bool,
+    /// `force`: dracut's own, for a line that goes into every image.
+    pub force: bool,
     /// `nofail`: the boot does not need it.
     pub nofail: bool,
     /// `_netdev`: opened when the network is up, so in the running system.
@@ -139,7 +141,7 @@ const TABLE: &[(&str, Reading)] = &[
     ("token-timeout", WithoutEffect),
     ("headless", WithoutEffect),
     // dracut's word for a line that goes into every image.
-    ("force", WithoutEffect),
+    ("force", Flag(|o| o.force = true)),
 ];
 
 impl Options {
@@ -283,7 +285,7 @@ mod tests {
     fn every_option_is_read() {
         let text = "luks,discard,readonly,no-read-workqueue,no-write-workqueue,same-cpu-crypt,\
                     submit-from-crypt-cpus,initramfs,x-initrd.attach,nofail,noauto,_netdev,tries=0,timeout=2min,\
-                    keyslot=3,header=/boot/header,cipher=twofish-xts-plain64,hash=sha512,size=512,offset=8,skip=9,\
+                    keyslot=3,header=/boot/header,cipher=twofish-xts-plain64,hash=sha512,size=512,offset=8,skip=9,force,\
                     sector-size=4096,swap,tmp,tmp=ext4,quiet,x-a=b";
         let options = Options::parse(text);
         assert_eq!(
@@ -309,6 +311,7 @@ mod tests {
                 submit_from_crypt_cpus: true,
                 initramfs: true,
                 initrd_attach: true,
+                force: true,
                 nofail: true,
                 netdev: true,
                 noauto: true,
