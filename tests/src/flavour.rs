@@ -32,6 +32,16 @@ pub enum Framework {
     DracutScript,
 }
 
+impl Framework {
+    /// The option of crypttab(5) that takes a line into the image.
+    pub fn crypttab_word(self) -> &'static str {
+        match self {
+            Self::InitramfsTools => "initramfs",
+            Self::DracutSystemd | Self::DracutScript => "x-initrd.attach",
+        }
+    }
+}
+
 /// One kind of machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flavour {

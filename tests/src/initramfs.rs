@@ -23,6 +23,23 @@ pub fn script_at_start(framework: Framework) -> &'static str {
     }
 }
 
+/// Shell lines for [`script_at_start`] that run `script` when the agent's prompt stands; `$agent` is its process id.
+pub fn script_at_prompt(framework: Framework, script: &str) -> String {
+    let stands = match framework {
+        Framework::DracutSystemd => "ls /run/systemd/ask-password/ask.latchkey-* >/dev/null 2>&1",
+        Framework::InitramfsTools | Framework::DracutScript => "askpass_runs",
+    };
+    format!(
+        r#"(
+    askpass_runs() {{ for one in /proc/[0-9]*; do case "$(readlink $one/exe)" in */askpass) return 0;; esac; done; return 1; }}
+    until [ -s /run/latchkey/agent.pid ] && {stands}; do sleep 1; done
+    read -r agent </run/latchkey/agent.pid
+{script}
+) </dev/null >/dev/null 2>&1 &
+"#
+    )
+}
+
 /// A file by which shell lines are run when the agent has gone and before the root is mounted, and what has to be run
 /// at the start for that.
 pub fn script_after_agent(framework: Framework, script: &str) -> (AddedFile, &'static str) {

@@ -174,6 +174,18 @@ impl Stage {
         machine.up()
     }
 
+    /// The first machine of an installation: up, with the product of its payload installed, and joined to `server`, so that its
+    /// volumes can be bound in it.
+    ///
+    /// # Errors
+    /// `Machine` if it does not come up, [`bound::install_and_join`]'s.
+    pub fn joined(&self, spec: &Spec, server: &KeyServer) -> Result<Machine, Failure> {
+        let mut machine = Machine::start(&spec.clone().systemd())?;
+        self.first_boot(&mut machine)?;
+        bound::install_and_join(&mut machine, server, self.flavour())?;
+        Ok(machine)
+    }
+
     /// Ends a scenario that acts in the initramfs by the means of initramfs-tools, on another framework.
     ///
     /// # Errors

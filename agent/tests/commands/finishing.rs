@@ -113,10 +113,13 @@ fn an_image_that_is_older_than_an_envelope_file_is_stale() {
     assert_eq!(code, 3);
 }
 
-/// A machine with a volume that the running system is to open, and that is not bound yet.
-fn with_data_volume(server: &Server) -> (Machine, Volume) {
+/// What leaves a volume to the running system.
+const LATE: &str = "luks,_netdev,nofail";
+
+/// A machine with a volume that is not bound yet.
+fn with_volume(server: &Server, options: &str) -> (Machine, Volume) {
     let machine = Machine::joined(&[server]);
-    machine.write_crypttab("luks,_netdev,nofail");
+    machine.write_crypttab(options);
     let volume = Volume::luks2();
     machine.plug_in(&volume);
     (machine, volume)
@@ -132,7 +135,7 @@ fn leave(machine: &Machine, report: &str) -> PathBuf {
 #[test]
 fn a_data_volume_that_nothing_opens_is_seen_and_the_next_run_goes_on() {
     let server = Server::start();
-    let (machine, volume) = with_data_volume(&server);
+    let (machine, volume) = with_volume(&server, LATE);
     let mut arguments = bind_arguments(&volume);
     arguments.push("--json");
     let report = machine.latchkey(&arguments, PASSPHRASE).succeeded().out;
@@ -151,7 +154,7 @@ fn a_data_volume_that_nothing_opens_is_seen_and_the_next_run_goes_on() {
 #[test]
 fn a_binding_for_the_running_system_is_not_finished_for_the_initramfs() {
     let server = Server::start();
-    let (machine, volume) = with_data_volume(&server);
+    let (machine, volume) = with_volume(&server, LATE);
     let left = leave(&machine, &bind(&machine, &volume).succeeded().out);
     // The key server would refuse the boot key.
     machine.write_crypttab("luks,initramfs");
@@ -182,7 +185,7 @@ fn an_image_that_somebody_else_is_to_rebuild_is_stale_until_it_is() {
 #[test]
 fn a_data_volume_that_the_boot_needs_early_is_not_bound_for_the_running_system() {
     let server = Server::start();
-    let (machine, volume) = with_data_volume(&server);
+    let (machine, volume) = with_volume(&server, LATE);
     let fstab = |options: &str| {
         let line = format!("/dev/mapper/root_crypt /srv ext4 {options} 0 2\n");
         std::fs::write(machine.path("etc/fstab"), line).unwrap();
@@ -218,13 +221,7 @@ fn nothing_is_formatted_that_the_boot_needs_early() {
     let fstab = "/dev/mapper/data /srv ext4 defaults 0 2\n";
     std::fs::write(machine.path("etc/fstab"), fstab).unwrap();
     let mut arguments = bind_arguments(&volume);
-    arguments.extend([
-        "--format",
-        "--name",
-        "data",
-        "--options",
-        "luks,_netdev,nofail",
-    ]);
+    arguments.extend(["--format", "--name", "data", "--options", LATE]);
     machine
         .latchkey(&arguments, PASSPHRASE)
         .failed_saying(&["the boot needs '/srv' on", "nothing was changed"]);
@@ -234,11 +231,8 @@ fn nothing_is_formatted_that_the_boot_needs_early() {
 #[test]
 fn a_volume_that_the_new_framework_leaves_out_is_seen() {
     let server = Server::start();
-    let machine = Machine::joined(&[&server]);
+    let (machine, volume) = with_volume(&server, "luks,initramfs");
     machine.encrypt_root();
-    machine.write_crypttab("luks,initramfs");
-    let volume = Volume::luks2();
-    machine.plug_in(&volume);
     machine.bind(&volume).succeeded();
     let problems = || -> Value {
         let listed = machine.latchkey(&["list", "--json"], "").succeeded().out;

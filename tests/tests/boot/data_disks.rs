@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 
-use latchkey_tests::bound::{self, PORT};
+use latchkey_tests::bound::PORT;
 use latchkey_tests::guest::{DEVICE, PASSPHRASE};
 use latchkey_tests::keyserver::KeyServer;
 use latchkey_tests::layout::Layout;
@@ -91,10 +91,10 @@ impl Bound {
             server,
             said: String::new(),
         };
-        let mut machine =
-            Machine::start(&bound.machine(stage, "bind").systemd().payload(&archive))?;
-        stage.first_boot(&mut machine)?;
-        bound::install_and_join(&mut machine, &bound.server, stage.flavour())?;
+        let mut machine = stage.joined(
+            &bound.machine(stage, "bind").payload(&archive),
+            &bound.server,
+        )?;
         machine.check(&format!("printf %s '{PASSPHRASE}' > /run/rig/passphrase"))?;
         for (number, disk) in disks.iter().enumerate() {
             let said = machine.check(&making(number, disk))?;

@@ -2,7 +2,7 @@
 
 use latchkey_tests::flavour::Framework;
 use latchkey_tests::guest::PASSPHRASE;
-use latchkey_tests::initramfs::script_at_start;
+use latchkey_tests::initramfs::{script_at_prompt, script_at_start};
 use latchkey_tests::machine::{Machine, PATIENCE};
 use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage};
 
@@ -90,19 +90,10 @@ pub fn empty_settings(stage: &Stage) -> Outcome {
 
 pub fn killed(stage: &Stage) -> Outcome {
     let framework = stage.flavour().framework;
-    let stands = match framework {
-        Framework::DracutSystemd => "ls /run/systemd/ask-password/ask.latchkey-* >/dev/null 2>&1",
-        _ => "askpass_runs",
-    };
-    let script = format!(
-        r#"(
-    askpass_runs() {{ for one in /proc/[0-9]*; do case "$(readlink $one/exe)" in */askpass) return 0;; esac; done; return 1; }}
-    until [ -s /run/latchkey/agent.pid ] && {stands}; do sleep 1; done
-    echo 'RIG: killing the agent' >/dev/console
-    read -r agent </run/latchkey/agent.pid
-    kill -KILL "$agent"
-) </dev/null >/dev/null 2>&1 &
-"#
+    let script = script_at_prompt(
+        framework,
+        "    echo 'RIG: killing the agent' >/dev/console
+    kill -KILL $agent",
     );
     let mut machine = with_files(stage, &[(script_at_start(framework), script.as_bytes())])?;
     machine.expect("RIG: killing the agent", PATIENCE)?;

@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use latchkey_tests::attack::StolenDisk;
-use latchkey_tests::flavour::Framework;
 use latchkey_tests::guest::PASSPHRASE;
 use latchkey_tests::layout::Layout;
 use latchkey_tests::machine::Machine;
@@ -82,10 +81,7 @@ fn data_disks(options: &str) -> [DataDisk; 6] {
 }
 
 pub fn all_kinds(stage: &Stage) -> Outcome {
-    let disks = data_disks(match stage.flavour().framework {
-        Framework::InitramfsTools => "initramfs",
-        Framework::DracutSystemd | Framework::DracutScript => "x-initrd.attach",
-    });
+    let disks = data_disks(stage.flavour().framework.crypttab_word());
     let root = StolenDisk::copy_of(&stage.plain_disk()?, stage.folder())?;
     root.put_luks1_header()?;
     let mut kinds = Bound::all(stage, root.put_back(), &disks, &["header"])?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use latchkey_tests::bound::PORT;
 use latchkey_tests::flavour::Framework;
 use latchkey_tests::guest::PASSPHRASE;
-use latchkey_tests::initramfs::{script_after_agent, script_at_start};
+use latchkey_tests::initramfs::{script_after_agent, script_at_prompt, script_at_start};
 use latchkey_tests::keyserver::KeyServer;
 use latchkey_tests::machine::{Machine, PATIENCE, Spec};
 use latchkey_tests::memory::{self, Search};
@@ -136,16 +136,8 @@ fn not_asked(server: &KeyServer, before: &str) -> Outcome {
 
 /// Makes the agent the one that the OOM killer takes, and calls it; then runs `after`.
 fn killer(stage: &Stage, after: &str) -> String {
-    let stands = match stage.flavour().framework {
-        Framework::DracutSystemd => "ls /run/systemd/ask-password/ask.latchkey-* >/dev/null 2>&1",
-        _ => "askpass_runs",
-    };
-    format!(
-        r#"(
-    askpass_runs() {{ for one in /proc/[0-9]*; do case "$(readlink $one/exe)" in */askpass) return 0;; esac; done; return 1; }}
-    until [ -s /run/latchkey/agent.pid ] && {stands}; do sleep 1; done
-    read -r agent </run/latchkey/agent.pid
-    sleep 2
+    let script = format!(
+        r#"    sleep 2
     echo '{LIVES}' >/dev/console
     sleep 3
     echo 1000 >/proc/$agent/oom_score_adj
@@ -157,10 +149,9 @@ fn killer(stage: &Stage, after: &str) -> String {
             *"Out of memory: Killed process $agent (latchkey)"*) echo '{KILLED}' >/dev/console ;;
         esac
     done
-    {after}
-) </dev/null >/dev/null 2>&1 &
-"#
-    )
+    {after}"#
+    );
+    script_at_prompt(stage.flavour().framework, &script)
 }
 
 fn spec(stage: &Stage, start: &str, more: &[(&str, &[u8])]) -> Result<Spec, Failure> {

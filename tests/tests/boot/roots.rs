@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use latchkey_tests::bound::{self, PORT};
+use latchkey_tests::bound::PORT;
 use latchkey_tests::flavour::Framework;
 use latchkey_tests::guest::{DEVICE, MAPPING, PASSPHRASE};
-use latchkey_tests::keyserver::KeyServer;
 use latchkey_tests::layout::Layout;
 use latchkey_tests::machine::{Machine, Spec};
-use latchkey_tests::stage::{Failure, NotHere, Outcome, Scenario, Stage, ensure};
+use latchkey_tests::stage::{NotHere, Outcome, Scenario, Stage, ensure};
 
 use crate::data_disks::{LUKS2, images, with_disks};
 
@@ -83,7 +82,7 @@ fn header_at(stage: &Stage, place: &str) -> Outcome {
         false => "",
     };
 
-    let mut machine = joined(stage, &spec("bind").payload(&archive), &server)?;
+    let mut machine = stage.joined(&spec("bind").payload(&archive), &server)?;
     machine.check(&format!(
         "set -e
          exec 2>&1
@@ -115,7 +114,7 @@ fn over_two(stage: &Stage) -> Outcome {
     let second = images(&lvm, ["second"].into_iter())?;
     let spec = |boot: &str| with_disks(lvm.machine(&disk, boot), &second);
 
-    let mut machine = joined(&lvm, &spec("bind").payload(&archive), &server)?;
+    let mut machine = lvm.joined(&spec("bind").payload(&archive), &server)?;
     let said = machine.check(&format!(
         "set -e
          exec 2>&1
@@ -162,7 +161,7 @@ fn beside_lvm(stage: &Stage) -> Outcome {
     let data = images(&lvm, ["data"].into_iter())?;
     let spec = |boot: &str| with_disks(lvm.machine(&disk, boot), &data);
 
-    let mut machine = joined(&lvm, &spec("bind").payload(&archive), &server)?;
+    let mut machine = lvm.joined(&spec("bind").payload(&archive), &server)?;
     let said = machine.check(&format!(
         "set -e
          exec 2>&1
@@ -200,14 +199,6 @@ fn beside_lvm(stage: &Stage) -> Outcome {
     machine.up()?;
     machine.power_off()?;
     Ok(())
-}
-
-/// A machine that is up and has joined `server`, so that its volumes can be bound in it.
-pub fn joined(stage: &Stage, spec: &Spec, server: &KeyServer) -> Result<Machine, Failure> {
-    let mut machine = Machine::start(&spec.clone().systemd())?;
-    stage.first_boot(&mut machine)?;
-    bound::install_and_join(&mut machine, server, stage.flavour())?;
-    Ok(machine)
 }
 
 fn by_passphrase(stage: &Stage, spec: &Spec) -> Outcome {

@@ -10,7 +10,6 @@ use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
 use crate::data_disks::{
     BY_PASSPHRASE, Bound, DataDisk, LUKS2, filling, holds, images, with_disks,
 };
-use crate::roots::joined;
 use crate::trouble::{self, BROKEN, READ_ONLY, TWICE};
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -83,11 +82,8 @@ fn gone(stage: &Stage) -> Outcome {
     let disk = stage.plain_disk()?;
     let data = images(stage, ["data"].into_iter())?;
     let spec = |boot: &str| with_disks(stage.machine(&disk, boot), &data);
-    let word = match stage.flavour().is_dracut() {
-        true => "x-initrd.attach",
-        false => "initramfs",
-    };
-    let mut machine = joined(stage, &spec("bind").payload(&archive), &server)?;
+    let word = stage.flavour().framework.crypttab_word();
+    let mut machine = stage.joined(&spec("bind").payload(&archive), &server)?;
     machine.check(&format!(
         "exec 2>&1
          {}
