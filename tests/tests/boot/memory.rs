@@ -219,16 +219,12 @@ fn killed_pending(stage: &Stage) -> Outcome {
 
 /// The disk is made slow before there is a release, so that the agent is killed while it reads the keyslot.
 fn killed_opening(stage: &Stage) -> Outcome {
-    let mut server = stage.key_server()?;
-    let mut machine = Machine::start(&spec(stage, CATCH_OPENING)?)?;
-    machine.expect("no key server answers", LIMIT)?;
-    machine.limit_disk(Some(KEYSLOT_IN_SECONDS))?;
-    server.start(PORT)?;
-    machine.expect(LIVES, LIMIT)?;
+    let kill = "sleep 2; kill -KILL \"$(cat /run/latchkey/agent.pid)\"";
     let looked_for = secrets::of_bound_machine(stage)?;
-    let finds = finds(stage, &mut machine, &Search::of(&looked_for))?;
-    ensure(finds.contains_key("machine secret"), || {
-        format!("the agent was not caught while it opened the volume: {finds:?}")
+    let search = Search::of(&looked_for);
+    let (mut server, mut machine, finds) = opening(stage, kill, &[], &search)?;
+    ensure(!finds.contains_key(USED_UP), || {
+        format!("in the RAM while the volume is opened: {finds:?}")
     })?;
     machine.expect(GONE, LIMIT)?;
     server.stop()?;
@@ -236,16 +232,38 @@ fn killed_opening(stage: &Stage) -> Outcome {
     after_kill(stage, &mut machine, &looked_for)
 }
 
-/// Bytes per second: a keyslot's area of 258,048 bytes takes some eight seconds.
-const KEYSLOT_IN_SECONDS: u64 = 32_000;
-
-const CATCH_OPENING: &str = r#"(
+/// A machine whose agent is at the keyslot, `then` before it, and what is in its RAM at that moment.
+fn opening(
+    stage: &Stage,
+    then: &str,
+    files: &[(&str, &[u8])],
+    search: &Search,
+) -> Result<(KeyServer, Machine, BTreeMap<String, usize>), Failure> {
+    let catch = format!(
+        "(
     grep -m 1 'latchkey: opening' /dev/kmsg
     echo 'RIG: the agent lives' >/dev/console
-    sleep 2
-    kill -KILL "$(cat /run/latchkey/agent.pid)"
-) </dev/null >/dev/null 2>&1 &
-"#;
+    {then}
+) </dev/null >/dev/null 2>&1 &\n"
+    );
+    let mut server = stage.key_server()?;
+    let mut machine = Machine::start(&spec_with(stage, &catch, files)?)?;
+    machine.expect("no key server answers", LIMIT)?;
+    machine.limit_disk(Some(KEYSLOT_IN_SECONDS))?;
+    server.start(PORT)?;
+    machine.expect(LIVES, LIMIT)?;
+    let finds = finds(stage, &mut machine, search)?;
+    ensure(finds.contains_key("machine secret"), || {
+        format!("the agent was not caught while it opened the volume: {finds:?}")
+    })?;
+    Ok((server, machine, finds))
+}
+
+/// What the agent has no more use for when it has the machine secret.
+const USED_UP: &str = "KEK";
+
+/// Bytes per second: a keyslot's area of 258,048 bytes takes some eight seconds.
+const KEYSLOT_IN_SECONDS: u64 = 32_000;
 
 /// The detector's own proof: the same search, the same boots, a build without the wiping.
 fn control_build(stage: &Stage) -> Outcome {
@@ -257,24 +275,27 @@ fn control_build(stage: &Stage) -> Outcome {
     let files: &[(&str, &[u8])] = &[("usr/bin/latchkey", &control)];
     let search = Search::of(&secrets::of_bound_machine(stage)?);
 
-    let server = running(stage)?;
-    let mut machine = Machine::start(&spec_with(stage, "", files)?)?;
+    let (server, mut machine, finds) = opening(stage, "", files, &search)?;
+    ensure(finds.contains_key(USED_UP), || {
+        format!("the search finds no {USED_UP} in an agent that wipes nothing: {finds:?}")
+    })?;
+    machine.limit_disk(None)?;
     machine.expect(OPENED, LIMIT)?;
-    dirty(stage, machine, &search, &["share", "KEK", "machine secret"])?;
+    dirty(stage, machine, &search)?;
     drop(server);
 
     let mut machine = Machine::start(&spec_with(stage, "", files)?)?;
     machine.answer(stage.prompt(), PASSPHRASE)?;
     machine.expect(TYPED, LIMIT)?;
-    dirty(stage, machine, &search, &["boot key"])
+    dirty(stage, machine, &search)
 }
 
-/// At least one of `names` is found; which of them the kernel has given to others by then differs from boot to boot.
-fn dirty(stage: &Stage, mut machine: Machine, search: &Search, names: &[&str]) -> Outcome {
+/// What `clean` would refuse. Which of them the kernel has given to others by then differs from boot to boot.
+fn dirty(stage: &Stage, mut machine: Machine, search: &Search) -> Outcome {
     machine.expect(GONE, LIMIT)?;
     let finds = finds(stage, &mut machine, search)?;
-    ensure(names.iter().any(|name| finds.contains_key(*name)), || {
-        format!("the search finds none of {names:?} of a build that wipes nothing: {finds:?}")
+    ensure(finds.keys().any(|name| name != VOLUME_KEY), || {
+        format!("the search finds nothing of a build that wipes nothing: {finds:?}")
     })?;
     machine.up()?;
     // Off before the next one starts from the same disk.
