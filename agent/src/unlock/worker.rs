@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use latchkey_protocol::envelope::{EnvelopeError, Released, Token};
+use latchkey_protocol::envelope::{EnvelopeError, MachineSecret, Released, Token};
 use latchkey_protocol::{Generation, ServerId, Share};
 use latchkey_secret::{SecretBytes, udev_wait};
 
@@ -160,7 +160,7 @@ impl Volumes {
                     server,
                     share,
                     generation,
-                } => match self.open(volume, server, &share, generation) {
+                } => match self.open(volume, server, share, generation) {
                     Ok(()) => Event::Opened(volume),
                     Err(refusal) => Event::NotOpened(volume, refusal),
                 },
@@ -238,26 +238,13 @@ impl Volumes {
         &self,
         volume: VolumeIndex,
         server: ServerId,
-        share: &Share,
+        share: Share,
         generation: Generation,
     ) -> Result<(), Refusal> {
         let Some((place, Some(token))) = &self.found[volume] else {
             return Err(Refusal::Gate("its token is gone".to_owned()));
         };
-        let envelope = token
-            .envelope_of(server)
-            .ok_or_else(|| Refusal::Share("no envelope of this key server".to_owned()))?;
-        let released = Released {
-            share,
-            volume: token.volume,
-            generation,
-        };
-        let secret = token
-            .open(envelope, released)
-            .map_err(|error| match error {
-                EnvelopeError::Changed => Refusal::Gate(error.to_string()),
-                _ => Refusal::Share(error.to_string()),
-            })?;
+        let secret = machine_secret(token, server, share, generation)?;
         match open_automatically(&self.entries[volume], place, token, &secret) {
             Ok(_) => Ok(()),
             Err(error @ OpenError::Secret(_)) => Err(Refusal::Share(chain(&error))),
@@ -308,6 +295,29 @@ impl Volumes {
         key.activate(&self.entries[volume])?;
         Ok(warning)
     }
+}
+
+/// What the share opens; the share ends here, long before the keyslot is open.
+fn machine_secret(
+    token: &Token,
+    server: ServerId,
+    share: Share,
+    generation: Generation,
+) -> Result<MachineSecret, Refusal> {
+    let envelope = token
+        .envelope_of(server)
+        .ok_or_else(|| Refusal::Share("no envelope of this key server".to_owned()))?;
+    let released = Released {
+        share: &share,
+        volume: token.volume,
+        generation,
+    };
+    let secret = token.open(envelope, released);
+    drop(share);
+    secret.map_err(|error| match error {
+        EnvelopeError::Changed => Refusal::Gate(error.to_string()),
+        _ => Refusal::Share(error.to_string()),
+    })
 }
 
 /// Why a volume that a passphrase opens was not mapped.

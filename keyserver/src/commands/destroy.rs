@@ -14,12 +14,12 @@ use crate::service::listing::Destruction;
 #[command(after_help = "\
 Examples:
   latchkeyd destroy root
-  latchkeyd destroy 0f7c1d1e --yes
+  latchkeyd destroy 0f7c1d1e-5b5a-4b7e-9d63-2f6f0f6f2a11 --yes
 
 This cannot be undone. Passphrases of the volume still open it. Copies of the store that were made
 before may still hold the share, sealed under the master key; the answer names what was not reached.")]
 pub struct Destroy {
-    /// The volume: its id, its label, the beginning of one of them, or CLIENT/LABEL
+    /// The volume: its whole id or label, or CLIENT/LABEL
     volume: String,
     /// Do not ask
     #[arg(long)]
@@ -33,7 +33,7 @@ pub struct Destroy {
 
 impl Destroy {
     pub fn run(self) -> Result<(), Failure> {
-        let volume = volume::find(&self.target, &self.volume)?;
+        let volume = volume::find_whole(&self.target, &self.volume)?;
         if !self.yes {
             confirm(&format!(
                 "destroy the share of volume '{}' ({}) of client '{}' for good?",
