@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Addresses with a common prefix: `192.0.2.0/24`, `2001:db8::/64`, or a single address. There is one spelling of
 /// each: bits after the prefix are zero, IPv4 is never written as IPv6.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Range {
     address: IpAddr,
     prefix: u8,

@@ -27,6 +27,8 @@ const HELD_AT_ONCE: usize = 256;
 pub const ENTRIES_PER_HOUR: u32 = 3600;
 /// Networks from which the requests of one key are counted apart; those from all others are counted together.
 const NETWORKS_LIMIT: usize = 64;
+/// Networks from which one kind of alarm of a client is written apart; those from all others are one kind together.
+const ALARM_NETWORKS_LIMIT: usize = 16;
 
 /// A refusal of a known client, for the audit.
 #[derive(Debug, Clone)]
@@ -61,7 +63,15 @@ pub(super) enum Counted {
     Rejoin,
 }
 
-type WindowKey = (ClientName, Option<VolumeId>, &'static str);
+/// What makes a kind of refusals.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct WindowKey {
+    client: ClientName,
+    volume: Option<VolumeId>,
+    name: &'static str,
+    /// Of an alarm, where it came from: a second copy elsewhere is told of at once, as is its address.
+    network: Option<Range>,
+}
 
 #[derive(Default)]
 struct Windows {
@@ -76,6 +86,18 @@ struct Window {
     /// How many were counted only.
     held: u32,
     alarm: bool,
+    /// Whether the entry that it began with was written; else the next one of its kind is.
+    written: bool,
+}
+
+/// What is to be written because of a refusal; nothing if it was only counted.
+#[derive(Default)]
+struct Admitted {
+    events: Vec<Event>,
+    /// The kind whose window it began, and what had been counted of it before.
+    began: Option<(WindowKey, u32)>,
+    /// The count that gave way to it.
+    gave_way: Option<Held>,
 }
 
 /// A count that is to be written; without a key that of the kinds for which there was no room.
@@ -88,11 +110,19 @@ impl Service {
     /// Records refusals, or counts them.
     pub(super) async fn note_awaited(&self, refusals: Vec<Refused>) -> Result<(), RecordError> {
         let now = self.clock.now();
-        let events: Vec<Event> = refusals
+        let admitted: Vec<Admitted> = refusals
             .into_iter()
-            .flat_map(|refused| self.refusals.admit(refused, now))
+            .map(|refused| self.refusals.admit(refused, now))
             .collect();
-        self.append(&events).await
+        let events: Vec<Event> = admitted
+            .iter()
+            .flat_map(|admitted| admitted.events.iter().cloned())
+            .collect();
+        let result = self.append(&events).await;
+        if result.is_err() {
+            self.refusals.not_written(admitted);
+        }
+        result
     }
 
     /// Records that `identity` may not do what it asked for, if that is what `result` says.
@@ -206,35 +236,38 @@ impl Service {
 }
 
 impl Refusals {
-    /// What to write; nothing if it was only counted.
-    fn admit(&self, refused: Refused, now: UnixMillis) -> Vec<Event> {
-        let key = (refused.client.clone(), refused.volume, refused.name);
+    fn admit(&self, refused: Refused, now: UnixMillis) -> Admitted {
         let fresh = Window {
             began: now,
             held: 0,
             alarm: refused.kind == Kind::Alarm,
+            written: true,
         };
         let mut windows = lock(&self.windows);
-        let mut events = Vec::new();
+        let mut admitted = Admitted::default();
+        let key = windows.key(&refused, now);
         let known = windows.kinds.get_mut(&key);
         let held = match known {
-            Some(window) if in_window(window.began, now) => {
+            Some(window) if window.written && in_window(window.began, now) => {
                 window.count(1);
-                return events;
+                return admitted;
             }
             Some(window) => std::mem::replace(window, fresh).held,
             None => {
                 if windows.kinds.len() >= KINDS_LIMIT {
                     if !fresh.alarm {
                         windows.beyond.get_or_insert(fresh).count(1);
-                        return events;
+                        return admitted;
                     }
-                    events.extend(windows.make_room().map(|held| held.event()));
+                    admitted.gave_way = windows.make_room();
+                    let count = admitted.gave_way.as_ref().map(Held::event);
+                    admitted.events.extend(count);
                 }
-                windows.kinds.insert(key, fresh);
+                windows.kinds.insert(key.clone(), fresh);
                 0
             }
         };
+        admitted.began = Some((key, held));
         let mut text = refused.text;
         if held > 0 {
             text.push_str(&format!("; {held} more like it were counted before"));
@@ -244,8 +277,27 @@ impl Refusals {
             .peer(refused.peer);
         event.volume = refused.volume;
         event.request = refused.request;
-        events.push(event);
-        events
+        admitted.events.push(event);
+        admitted
+    }
+
+    /// Counts what could not be written, so that the next one of its kind is written at once, with the count.
+    fn not_written(&self, admitted: Vec<Admitted>) {
+        let mut gave_way = Vec::new();
+        let mut windows = lock(&self.windows);
+        for one in admitted {
+            gave_way.extend(one.gave_way);
+            let Some((key, held)) = one.began else {
+                continue;
+            };
+            // Gone if it gave way to an alarm meanwhile.
+            if let Some(window) = windows.kinds.get_mut(&key) {
+                window.written = false;
+                window.count(held.saturating_add(1));
+            }
+        }
+        drop(windows);
+        self.put_back(gave_way);
     }
 
     /// Takes out what has passed: at most `limit` counts, and all kinds of which nothing was counted.
@@ -294,6 +346,30 @@ impl Refusals {
 }
 
 impl Windows {
+    /// The kind that a refusal is of.
+    fn key(&self, refused: &Refused, now: UnixMillis) -> WindowKey {
+        let mut key = WindowKey {
+            client: refused.client.clone(),
+            volume: refused.volume,
+            name: refused.name,
+            network: None,
+        };
+        if refused.kind != Kind::Alarm {
+            return key;
+        }
+        let network = Some(Range::around(refused.peer));
+        let others = self.kinds.iter().filter(|(other, window)| {
+            other.client == key.client
+                && (other.volume, other.name) == (key.volume, key.name)
+                && other.network.is_some_and(|other| Some(other) != network)
+                && in_window(window.began, now)
+        });
+        if others.count() < ALARM_NETWORKS_LIMIT {
+            key.network = network;
+        }
+        key
+    }
+
     /// Forgets the oldest kind, an alarm only where all are alarms; its count, if something was counted.
     fn make_room(&mut self) -> Option<Held> {
         let oldest = self
@@ -318,15 +394,24 @@ impl Window {
 impl Held {
     fn event(&self) -> Event {
         let (held, since) = (self.window.held, self.window.began.text());
-        let Some((client, volume, name)) = &self.key else {
+        let Some(key) = &self.key else {
             let text = format!(
                 "{held} refusals of more than {KINDS_LIMIT} kinds since {since} were counted only"
             );
             return Event::new(Kind::Refused, text);
         };
-        let text = format!("{name}: {held} more since {since} were counted only");
-        let mut event = Event::new(Kind::Refused, text).client(client);
-        event.volume = *volume;
+        let from = match key.network {
+            Some(network) => format!(" from {network}"),
+            None => String::new(),
+        };
+        let name = key.name;
+        let text = format!("{name}: {held} more{from} since {since} were counted only");
+        let kind = match self.window.alarm {
+            true => Kind::Alarm,
+            false => Kind::Refused,
+        };
+        let mut event = Event::new(kind, text).client(&key.client);
+        event.volume = key.volume;
         event
     }
 }
@@ -400,7 +485,9 @@ mod tests {
         for client in 0..KINDS_LIMIT {
             let at = NOON.plus(Duration::from_millis(client as u64));
             for expected in [1, 0] {
-                let events = refusals.admit(refused(Kind::Refused, client, "x"), at);
+                let events = refusals
+                    .admit(refused(Kind::Refused, client, "x"), at)
+                    .events;
                 assert_eq!(events.len(), expected, "{client}");
             }
         }
@@ -411,7 +498,9 @@ mod tests {
     fn an_alarm_is_written_however_many_kinds_are_remembered() {
         let refusals = full();
         let later = NOON.plus(Duration::from_secs(60));
-        let events = refusals.admit(refused(Kind::Alarm, 0, "stale ticket"), later);
+        let events = refusals
+            .admit(refused(Kind::Alarm, 0, "stale ticket"), later)
+            .events;
         let [count, alarm] = events.as_slice() else {
             panic!("{events:?}");
         };
@@ -419,12 +508,16 @@ mod tests {
         assert_eq!(count.kind, Kind::Refused);
         assert!(count.text.starts_with("x: 1 more since "), "{}", count.text);
         assert_eq!(alarm.kind, Kind::Alarm);
-        let again = refusals.admit(refused(Kind::Alarm, 0, "stale ticket"), later);
+        let again = refusals
+            .admit(refused(Kind::Alarm, 0, "stale ticket"), later)
+            .events;
         assert!(again.is_empty(), "{again:?}");
         assert_eq!(lock(&refusals.windows).kinds.len(), KINDS_LIMIT);
         // The next one takes the place of a refusal too, not of the alarm.
         refusals.admit(refused(Kind::Alarm, 1, "stale ticket"), later);
-        let again = refusals.admit(refused(Kind::Alarm, 0, "stale ticket"), later);
+        let again = refusals
+            .admit(refused(Kind::Alarm, 0, "stale ticket"), later)
+            .events;
         assert!(again.is_empty(), "{again:?}");
     }
 
@@ -433,7 +526,9 @@ mod tests {
         let refusals = full();
         let later = NOON.plus(Duration::from_secs(60));
         for _ in 0..3 {
-            let events = refusals.admit(refused(Kind::Refused, KINDS_LIMIT, "y"), later);
+            let events = refusals
+                .admit(refused(Kind::Refused, KINDS_LIMIT, "y"), later)
+                .events;
             assert!(events.is_empty(), "{events:?}");
         }
         let after = later.plus(WINDOW);
@@ -453,5 +548,42 @@ mod tests {
             all += held;
         }
         assert_eq!(all, KINDS_LIMIT + 1);
+    }
+
+    #[test]
+    fn an_alarm_from_another_network_is_written_until_there_are_too_many() {
+        let refusals = Refusals::default();
+        let from = |last: u8| Refused {
+            peer: IpAddr::from([192, 0, 2, last]),
+            ..refused(Kind::Alarm, 0, "copy")
+        };
+        for last in 1..=ALARM_NETWORKS_LIMIT as u8 + 1 {
+            assert_eq!(refusals.admit(from(last), NOON).events.len(), 1, "{last}");
+            assert_eq!(refusals.admit(from(last), NOON).events.len(), 0, "{last}");
+        }
+        // All others together, and none of those that are known apart.
+        for last in [100, 101, 1] {
+            assert_eq!(refusals.admit(from(last), NOON).events.len(), 0, "{last}");
+        }
+        let held = refusals.take_passed(NOON.plus(WINDOW), HELD_AT_ONCE);
+        let events: Vec<Event> = held.iter().map(Held::event).collect();
+        assert!(events.iter().all(|event| event.kind == Kind::Alarm));
+        for text in [
+            "copy: 2 more from 192.0.2.1/32 since",
+            "copy: 1 more from 192.0.2.2/32 since",
+            "copy: 3 more since",
+        ] {
+            assert!(
+                events.iter().any(|event| event.text.starts_with(text)),
+                "{text}: {events:?}"
+            );
+        }
+        // Refusals are one kind wherever they come from: whoever asks must not fill the audit.
+        let elsewhere = |last: u8| Refused {
+            peer: IpAddr::from([192, 0, 2, last]),
+            ..refused(Kind::Refused, 0, "x")
+        };
+        assert_eq!(refusals.admit(elsewhere(1), NOON).events.len(), 1);
+        assert_eq!(refusals.admit(elsewhere(2), NOON).events.len(), 0);
     }
 }

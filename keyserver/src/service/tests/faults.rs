@@ -185,3 +185,44 @@ fn shares_of_two_volumes_cannot_be_swapped_in_the_store() {
         ServiceError::Record(RecordError::Damaged(_))
     ));
 }
+
+#[test]
+fn an_alarm_that_could_not_be_written_is_written_the_next_time() {
+    let rig = Rig::new();
+    let (machine, volume, _) = rig.bound("web-1", 1);
+    let old = rig.move_ticket(&machine, volume);
+    rig.move_ticket(&machine, volume);
+    rig.move_ticket(&machine, volume);
+    rig.set_policy(
+        volume,
+        r#"{"rule":"allow","ticket":true,"otherwise":"deny"}"#,
+    );
+    let request = || {
+        let mut request = Boot::new().release(&[volume]);
+        request.tickets = vec![VolumeTicket {
+            volume,
+            ticket: old,
+        }];
+        request
+    };
+    let identity = rig.identity(&machine.boot);
+    let away = address(AWAY);
+    rig.store.inject(1, Fault::Before);
+    assert!(rig.service.release(&identity, away, &request()).is_err());
+    assert!(rig.alarms().is_empty());
+    rig.service.release(&identity, away, &request()).unwrap();
+    let alarms = rig.alarms();
+    assert_eq!(alarms.len(), 1, "{alarms:?}");
+    assert!(
+        alarms[0].ends_with("; 1 more like it were counted before"),
+        "{alarms:?}"
+    );
+    // It is one kind again, until the copy asks from elsewhere.
+    rig.service.release(&identity, away, &request()).unwrap();
+    assert_eq!(rig.alarms().len(), 1);
+    let elsewhere = address("203.0.113.9");
+    rig.service
+        .release(&identity, elsewhere, &request())
+        .unwrap();
+    assert_eq!(rig.alarms().len(), 2);
+}
