@@ -352,7 +352,8 @@ impl Authorised {
         now: UnixMillis,
     ) -> Self {
         Self {
-            announced: by == Authority::Policy && condition::announced(request, state, now),
+            // Also where the policy asks for no announcement, or a person let it boot: the boot that was announced has come.
+            announced: by != Authority::Owner && condition::announced(request, state, now),
             note: Note {
                 once: state.policy.once.then_some(state.policy_set),
                 counted: state.policy.per_hour.is_some() || state.policy.per_day.is_some(),

@@ -122,11 +122,10 @@ impl Known {
         let none = Policy::plain(Rule::Deny);
         let in_force =
             owned.map(|volume| policy::in_force(volume, &self.client, self.group.as_ref()));
-        // Read only where a condition rests on it: most releases do without.
-        let conditions = in_force.is_some_and(|found| found.policy.has_conditions());
-        let machine: Option<Machine> = match (by_policy, conditions) {
-            (true, true) => work.read(&key::machine(&self.client.name))?,
-            _ => None,
+        // Also where no condition rests on it: what was announced is used up by whatever lets the boot through.
+        let machine: Option<Machine> = match by_policy {
+            true => work.read(&key::machine(&self.client.name))?,
+            false => None,
         };
         let request = PolicyRequest {
             purpose: asked.purpose,

@@ -253,6 +253,9 @@ impl Service {
                 "as announced and as the policy allows"
             }
             Authority::Policy => "as the policy allows",
+            Authority::Approval if authorised.is_announced() => {
+                "as announced and as a person approved"
+            }
             Authority::Approval => "as a person approved",
             Authority::Owner => "to the running system",
         };

@@ -396,6 +396,34 @@ fn a_boot_without_its_announcement_ends_it_and_the_audit_says_so() {
 }
 
 #[test]
+fn an_announced_boot_uses_its_announcement_up_whatever_let_it_through() {
+    for policy in [r#"{"rule":"allow"}"#, r#"{"rule":"ask"}"#] {
+        let rig = Rig::new();
+        let (machine, volume, ticket) = under(&rig, "fleet");
+        rig.set_policy(volume, policy);
+        rig.heartbeat(&machine, None, Some(Boot::new().request));
+        rig.service.arm(&machine.name, 15 * MINUTE, "root").unwrap();
+        let boot = Boot::new();
+        let mut verdict = rig.boots(&machine, HOME, &boot, volume, Some(ticket));
+        if let Verdict::Pending { id, code, .. } = &verdict {
+            rig.service
+                .approve(id.as_str(), code.as_str(), "root")
+                .unwrap();
+            verdict = rig.boots(&machine, HOME, &boot, volume, Some(ticket));
+        }
+        released(&verdict);
+        let entry = rig.audit().into_iter().next_back().unwrap().event;
+        assert!(entry.text.contains(" as announced and "), "{}", entry.text);
+        // A copy has nothing left to come up by.
+        rig.set_policy(volume, r#"{"rule":"allow","armed":true}"#);
+        pending(&rig.boots(&machine, AWAY, &Boot::new(), volume, Some(ticket)));
+        rig.heartbeat(&machine, None, Some(boot.request));
+        let without = |entry: &AuditEntry| entry.event.text.contains("came up without");
+        assert!(!rig.audit().iter().any(without), "{policy}");
+    }
+}
+
+#[test]
 fn an_announcement_ends_with_its_time() {
     let rig = Rig::new();
     let (machine, volume, ticket) = under(&rig, "fleet");
