@@ -51,14 +51,8 @@ pub fn run(files: &Files) -> Result<(), RecordNetworkError> {
 
 async fn record_when_online(files: &Files) -> Result<Record, RecordError> {
     let begin = Instant::now();
-    loop {
-        match record::record(files.root(), &[]).await {
-            Err(RecordError::NoInterface { left_out })
-                if left_out.is_empty() && begin.elapsed() < ROUTE_LIMIT =>
-            {
-                sleep(ROUTE_PAUSE).await;
-            }
-            result => return result,
-        }
+    while !record::has_default_route().await? && begin.elapsed() < ROUTE_LIMIT {
+        sleep(ROUTE_PAUSE).await;
     }
+    record::record(files.root(), &[]).await
 }

@@ -119,7 +119,11 @@ impl Configurator {
     ///
     /// # Errors
     /// `Resolvers`, `Write`.
-    pub fn set_resolvers(&mut self, resolvers: &[Ipv4Addr]) -> Result<(), UndoError> {
+    pub fn set_resolvers(
+        &mut self,
+        resolvers: &[Ipv4Addr],
+        search: &[String],
+    ) -> Result<(), UndoError> {
         let failed = |source| UndoError::Resolvers {
             path: self.resolv.clone(),
             source,
@@ -136,7 +140,7 @@ impl Configurator {
                 before,
             })?;
         }
-        resolv::write(&self.resolv, resolvers).map_err(|source| UndoError::Resolvers {
+        resolv::write(&self.resolv, resolvers, search).map_err(|source| UndoError::Resolvers {
             path: self.resolv.clone(),
             source,
         })

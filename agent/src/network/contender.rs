@@ -1,6 +1,9 @@
-//! Whether another program is about to configure the network: klibc's `ipconfig`, which the framework's own
-//! scripts (dropbear's, for instance) run in the background. Two DHCP clients on one card would get into each
-//! other's way, so ours lets it go first, for a while; what it sets up is then used as it is.
+//! Whether another program is about to configure the network. Two on one card would get into each other's way, so
+//! ours lets the other go first; what it sets up is then used as it is.
+//!
+//! klibc's `ipconfig`, which initramfs-tools' own scripts (dropbear's, for instance) run in the background, is waited for
+//! only for a while. dracut that was told to bring the network up is waited for without end: its scripts take an
+//! address that they did not set themselves for a failure, and a root on the network goes with what ours takes away.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -57,9 +60,87 @@ impl Contender {
     }
 }
 
+/// Whether dracut brings the network up in this boot, as its words in `cmdline` say (dracut.cmdline(7)), and the image below
+/// `root` has what does it.
+pub fn dracut_will(root: &Path, cmdline: &str) -> bool {
+    let has = |path: &str| root.join(path).exists();
+    let words = || {
+        cmdline
+            .split_ascii_whitespace()
+            .take_while(|word| *word != "--")
+    };
+    // Its module "network" has this file, whichever program it uses.
+    if has("lib/net-lib.sh") && words().any(is_network_disk) {
+        return true;
+    }
+    let is_on = |word: &str| !matches!(word, "rd.neednet=0" | "rd.neednet=no" | "rd.neednet=off");
+    let is_needed = words()
+        .filter(|word| *word == "rd.neednet" || word.starts_with("rd.neednet="))
+        .last()
+        .is_some_and(is_on);
+    let by_networkd =
+        || has("usr/lib/systemd/systemd-networkd") && words().any(|word| word.starts_with("ip="));
+    has("lib/dracut-lib.sh") && (has("lib/net-lib.sh") && is_needed || by_networkd())
+}
+
+/// A word by which dracut needs the network, or builds an interface, without being told so by `rd.neednet`.
+fn is_network_disk(word: &str) -> bool {
+    const BEGINS: [&str; 17] = [
+        "netroot=",
+        "root=iscsi:",
+        "root=nbd:",
+        "root=nfs:",
+        "root=nfs4:",
+        "root=/dev/nfs",
+        "root=cifs:",
+        "root=dhcp",
+        "ip=ibft",
+        "rd.iscsi.",
+        "iscsi_",
+        "rd.nvmf.",
+        "nbdroot=",
+        "nfsroot=",
+        "bond=",
+        "bridge=",
+        "vlan=",
+    ];
+    BEGINS.iter().any(|begin| word.starts_with(begin))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dracut_is_left_alone_where_it_was_told_and_can() {
+        let legacy = &["lib/dracut-lib.sh", "lib/net-lib.sh"][..];
+        let networkd = &["lib/dracut-lib.sh", "usr/lib/systemd/systemd-networkd"][..];
+        for (files, cmdline, expected) in [
+            (legacy, "root=/dev/vda1 rd.neednet=1 ip=dhcp", true),
+            (legacy, "rd.neednet", true),
+            (legacy, "rd.neednet=1 rd.neednet=0", false),
+            (legacy, "root=/dev/vda1 -- rd.neednet=1", false),
+            (legacy, "ip=dhcp", false),
+            (legacy, "netroot=iscsi:192.0.2.1::::iqn.x", true),
+            (legacy, "bond=bond0:eth0,eth1 ip=bond0:dhcp", true),
+            (networkd, "ip=dhcp", true),
+            (networkd, "quiet", false),
+            (&[], "rd.neednet=1 ip=dhcp bond=bond0", false),
+            (&["lib/dracut-lib.sh"], "rd.neednet=1 ip=dhcp", false),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            for path in files {
+                let path = root.path().join(path);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, "").unwrap();
+            }
+            assert_eq!(
+                dracut_will(root.path(), cmdline),
+                expected,
+                "{files:?}: {cmdline}"
+            );
+        }
+    }
 
     #[test]
     fn it_is_expected_while_it_runs_or_will_run() {

@@ -36,7 +36,10 @@ pub struct Rule {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RuleMethod {
     /// Ask a DHCP server.
-    Dhcp,
+    Dhcp {
+        /// In bytes, if the server names none.
+        mtu: Option<u32>,
+    },
     /// Set what the parameter says.
     Static(Ipv4Config),
     /// Leave it alone.
@@ -75,6 +78,20 @@ pub fn parse(cmdline: &str) -> IpParameter {
     found
 }
 
+impl RuleMethod {
+    fn with_mtu(self, mtu: Option<u32>) -> Self {
+        match self {
+            Self::Dhcp { .. } => Self::Dhcp { mtu },
+            other => other,
+        }
+    }
+}
+
+fn mtu_of(text: &str) -> Option<u32> {
+    let mtu = text.parse().ok()?;
+    (576..=65_535).contains(&mtu).then_some(mtu)
+}
+
 fn rule(value: &str, resolvers: &mut Vec<Ipv4Addr>) -> Result<Rule, &'static str> {
     if value.contains('[') {
         return Err("IPv6 is not handled yet");
@@ -94,12 +111,13 @@ fn rule(value: &str, resolvers: &mut Vec<Ipv4Addr>) -> Result<Rule, &'static str
                 && !device.is_empty()
                 && autoconf(method).is_ok() =>
         {
-            if !mtu.is_empty() && mtu.parse::<u32>().is_err() {
-                return Err("its third field is not an MTU");
-            }
+            let mtu = match mtu {
+                "" => None,
+                text => Some(mtu_of(text).ok_or("its third field is not an MTU")?),
+            };
             Ok(Rule {
                 device: Some(device_name(device)?),
-                method: autoconf(method)?,
+                method: autoconf(method)?.with_mtu(mtu),
             })
         }
         _ => long_form(&fields, resolvers),
@@ -114,10 +132,9 @@ fn long_form(fields: &[&str], resolvers: &mut Vec<Ipv4Addr>) -> Result<Rule, &'s
         field(7).and_then(|text| text.parse::<Ipv4Addr>().ok()),
     ) {
         (Some(_), Some(_)) | (None, _) => None,
-        (Some(text), None) => match text.parse::<u32>() {
-            Ok(mtu) if (576..=65_535).contains(&mtu) => Some(mtu),
-            _ => return Err("its eighth field is neither a DNS server nor an MTU"),
-        },
+        (Some(text), None) => {
+            Some(mtu_of(text).ok_or("its eighth field is neither a DNS server nor an MTU")?)
+        }
     };
     let servers = [field(7), field(8)]
         .into_iter()
@@ -126,14 +143,14 @@ fn long_form(fields: &[&str], resolvers: &mut Vec<Ipv4Addr>) -> Result<Rule, &'s
     let servers: Vec<Ipv4Addr> = servers.filter(|address| is_unicast(*address)).collect();
 
     let Some(client) = field(0) else {
-        let method = autoconf(field(6).unwrap_or("dhcp"))?;
+        let method = autoconf(field(6).unwrap_or("dhcp"))?.with_mtu(mtu);
         resolvers.extend(servers);
         return Ok(Rule { device, method });
     };
     if let Some("off") | Some("none") | Some("static") | None = field(6) {
     } else {
         // An address and DHCP together: the address is only a wish, and DHCP tells the rest.
-        let method = autoconf(field(6).unwrap_or_default())?;
+        let method = autoconf(field(6).unwrap_or_default())?.with_mtu(mtu);
         resolvers.extend(servers);
         return Ok(Rule { device, method });
     }
@@ -173,7 +190,7 @@ fn long_form(fields: &[&str], resolvers: &mut Vec<Ipv4Addr>) -> Result<Rule, &'s
 
 fn autoconf(text: &str) -> Result<RuleMethod, &'static str> {
     match text {
-        "dhcp" | "on" | "any" | "both" => Ok(RuleMethod::Dhcp),
+        "dhcp" | "on" | "any" | "both" => Ok(RuleMethod::Dhcp { mtu: None }),
         "off" | "none" => Ok(RuleMethod::Off),
         "dhcp6" | "auto6" | "either6" | "link6" | "link-local" => Err("IPv6 is not handled yet"),
         "bootp" | "rarp" | "ibft" => Err("this protocol is not handled, use 'dhcp'"),
@@ -232,7 +249,8 @@ mod tests {
         for rule in &found.rules {
             let device = rule.device.as_deref().unwrap_or("*");
             words.push(match &rule.method {
-                RuleMethod::Dhcp => format!("{device} dhcp"),
+                RuleMethod::Dhcp { mtu: None } => format!("{device} dhcp"),
+                RuleMethod::Dhcp { mtu: Some(mtu) } => format!("{device} dhcp mtu {mtu}"),
                 RuleMethod::Off => format!("{device} off"),
                 RuleMethod::Static(config) => {
                     let address = config.addresses[0];
@@ -271,7 +289,8 @@ mod tests {
             ("ip=::::host:eth0", "eth0 dhcp"),
             ("ip=:::::eth0:off", "eth0 off"),
             ("ip=eth0:dhcp", "eth0 dhcp"),
-            ("ip=ens3:dhcp:1400", "ens3 dhcp"),
+            ("ip=ens3:dhcp:1400", "ens3 dhcp mtu 1400"),
+            ("ip=ens3:dhcp:14", "note"),
             ("ip=ens3:dhcp:1400:52:54:00:12:34:56", "note"),
             ("ip=192.0.2.7", "* 192.0.2.7/24"),
             (

@@ -4,7 +4,7 @@
 //! kernel (netlink), udev (inotify) and the DHCP clients; a slow tick makes good for messages that the kernel had
 //! to drop, and gives a card that failed another chance.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use super::dhcp_task::{self, Card, Command, News};
 use super::lease::Lease;
 use super::netlink::{Changes, Link, Netlink, Snapshot};
 use super::plan::{Candidate, Method, Plan, Stage, Step, plan};
+use super::record::Record;
 use super::resolv;
 use super::udev::Udev;
 use super::undo::{Change, Journal};
@@ -29,6 +30,8 @@ use crate::failure::chain;
 const TICK: Duration = Duration::from_secs(30);
 /// After a failure that concerns everything.
 const RETRY: Duration = Duration::from_secs(5);
+/// How long a card that is known may be without a carrier before unknown ones are tried, counted in ticks.
+const CARRIER_LIMIT: Duration = Duration::from_secs(20);
 /// For giving a lease back.
 const RELEASE: Duration = Duration::from_secs(1);
 /// Routes from DHCP yield to those that were configured (metric 0), and among themselves to the lower interface.
@@ -40,12 +43,9 @@ pub async fn run(
     events: mpsc::UnboundedSender<NetworkEvent>,
     mut stop: oneshot::Receiver<()>,
 ) {
-    let mut teller = Teller {
-        events,
-        waiting: None,
-    };
+    let mut teller = Teller::new(events);
     for note in &config.notes {
-        teller.tell(NetworkEvent::Trouble(note.clone()));
+        teller.trouble(note.clone());
     }
     let (manager, changes) = loop {
         match Manager::open(&config) {
@@ -72,11 +72,16 @@ struct Manager {
 
 /// What we know of an interface beyond what the kernel tells.
 struct Interface {
+    index: u32,
     name: String,
     mac: Option<Mac>,
     stage: Stage,
     how: How,
     carrier: bool,
+    /// When it came into view.
+    since: Instant,
+    /// It asks by DHCP, and nobody answers.
+    silence: bool,
     /// What was told as being up.
     up: Option<Ipv4Addr>,
     config: Ipv4Config,
@@ -93,6 +98,8 @@ struct Client {
 /// Speaks to whoever listens; says what is waited for only when it changes.
 struct Teller {
     events: mpsc::UnboundedSender<NetworkEvent>,
+    /// Of which it was told that they can be used. While there is one, nothing else is trouble.
+    up: BTreeSet<u32>,
     waiting: Option<String>,
 }
 
@@ -156,7 +163,8 @@ impl Manager {
         };
         self.follow(&now, teller).await;
 
-        let expected = self.contender.is_expected();
+        let awaited = self.contender.is_expected();
+        let expected = self.config.by_framework || awaited;
         let candidates: Vec<Candidate<'_>> = now
             .links
             .iter()
@@ -169,7 +177,7 @@ impl Manager {
         for step in steps {
             self.step(step, &now, teller).await;
         }
-        expected
+        awaited
     }
 
     fn candidate<'a>(
@@ -189,6 +197,10 @@ impl Manager {
             ready: stage != Stage::New || udev.has_finished(link.index),
             address: global_address(now, link.index),
             contended: expected && matches!(stage, Stage::New | Stage::Raised),
+            idle: self
+                .interfaces
+                .get(&link.index)
+                .is_some_and(|interface| interface.is_idle(link)),
         }
     }
 
@@ -313,6 +325,7 @@ impl Manager {
         };
         match news {
             News::Use(lease) => {
+                interface.silence = false;
                 let config = Ipv4Config {
                     mtu: lease.config.mtu.or(client.mtu),
                     ..with_metric(&lease, index)
@@ -331,6 +344,7 @@ impl Manager {
                 self.take_back(index, teller).await;
             }
             News::Silence => {
+                interface.silence = true;
                 let line = format!("network: no answer to DHCP on '{}'", interface.name);
                 teller.waiting(Some(line));
             }
@@ -352,7 +366,7 @@ impl Manager {
                 };
                 for refused in &applied.refused {
                     let line = format!("network: on '{}': {}", interface.name, chain(refused));
-                    teller.tell(NetworkEvent::Trouble(line));
+                    teller.trouble(line);
                 }
                 interface.changes = applied.changes;
                 let resolvers = config.resolvers.clone();
@@ -373,7 +387,7 @@ impl Manager {
         interface.config = Ipv4Config::default();
         let changes = std::mem::take(&mut interface.changes);
         if let Err(error) = self.configurator.take_back(changes).await {
-            teller.tell(NetworkEvent::Trouble(format!("network: {}", chain(&error))));
+            teller.trouble(format!("network: {}", chain(&error)));
         }
     }
 
@@ -394,19 +408,21 @@ impl Manager {
         if let Some(interface) = self.interfaces.get_mut(&index) {
             interface.config.resolvers = resolvers;
         }
-        let mut all: Vec<Ipv4Addr> = self.config.wishes.parameter.resolvers.clone();
-        for address in self
+        let given: Vec<Ipv4Addr> = self
             .interfaces
             .values()
-            .flat_map(|interface| &interface.config.resolvers)
-        {
-            if !all.contains(address) {
-                all.push(*address);
-            }
-        }
-        all.truncate(resolv::LIMIT);
-        if let Err(error) = self.configurator.set_resolvers(&all) {
-            teller.tell(NetworkEvent::Trouble(format!("network: {}", chain(&error))));
+            .flat_map(|interface| interface.config.resolvers.clone())
+            .collect();
+        let wishes = &self.config.wishes;
+        let recorded = wishes.record.as_ref();
+        let all = resolv::order(
+            &wishes.parameter.resolvers,
+            &recorded.map(Record::ipv4_resolvers).unwrap_or_default(),
+            &given,
+        );
+        let search = recorded.map(Record::domains).unwrap_or_default();
+        if let Err(error) = self.configurator.set_resolvers(&all, &search) {
+            teller.trouble(format!("network: {}", chain(&error)));
         }
     }
 
@@ -483,11 +499,14 @@ impl Manager {
     fn interface(&mut self, index: u32, now: &Snapshot) -> Option<&mut Interface> {
         let link = now.link(index)?;
         Some(self.interfaces.entry(index).or_insert_with(|| Interface {
+            index,
             name: link.name.clone(),
             mac: link.mac,
             stage: Stage::New,
             how: How::Dhcp,
             carrier: link.carrier,
+            since: Instant::now(),
+            silence: false,
             up: None,
             config: Ipv4Config::default(),
             changes: Vec::new(),
@@ -496,22 +515,46 @@ impl Manager {
     }
 }
 
+impl Interface {
+    /// Whether nothing came of it for so long that others are tried too.
+    fn is_idle(&self, link: &Link) -> bool {
+        self.silence || !link.carrier && self.since.elapsed() > CARRIER_LIMIT
+    }
+}
+
 impl Teller {
+    fn new(events: mpsc::UnboundedSender<NetworkEvent>) -> Self {
+        Self {
+            events,
+            up: BTreeSet::new(),
+            waiting: None,
+        }
+    }
+
     fn tell(&self, event: NetworkEvent) {
         // Nobody may be listening any more; the network goes on all the same.
         let _ = self.events.send(event);
+    }
+
+    fn trouble(&self, line: String) {
+        self.tell(if self.up.is_empty() {
+            NetworkEvent::Trouble(line)
+        } else {
+            NetworkEvent::Beside(line)
+        });
     }
 
     fn waiting(&mut self, line: Option<String>) {
         if let Some(line) = &line
             && self.waiting.as_ref() != Some(line)
         {
-            self.tell(NetworkEvent::Trouble(line.clone()));
+            self.trouble(line.clone());
         }
         self.waiting = line;
     }
 
     fn up_as(&mut self, interface: &mut Interface, address: Ipv4Addr) {
+        self.up.insert(interface.index);
         if interface.up != Some(address) {
             interface.up = Some(address);
             self.tell(NetworkEvent::Up {
@@ -535,9 +578,13 @@ impl Teller {
     }
 
     fn down(&mut self, interface: &mut Interface) {
-        if interface.up.take().is_some() {
-            self.tell(NetworkEvent::Down {
-                link: interface.name.clone(),
+        if self.up.remove(&interface.index) {
+            interface.up = None;
+            let link = interface.name.clone();
+            self.tell(if self.up.is_empty() {
+                NetworkEvent::Down { link }
+            } else {
+                NetworkEvent::Beside(format!("network: '{link}' went down"))
             });
         }
     }

@@ -6,8 +6,9 @@
 //!
 //! Nothing here waits with a limit: a card that never comes only means that there is never an `Up`.
 //!
-//! This slice: IPv4, static or by DHCP, on network cards. IPv6, VLANs, bonds and bridges are not handled; their
-//! place is a further [`plan::Method`] and a further field of [`record::RecordedInterface`].
+//! This slice: IPv4, static or by DHCP, on network cards. VLANs, bonds and bridges are used where somebody else made
+//! them and gave them an address, and not made; their place, and that of IPv6, is a further [`plan::Method`] and a
+//! further field of [`record::RecordedInterface`].
 //!
 //! Everybody on the link is taken to be hostile: what a DHCP server sends is taken only as numbers that make
 //! sense ([`lease`]), and reaches neither a shell nor a file name.
@@ -57,6 +58,8 @@ pub struct NetworkConfig {
     pub root: PathBuf,
     /// What to do.
     pub wishes: plan::Wishes,
+    /// The boot framework brings the network up: nothing is configured beside it.
+    pub by_framework: bool,
     /// What could not be read or understood, one line each; told at the start.
     pub notes: Vec<String>,
 }
@@ -73,14 +76,16 @@ pub enum NetworkEvent {
         /// Its first address.
         address: Ipv4Addr,
     },
-    /// An interface that was up cannot be used any more.
+    /// The last interface that was up cannot be used any more.
     Down {
         /// Its name.
         link: String,
     },
-    /// One line about what is wrong or waited for, to be shown beside the prompt: "network: …". Told when it
-    /// changes.
+    /// One line about what is wrong or waited for while none is up, to be shown beside the prompt: "network: …". Told
+    /// when it changes.
     Trouble(String),
+    /// The same of one interface, or of something else that the others can do without: at least one is up.
+    Beside(String),
 }
 
 /// Where the configuration of an interface is from.
@@ -111,8 +116,8 @@ pub fn undo_path(root: &Path) -> PathBuf {
     root.join("run/latchkey/network-undo.json")
 }
 
-/// Reads what is wished: the record below `root`, and the kernel command line. Never fails: what is unreadable is
-/// noted, and DHCP remains.
+/// Reads what is wished: the record below `root`, and the command line, the image's words before the kernel's. Never fails:
+/// what is unreadable is noted, and DHCP remains.
 pub fn load(root: &Path, cmdline: &str) -> NetworkConfig {
     let parameter = ip_parameter::parse(cmdline);
     let mut notes: Vec<String> = parameter
@@ -132,6 +137,7 @@ pub fn load(root: &Path, cmdline: &str) -> NetworkConfig {
     NetworkConfig {
         root: root.into(),
         wishes,
+        by_framework: contender::dracut_will(root, cmdline),
         notes,
     }
 }

@@ -54,6 +54,17 @@ pub struct Link {
     pub enslaved: bool,
 }
 
+impl Link {
+    /// Whether it is a network card of its own; `extra_kinds` of what software made count as one, too.
+    pub fn is_card(&self, extra_kinds: &[String]) -> bool {
+        let named = |kind: &String| extra_kinds.contains(kind);
+        self.ethernet
+            && !self.enslaved
+            && self.mac.is_some()
+            && self.kind.as_ref().is_none_or(named)
+    }
+}
+
 /// One IPv4 address of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkAddress {

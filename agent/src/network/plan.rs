@@ -2,8 +2,8 @@
 //! is there, it says what to do next and what to tell the person who waits.
 //!
 //! In this order: an interface that already has an address is used as it is; `ip=` decides alone if there is one;
-//! the record decides for the cards it knows; where none of them is there, every card is asked for by DHCP.
-//! A card is touched only after udev has finished with it, and configured only once it has a carrier.
+//! the record decides for the cards it knows; where none of them is there, or nothing came of them for a while, every card is
+//! asked for by DHCP. A card is touched only after udev has finished with it, and configured only once it has a carrier.
 
 use std::net::Ipv4Addr;
 
@@ -66,6 +66,8 @@ pub struct Candidate<'a> {
     pub address: Option<Ipv4Addr>,
     /// Another program is configuring it right now.
     pub contended: bool,
+    /// Nothing came of it for a while: no carrier, or no answer to DHCP.
+    pub idle: bool,
 }
 
 /// One thing to do.
@@ -90,9 +92,10 @@ pub struct Plan {
 
 /// Makes the plan. `candidates` are all interfaces, by index.
 pub fn plan(wishes: &Wishes, candidates: &[Candidate<'_>]) -> Plan {
+    // What software made is used where somebody gave it an address, and never touched.
     let cards: Vec<&Candidate<'_>> = candidates
         .iter()
-        .filter(|card| is_card(wishes, card.link))
+        .filter(|card| card.link.ethernet && !card.link.enslaved)
         .collect();
     let mut plan = Plan::default();
     let mut missing = Missing::default();
@@ -151,12 +154,10 @@ struct Assigned {
     only_one: bool,
 }
 
-fn is_card(wishes: &Wishes, link: &Link) -> bool {
-    let named = |kind: &String| wishes.extra_kinds.contains(kind);
-    link.ethernet && !link.enslaved && link.mac.is_some() && link.kind.as_ref().is_none_or(named)
-}
-
 fn assigned(wishes: &Wishes, cards: &[&Candidate<'_>], link: &Link) -> Option<Assigned> {
+    if !link.is_card(&wishes.extra_kinds) {
+        return None;
+    }
     let rules = &wishes.parameter.rules;
     if !rules.is_empty() {
         let is_named = |device: &String| *device == link.name || link.alt_names.contains(device);
@@ -167,10 +168,11 @@ fn assigned(wishes: &Wishes, cards: &[&Candidate<'_>], link: &Link) -> Option<As
         let how = How::CommandLine;
         return match &rule.method {
             RuleMethod::Off => None,
-            RuleMethod::Dhcp => {
-                let (wish, mtu) = (None, None);
+            RuleMethod::Dhcp { mtu } => {
+                let recorded = recorded(wishes, link);
+                let mtu = mtu.or(recorded.and_then(|recorded| recorded.mtu));
                 Some(Assigned {
-                    method: Method::Dhcp { wish, mtu },
+                    method: Method::Dhcp { wish: None, mtu },
                     how,
                     only_one: false,
                 })
@@ -212,11 +214,11 @@ fn assigned(wishes: &Wishes, cards: &[&Candidate<'_>], link: &Link) -> Option<As
             only_one: false,
         });
     }
-    // A card that nobody knows: only where neither a known one nor one that works is there.
+    // A card that nobody knows: only where neither a known one that may work nor one that works is there.
     let better = |card: &&Candidate<'_>| {
         card.stage == Stage::AsItIs
             || (card.link.up && card.address.is_some() && card.stage == Stage::New)
-            || recorded(wishes, card.link).is_some()
+            || (recorded(wishes, card.link).is_some() && !card.idle && card.stage != Stage::Failed)
     };
     let nobody_better = !cards.iter().any(better);
     let method = Method::Dhcp {
@@ -291,7 +293,7 @@ mod tests {
     }
 
     /// "3 new,carrier,…": a card by its index (also the end of its MAC), its stage and further facts.
-    fn card(text: &str) -> (Link, Stage, Option<Ipv4Addr>, bool, bool) {
+    fn card(text: &str) -> (Link, Stage, Option<Ipv4Addr>, [bool; 3]) {
         let (index, facts) = text.split_once(' ').unwrap();
         let index: u32 = index.parse().unwrap();
         let has = |fact: &str| facts.split(',').any(|found| found == fact);
@@ -317,20 +319,23 @@ mod tests {
             other => panic!("no such stage: {other}"),
         };
         let address = has("address").then(|| Ipv4Addr::new(203, 0, 113, index as u8));
-        (link, stage, address, !has("unready"), has("contended"))
+        let facts = [!has("unready"), has("contended"), has("idle")];
+        (link, stage, address, facts)
     }
 
     fn say(wishes: &Wishes, cards: &[&str]) -> String {
         let cards: Vec<_> = cards.iter().map(|text| card(text)).collect();
-        let candidates = cards
-            .iter()
-            .map(|(link, stage, address, ready, contended)| Candidate {
-                link,
-                stage: *stage,
-                ready: *ready,
-                address: *address,
-                contended: *contended,
-            });
+        let candidates =
+            cards.iter().map(
+                |(link, stage, address, [ready, contended, idle])| Candidate {
+                    link,
+                    stage: *stage,
+                    ready: *ready,
+                    address: *address,
+                    contended: *contended,
+                    idle: *idle,
+                },
+            );
         let plan = plan(wishes, &candidates.collect::<Vec<_>>());
         let mut words: Vec<String> = Vec::new();
         for step in &plan.steps {
@@ -415,6 +420,31 @@ mod tests {
                 "",
                 &["2 raised", "3 raised,carrier"],
                 "3 Dhcp ?198.51.100.4",
+            ),
+            (
+                "unknown beside known that is idle",
+                RECORD,
+                "",
+                &[
+                    "2 raised,idle",
+                    "3 configured,carrier,idle",
+                    "4 raised,carrier",
+                ],
+                "4 Dhcp ask",
+            ),
+            (
+                "unknown beside known that failed",
+                RECORD,
+                "",
+                &["2 failed", "4 raised,carrier"],
+                "4 Dhcp ask",
+            ),
+            (
+                "what software made, with an address",
+                RECORD,
+                "",
+                &["2 new,enslaved", "5 new,bridge,up,carrier,address"],
+                "use 5",
             ),
             (
                 "udev has not finished",

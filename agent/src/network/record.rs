@@ -1,10 +1,11 @@
 //! The network configuration of the running machine, recorded so that the initramfs can replay it.
 //!
-//! Recorded are network cards that carry an IPv4 default route. Left out in this slice, and said so: whatever
-//! software made (bridges, bonds, VLANs, tunnels, container links), IPv6, policy routing, routes with several
-//! next hops and routes of routing daemons. An address that has a lifetime, or a route that a DHCP client made,
+//! Recorded are network cards that have an IPv4 address, those with a default route first: the key server may be on
+//! a network of its own. Left out in this slice, and said so: whatever software made (bridges, bonds, VLANs, tunnels,
+//! container links), IPv6, policy routing, routes with several next hops and routes of routing daemons. An address that has a lifetime, or a route that a DHCP client made,
 //! means that the interface is configured by DHCP; then its address is noted only to ask for the same one again.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -32,11 +33,14 @@ const USUAL_MTU: u32 = 1500;
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Record {
     version: u32,
-    /// Those with a default route, by index.
+    /// Those with a default route, then the others, each by index.
     pub interfaces: Vec<RecordedInterface>,
     /// In order; the IPv6 ones wait for the slice that can reach them.
     #[serde(default)]
     pub resolvers: Vec<IpAddr>,
+    /// The domains in which a short name is looked up, in order (resolv.conf(5)).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub search: Vec<String>,
 }
 
 /// One network card.
@@ -84,7 +88,7 @@ pub enum RecordError {
     Netlink(#[from] NetlinkError),
     /// Nothing that could be replayed.
     #[error(
-        "no network card carries an IPv4 default route{}\n\
+        "no network card has an IPv4 address{}\n\
          without a record the initramfs uses DHCP, or what 'ip=' on the kernel command line says",
         others(.left_out)
     )]
@@ -140,7 +144,21 @@ pub enum LoadError {
 /// Any `RecordError`; an earlier record stays as it was then.
 pub async fn record(root: &Path, extra_kinds: &[String]) -> Result<Record, RecordError> {
     let (netlink, _) = Netlink::open()?;
-    let record = from_snapshot(&netlink.snapshot().await?, resolvers(root), extra_kinds)?;
+    let snapshot = netlink.snapshot().await?;
+    let (resolvers, search) = resolvers(root);
+    let record = Record {
+        search,
+        ..from_snapshot(&snapshot, resolvers, extra_kinds)?
+    };
+    let left_out = left_out(&snapshot, extra_kinds);
+    if !left_out.is_empty() {
+        log::warn!(
+            "not all of the network is recorded{}\n\
+             the boot has the network cards alone: where the key server is not reached through them, write 'ip=' on the \
+             kernel command line",
+            others(&left_out)
+        );
+    }
     let path = root.join(PATH);
     let failed = |source| RecordError::Write {
         path: path.clone(),
@@ -223,32 +241,55 @@ pub fn from_snapshot(
     resolvers: Vec<IpAddr>,
     extra_kinds: &[String],
 ) -> Result<Record, RecordError> {
-    let default_routes = snapshot
-        .routes
+    let routed = with_default_route(snapshot);
+    let (first, then): (Vec<_>, Vec<_>) = snapshot
+        .links
         .iter()
-        .filter(|found| found.route.to == Ipv4Network::ALL);
-    let mut indices: Vec<u32> = default_routes.map(|found| found.index).collect();
-    indices.sort_unstable();
-    indices.dedup();
-
-    let mut interfaces = Vec::new();
-    let mut left_out = Vec::new();
-    for link in indices.into_iter().filter_map(|index| snapshot.link(index)) {
-        if let Some(kind) = link.kind.clone().filter(|kind| !extra_kinds.contains(kind)) {
-            left_out.push((link.name.clone(), kind));
-        } else if let Some(interface) = interface(snapshot, link) {
-            interfaces.push(interface);
-        }
-    }
-    interfaces.truncate(INTERFACE_LIMIT);
+        .filter(|link| link.is_card(extra_kinds))
+        .partition(|link| routed.contains(&link.index));
+    let interfaces: Vec<RecordedInterface> = first
+        .into_iter()
+        .chain(then)
+        .filter_map(|link| interface(snapshot, link))
+        .take(INTERFACE_LIMIT)
+        .collect();
     if interfaces.is_empty() {
-        return Err(RecordError::NoInterface { left_out });
+        return Err(RecordError::NoInterface {
+            left_out: left_out(snapshot, extra_kinds),
+        });
     }
     Ok(Record {
         version: VERSION,
         interfaces,
         resolvers,
+        search: Vec::new(),
     })
+}
+
+/// Whether this machine has an IPv4 default route by now.
+///
+/// # Errors
+/// `Netlink`.
+pub async fn has_default_route() -> Result<bool, RecordError> {
+    let (netlink, _) = Netlink::open()?;
+    Ok(!with_default_route(&netlink.snapshot().await?).is_empty())
+}
+
+fn with_default_route(snapshot: &Snapshot) -> BTreeSet<u32> {
+    let routes = snapshot.routes.iter();
+    routes
+        .filter(|found| found.route.to == Ipv4Network::ALL)
+        .map(|found| found.index)
+        .collect()
+}
+
+/// Names and kinds of interfaces with a default route that cannot be recorded.
+fn left_out(snapshot: &Snapshot, extra_kinds: &[String]) -> Vec<(String, String)> {
+    let routed = with_default_route(snapshot);
+    let links = routed.into_iter().filter_map(|index| snapshot.link(index));
+    let made = links.filter_map(|link| Some((link.name.clone(), link.kind.clone()?)));
+    made.filter(|(_, kind)| !extra_kinds.contains(kind))
+        .collect()
 }
 
 impl RecordedInterface {
@@ -282,6 +323,15 @@ impl Record {
             _ => None,
         });
         addresses.take(resolv::LIMIT).collect()
+    }
+
+    /// The domains in which a short name is looked up.
+    pub fn domains(&self) -> Vec<String> {
+        let good = self
+            .search
+            .iter()
+            .filter(|domain| resolv::is_domain(domain));
+        good.take(resolv::SEARCH_LIMIT).cloned().collect()
     }
 }
 
@@ -332,22 +382,22 @@ fn interface(snapshot: &Snapshot, link: &Link) -> Option<RecordedInterface> {
     })
 }
 
-/// What systemd-resolved forwards to, else what programs ask.
-fn resolvers(root: &Path) -> Vec<IpAddr> {
+/// What systemd-resolved forwards to, else what programs ask, and the domains in which they look.
+fn resolvers(root: &Path) -> (Vec<IpAddr>, Vec<String>) {
     let files = ["run/systemd/resolve/resolv.conf", "etc/resolv.conf"];
     let texts = files
         .iter()
         .filter_map(|path| std::fs::read_to_string(root.join(path)).ok());
     texts
-        .map(|text| resolv::parse(&text))
-        .find(|found| !found.is_empty())
+        .map(|text| (resolv::parse(&text), resolv::parse_search(&text)))
+        .find(|(found, _)| !found.is_empty())
         .unwrap_or_default()
 }
 
 fn others(interfaces: &[(String, String)]) -> String {
-    let parts = interfaces
-        .iter()
-        .map(|(name, kind)| format!("; '{name}' does, but its kind '{kind}' is not recorded yet"));
+    let parts = interfaces.iter().map(|(name, kind)| {
+        format!("; '{name}' has the default route, but its kind '{kind}' is not recorded yet")
+    });
     parts.collect()
 }
 
@@ -428,10 +478,15 @@ mod tests {
     #[test]
     fn a_fixed_address_is_recorded_with_its_routes() {
         let record = from_snapshot(&server(), Vec::new(), &[]).unwrap();
+        let names: Vec<&str> = record
+            .interfaces
+            .iter()
+            .map(|found| found.name.as_str())
+            .collect();
         assert_eq!(
-            record.interfaces.len(),
-            1,
-            "only the one with a default route: {record:?}"
+            names,
+            ["ens3", "ens4"],
+            "a container's link is no card: {record:?}"
         );
         let interface = &record.interfaces[0];
         assert_eq!((interface.name.as_str(), interface.mtu), ("ens3", None));
@@ -470,11 +525,15 @@ mod tests {
     fn what_software_made_is_left_out_and_named() {
         let mut snapshot = server();
         snapshot.links[0].kind = Some("bridge".into());
+        let record = from_snapshot(&snapshot, Vec::new(), &[]).unwrap();
+        assert_eq!(record.interfaces[0].name, "ens4");
+        snapshot.links[2].up = false;
+        snapshot.addresses.pop();
         let error = from_snapshot(&snapshot, Vec::new(), &[])
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains("'ens3' does, but its kind 'bridge'"),
+            error.contains("'ens3' has the default route, but its kind 'bridge'"),
             "{error}"
         );
         assert!(from_snapshot(&snapshot, Vec::new(), &["bridge".into()]).is_ok());
@@ -482,14 +541,25 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            error.starts_with("no network card carries an IPv4 default route\n"),
+            error.starts_with("no network card has an IPv4 address\n"),
             "{error}"
         );
     }
 
     #[test]
+    fn the_cards_with_a_default_route_come_first() {
+        let mut snapshot = server();
+        for route in &mut snapshot.routes {
+            route.index = 6 - route.index;
+        }
+        let record = from_snapshot(&snapshot, Vec::new(), &[]).unwrap();
+        assert_eq!(record.interfaces[0].name, "ens4");
+    }
+
+    #[test]
     fn a_record_reads_back_as_it_was_written() {
         let mut record = from_snapshot(&server(), vec!["9.9.9.9".parse().unwrap()], &[]).unwrap();
+        record.search = vec!["example.net".to_owned()];
         record.interfaces.push(RecordedInterface {
             name: "ens4".into(),
             mac: Mac([2, 0, 0, 0, 0, 9]),

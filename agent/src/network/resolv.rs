@@ -15,6 +15,8 @@ use super::values::is_unicast;
 
 /// As many as glibc reads (resolv.conf(5), MAXNS).
 pub const LIMIT: usize = 3;
+/// As many as every glibc takes (resolv.conf(5), `search`).
+pub const SEARCH_LIMIT: usize = 6;
 
 const MARK: &str =
     "# resolvers of this boot, written by latchkey and taken away before the system starts\n";
@@ -62,6 +64,48 @@ pub fn parse(text: &str) -> Vec<IpAddr> {
     found
 }
 
+/// The domains in which short names are looked up, in the text of a resolv.conf: the last line that names any.
+pub fn parse_search(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for line in text.lines() {
+        let mut words = line.split_ascii_whitespace();
+        if let Some("search" | "domain") = words.next() {
+            found = words
+                .filter(|word| is_domain(word))
+                .take(SEARCH_LIMIT)
+                .map(str::to_owned)
+                .collect();
+        }
+    }
+    found
+}
+
+/// Which resolvers to ask, each once: those of the command line; those that the running machine asked, for they know its
+/// names; those that this boot's network gives. One place is kept for the last, in case the machine has moved.
+pub fn order(parameter: &[Ipv4Addr], recorded: &[Ipv4Addr], given: &[Ipv4Addr]) -> Vec<Ipv4Addr> {
+    let (early, late) = recorded.split_at(recorded.len().min(LIMIT - 1));
+    let mut all = Vec::new();
+    for address in [parameter, early, given, late].concat() {
+        if !all.contains(&address) {
+            all.push(address);
+        }
+    }
+    all.truncate(LIMIT);
+    all
+}
+
+/// Whether `text` can stand in a resolv.conf as one domain (RFC 1035, 2.3.4 and what is used beside its letters).
+pub fn is_domain(text: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    let name = text.strip_suffix('.').unwrap_or(text);
+    name.len() <= 253 && name.split('.').all(is_label)
+}
+
 /// The resolvers that klibc's ipconfig noted in `/run/net-DEVICE.conf`: a shell file made from what a DHCP server
 /// sent, so that only dotted addresses are looked for in it.
 pub fn parse_ipconfig(text: &str) -> Vec<Ipv4Addr> {
@@ -100,11 +144,14 @@ pub fn before(path: &Path) -> io::Result<Before> {
 ///
 /// # Errors
 /// What the file system says.
-pub fn write(path: &Path, resolvers: &[Ipv4Addr]) -> io::Result<()> {
+pub fn write(path: &Path, resolvers: &[Ipv4Addr], search: &[String]) -> io::Result<()> {
     let mut text = MARK.to_string();
     for address in resolvers.iter().take(LIMIT) {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "nameserver {address}");
+    }
+    if !search.is_empty() {
+        let _ = writeln!(text, "search {}", search.join(" "));
     }
     text += "options timeout:1 attempts:2\n";
     files::replace(path, text.as_bytes(), 0o644)
@@ -164,6 +211,52 @@ mod tests {
     }
 
     #[test]
+    fn the_last_search_line_counts_and_only_names_of_domains() {
+        for (text, expected) in [
+            ("nameserver 192.0.2.1\n", ""),
+            ("search example.net lan\n", "example.net lan"),
+            ("search example.net\ndomain lan\n", "lan"),
+            ("search . $(reboot) a..b -x_y.example. #\n", "-x_y.example."),
+            ("search a b c d e f g\n", "a b c d e f"),
+        ] {
+            assert_eq!(parse_search(text).join(" "), expected, "{text}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("resolv.conf");
+        let search = ["example.net".to_owned(), "lan".to_owned()];
+        write(&path, &[Ipv4Addr::new(192, 0, 2, 1)], &search).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains("\nsearch example.net lan\n"), "{text}");
+    }
+
+    #[test]
+    fn the_machines_own_resolvers_come_before_those_of_the_network_and_leave_it_a_place() {
+        let addresses = |text: &str| -> Vec<Ipv4Addr> {
+            text.split_ascii_whitespace()
+                .map(|end| format!("192.0.2.{end}").parse().unwrap())
+                .collect()
+        };
+        for (parameter, recorded, given, expected) in [
+            ("", "", "1 2 3 4", "1 2 3"),
+            ("", "5", "1 2", "5 1 2"),
+            ("", "5 6 7", "1 2", "5 6 1"),
+            ("", "5 6 7", "6", "5 6 7"),
+            ("9", "5 6", "1", "9 5 6"),
+        ] {
+            let ordered = order(
+                &addresses(parameter),
+                &addresses(recorded),
+                &addresses(given),
+            );
+            assert_eq!(
+                ordered,
+                addresses(expected),
+                "{parameter}, {recorded}, {given}"
+            );
+        }
+    }
+
+    #[test]
     fn the_file_of_ipconfig_gives_addresses_and_nothing_else() {
         let text = "DEVICE='eth0'\nIPV4DNS0='192.0.2.53'\nIPV4DNS1='0.0.0.0'\nDNSDOMAIN='$(reboot)'\nIPV4DNS2=x\n";
         assert_eq!(parse_ipconfig(text), [Ipv4Addr::new(192, 0, 2, 53)]);
@@ -180,7 +273,7 @@ mod tests {
                 _ => {}
             }
             let was = before(&path).unwrap();
-            write(&path, &[Ipv4Addr::new(192, 0, 2, 1)]).unwrap();
+            write(&path, &[Ipv4Addr::new(192, 0, 2, 1)], &[]).unwrap();
             let text = std::fs::read_to_string(&path).unwrap();
             assert!(
                 text.ends_with("nameserver 192.0.2.1\noptions timeout:1 attempts:2\n"),
@@ -195,7 +288,7 @@ mod tests {
     fn a_file_that_somebody_else_wrote_meanwhile_stays() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("resolv.conf");
-        write(&path, &[Ipv4Addr::new(192, 0, 2, 1)]).unwrap();
+        write(&path, &[Ipv4Addr::new(192, 0, 2, 1)], &[]).unwrap();
         std::fs::write(&path, "nameserver 192.0.2.2\n").unwrap();
         restore(&path, &Before::Missing {}).unwrap();
         assert_eq!(

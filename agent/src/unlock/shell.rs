@@ -19,6 +19,7 @@ use super::look::is_taken;
 use super::prompt::{Companion, Failures, Prompt, PromptResult, Question, Way};
 use super::runtime::Runtime;
 use super::session::Session;
+use super::volumes;
 use super::worker::{Job, Told, Worker};
 use crate::failure::{chain, printable};
 use crate::files::Files;
@@ -111,7 +112,13 @@ impl Shell {
             .transpose()?;
         let network = match &session {
             Some(_) => {
-                NetworkState::Wanted(network::load(&files.path("/"), &boot.command_line_text))
+                // The kernel's words come last, for the last of two wins.
+                let words = [
+                    &volumes::command_line_of_image(files),
+                    " ",
+                    &boot.command_line_text,
+                ];
+                NetworkState::Wanted(network::load(&files.path("/"), &words.concat()))
             }
             None => NetworkState::Over, // there is nobody to ask
         };
@@ -190,7 +197,7 @@ impl Shell {
                     Some(Event::Stop)
                 }
                 Some(message) = self.messages.recv() => self.received(message),
-                Some(event) = next(&mut self.network) => Some(self.network_event(event)),
+                Some(event) = next(&mut self.network) => self.network_event(event),
                 _ = look.tick() => {
                     self.look_for_mappings();
                     None
@@ -338,17 +345,22 @@ impl Shell {
         }
     }
 
-    fn network_event(&mut self, event: NetworkEvent) -> Event {
+    /// What news of the network mean for the flow; `None` if it can ask as before.
+    fn network_event(&mut self, event: NetworkEvent) -> Option<Event> {
         match event {
             NetworkEvent::Up { link, how, address } => {
                 self.console
                     .note(&format!("network up: '{link}' has {address} ({how:?})"));
-                Event::NetworkUp
+                Some(Event::NetworkUp)
             }
-            NetworkEvent::Down { link } => {
-                Event::NetworkTrouble(format!("network: '{link}' went down"))
+            NetworkEvent::Down { link } => Some(Event::NetworkTrouble(format!(
+                "network: '{link}' went down"
+            ))),
+            NetworkEvent::Trouble(why) => Some(Event::NetworkTrouble(why)),
+            NetworkEvent::Beside(why) => {
+                self.console.note(&why);
+                None
             }
-            NetworkEvent::Trouble(why) => Event::NetworkTrouble(why),
         }
     }
 

@@ -71,6 +71,12 @@ impl Lab {
         ip(&format!("link set peer netns {}", self.peer_thread));
     }
 
+    /// Puts a second card into the machine, 'ens4'; its other end is 'peer4', down.
+    pub fn add_second_card(&self) {
+        ip("link add name ens4 address 02:00:00:00:00:08 type veth peer name peer4");
+        ip(&format!("link set peer4 netns {}", self.peer_thread));
+    }
+
     /// Does something in the other end's namespace.
     pub fn at_the_peer<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (tell, told) = mpsc::channel();
@@ -147,7 +153,7 @@ pub async fn up(events: &mut UnboundedReceiver<NetworkEvent>) -> (String, Vec<St
             NetworkEvent::Up { link, how, address } => {
                 return (format!("{link} {how:?} {address}"), troubles);
             }
-            NetworkEvent::Trouble(line) => troubles.push(line),
+            NetworkEvent::Trouble(line) | NetworkEvent::Beside(line) => troubles.push(line),
             NetworkEvent::Down { link } => panic!("'{link}' went down"),
         }
     }

@@ -73,6 +73,63 @@ fn a_cable_plugged_in_late_is_used() {
     });
 }
 
+/// Two cards: the second leads to a network of its own.
+const TWO_CARDS: &str = r#"{"version": 1, "interfaces": [
+    {"name": "eth0", "mac": "02:00:00:00:00:07", "ipv4": {"method": "static",
+     "addresses": [{"address": "192.0.2.7", "prefix": 24}], "routes": [{"to": "0.0.0.0/0", "via": "192.0.2.1"}]}},
+    {"name": "eth1", "mac": "02:00:00:00:00:08", "ipv4": {"method": "static",
+     "addresses": [{"address": "10.0.0.7", "prefix": 24}], "routes": []}}]}"#;
+
+#[test]
+fn what_happens_to_one_card_is_no_trouble_while_another_is_up() {
+    in_lab(async |lab| {
+        lab.add_card();
+        lab.add_second_card();
+        lab.write("etc/latchkey/network.json", TWO_CARDS);
+        lab.peer_ip(&["link set peer up", "link set peer4 up"]);
+        let (network, mut events) = lab.start("");
+        let mut both = [up(&mut events).await.0, up(&mut events).await.0];
+        both.sort();
+        assert_eq!(both, ["ens3 Recorded 192.0.2.7", "ens4 Recorded 10.0.0.7"]);
+
+        lab.peer_ip(&["link set peer4 down"]);
+        for line in ["'ens4' went down", "waiting for a link on 'ens4'"] {
+            let line = format!("network: {line}");
+            assert_eq!(next(&mut events).await, NetworkEvent::Beside(line));
+        }
+        lab.peer_ip(&["link set peer down"]);
+        let link = "ens3".to_owned();
+        assert_eq!(next(&mut events).await, NetworkEvent::Down { link });
+        trouble(&mut events, "network: waiting for a link on 'ens3'").await;
+        lab.peer_ip(&["link set peer4 up"]);
+        assert_eq!(up(&mut events).await.0, "ens4 Recorded 10.0.0.7");
+        network.take_down().await.unwrap();
+    });
+}
+
+#[test]
+fn what_dracut_configures_is_used_and_nothing_is_added() {
+    in_lab(async |lab| {
+        lab.add_card();
+        lab.peer_ip(&["link set peer up"]);
+        for path in ["lib/dracut-lib.sh", "lib/net-lib.sh"] {
+            lab.write(path, "");
+        }
+        let (network, mut events) = lab.start("rd.neednet=1 ip=192.0.2.9::192.0.2.1:24::ens3:off");
+        trouble(
+            &mut events,
+            "network: another program is configuring 'ens3'",
+        )
+        .await;
+        ip("link set ens3 up");
+        ip("addr add 192.0.2.9/24 dev ens3");
+        assert_eq!(up(&mut events).await.0, "ens3 AlreadyThere 192.0.2.9");
+        let configured = state();
+        network.take_down().await.unwrap();
+        assert_eq!(state(), configured);
+    });
+}
+
 #[test]
 fn a_card_that_appears_late_is_used() {
     in_lab(async |lab| {
@@ -181,12 +238,16 @@ fn what_is_recorded_is_what_is_replayed() {
         ip("link add br0 type bridge");
         ip("addr add 10.0.0.1/24 dev br0");
         lab.write("etc/resolv.conf", "nameserver 127.0.0.53\n");
-        lab.write("run/systemd/resolve/resolv.conf", "nameserver 192.0.2.53\n");
+        lab.write(
+            "run/systemd/resolve/resolv.conf",
+            "nameserver 192.0.2.53\nsearch example.net\n",
+        );
         let running = state();
 
         let refused = record(&lab.root(), &[]).await.unwrap_err().to_string();
         assert!(
-            refused.contains("'ens3' does, but its kind 'veth' is not recorded yet"),
+            refused
+                .contains("'ens3' has the default route, but its kind 'veth' is not recorded yet"),
             "{refused}"
         );
         assert!(!lab.root().join("etc/latchkey/network.json").exists());
