@@ -40,7 +40,7 @@ impl Service {
     }
 
     /// Approves the session that goes by `id`, if `code` is the one on its machine's console. Where the policy wants
-    /// several people, the session waits on until enough of them have.
+    /// several people, the session waits on until enough of them have, and again when too few of their approvals count.
     ///
     /// # Errors
     /// `NoRequest`, `Decided`, `WrongCode`, `NotApprover`, `ApprovedAlready`, `Record`.
@@ -48,6 +48,8 @@ impl Service {
         let now = self.clock.now();
         let result = self.records.transact(now, |work| {
             let mut session = open_session(work, id, now)?;
+            let wanted = wanted_approvals(work, &session)?;
+            session.state = standing(&session, &wanted, now);
             if session.state != SessionState::Pending {
                 return Err(decided(&session.number, session.state));
             }
@@ -55,7 +57,6 @@ impl Service {
                 let left = wrong_code(work, &mut session, who)?;
                 return Ok(Err(AdminError::WrongCode { left }));
             }
-            let wanted = wanted_approvals(work, &session)?;
             may_approve(&wanted, &session.approvals, who, now)?;
             // An approval that counts no more makes room for a new one of the same person.
             session.approvals.retain(|one| one.who != who);
@@ -132,7 +133,7 @@ impl Service {
             client: session.client.clone(),
             volumes,
             peer: session.peer,
-            state: session.state,
+            state: standing(session, &wanted, now),
             created: session.created,
             expires: session.expires,
             attempts_left: ATTEMPTS.saturating_sub(session.attempts),
@@ -170,6 +171,17 @@ fn counts(session: &Session) -> bool {
         session.state,
         SessionState::Pending | SessionState::Approved
     )
+}
+
+/// How the session stands at `now`: one that was approved waits again once too few of its approvals count, or the
+/// policies have come to want more.
+fn standing(session: &Session, wanted: &[Approval], now: UnixMillis) -> SessionState {
+    match session.state {
+        SessionState::Approved if left(wanted, &session.approvals, now) > 0 => {
+            SessionState::Pending
+        }
+        state => state,
+    }
 }
 
 /// What the policies of a session's volumes want.

@@ -199,6 +199,34 @@ fn two_of_three_named_people_approve_each_once() {
 }
 
 #[test]
+fn an_approved_session_waits_again_when_an_approval_lapses_or_more_are_wanted() {
+    let rig = Rig::new();
+    let (machine, volume, _) = rig.bound("web-1", 1);
+    let two = r#"{"rule":"ask","approval":{"count":2,"good-for":"5m"}}"#;
+    rig.set_policy(volume, two);
+    let boot = Boot::new();
+    let (id, code) = pending(&rig.verdict(&machine, HOME, &boot, volume));
+    let approve = |who: &str| rig.service.approve(&id, &code, who);
+    approve("alice").unwrap();
+    rig.pass(Duration::from_secs(299));
+    assert_eq!(approve("bob").unwrap().state, SessionState::Approved);
+    assert!(matches!(approve("carol"), Err(AdminError::Decided { .. })));
+    rig.pass(Duration::from_secs(1));
+    pending(&rig.verdict(&machine, HOME, &boot, volume));
+    let listed = &rig.service.requests().unwrap()[0];
+    assert_eq!(
+        (listed.state, listed.approvals_left),
+        (SessionState::Pending, 1)
+    );
+    assert_eq!(approve("alice").unwrap().state, SessionState::Approved);
+    released(&rig.verdict(&machine, HOME, &boot, volume));
+    rig.set_policy(volume, r#"{"rule":"ask","approval":{"count":3}}"#);
+    pending(&rig.verdict(&machine, HOME, &boot, volume));
+    assert_eq!(approve("carol").unwrap().state, SessionState::Approved);
+    released(&rig.verdict(&machine, HOME, &boot, volume));
+}
+
+#[test]
 fn a_volume_that_joins_a_session_late_needs_every_approval_anew() {
     let rig = Rig::new();
     let (machine, volume, _) = rig.bound("web-1", 1);
