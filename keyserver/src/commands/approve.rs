@@ -18,7 +18,8 @@ With --rejoin a machine that lost its keys is taken back as the client that it w
 place of the old ones, and it may fetch the shares of all volumes of that client. Without --rejoin such a
 request is described and not approved.
 
-Exit code 3: wrong code, no such request, no boot, or decided already.")]
+Exit code 3: wrong code, no such request, no boot, decided already, or a machine to which nothing is
+released: revoked, locked out, or the store was put back.")]
 pub struct Approve {
     /// The request, as 'latchkeyd requests' shows it
     id: String,

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use super::listing::{RequestListing, RequestedVolume};
 use super::locking::lock_in;
-use super::policies::owner;
+use super::policies::{client_record, owner};
 use super::taking_back::open_rejoin;
+use super::witness::store_state;
 use super::{AdminError, Service};
 use crate::audit::{Event, Kind, printable};
 use crate::clock::UnixMillis;
 use crate::ledger::Work;
-use crate::policy::{self, Approval};
+use crate::policy::{self, Approval, StoreState};
 use crate::records::{Approved, OpenNumber, Session, SessionState, ShortId, Volume, key};
 use crate::sealed::RecordError;
 
@@ -43,7 +44,7 @@ impl Service {
     /// several people, the session waits on until enough of them have, and again when too few of their approvals count.
     ///
     /// # Errors
-    /// `NoRequest`, `Decided`, `WrongCode`, `NotApprover`, `ApprovedAlready`, `Record`.
+    /// `NoRequest`, `Decided`, `WrongCode`, `NeverReleased`, `NotApprover`, `ApprovedAlready`, `Record`.
     pub fn approve(&self, id: &str, code: &str, who: &str) -> Result<RequestListing, AdminError> {
         let now = self.clock.now();
         let result = self.records.transact(now, |work| {
@@ -56,6 +57,9 @@ impl Service {
             if !session.code.matches(code) {
                 let left = wrong_code(work, &mut session, who)?;
                 return Ok(Err(AdminError::WrongCode { left }));
+            }
+            if let Some(why) = never_released(work, &session)? {
+                return Err(AdminError::NeverReleased(why));
             }
             may_approve(&wanted, &session.approvals, who, now)?;
             // An approval that counts no more makes room for a new one of the same person.
@@ -182,6 +186,30 @@ fn standing(session: &Session, wanted: &[Approval], now: UnixMillis) -> SessionS
         }
         state => state,
     }
+}
+
+/// Why nothing is released to the session whoever approves it.
+fn never_released(
+    work: &mut Work<'_>,
+    session: &Session,
+) -> Result<Option<&'static str>, AdminError> {
+    let client = client_record(work, &session.client)?;
+    if client.revoked.is_some() || client.joined.is_none() {
+        return Ok(Some(
+            "the client was revoked\n'latchkeyd invite' lets its machine join with new keys",
+        ));
+    }
+    if client.locked.is_some() {
+        return Ok(Some(
+            "the client is locked out\nto let it boot again: latchkeyd readmit",
+        ));
+    }
+    Ok(match store_state(work)? {
+        StoreState::Newest => None,
+        StoreState::PutBack => Some(
+            "the key server's store was put back to an earlier state\nto accept that: latchkeyd accept-rollback",
+        ),
+    })
 }
 
 /// What the policies of a session's volumes want.

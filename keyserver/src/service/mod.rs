@@ -177,6 +177,9 @@ pub enum AdminError {
         "the machine {0}\nit is not taken back as long as that is so; 'latchkeyd invite' lets a revoked one join"
     )]
     NeverTakenBack(&'static str),
+    /// Nothing is released to the session, whoever approves it.
+    #[error("not approved: nothing is released to this boot, as {0}")]
+    NeverReleased(&'static str),
     /// The client is not locked out.
     #[error("client '{0}' is not locked out")]
     NotLocked(ClientName),

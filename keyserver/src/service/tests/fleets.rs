@@ -227,6 +227,39 @@ fn an_approved_session_waits_again_when_an_approval_lapses_or_more_are_wanted() 
 }
 
 #[test]
+fn nobody_approves_what_is_not_released_anyway() {
+    type Change = fn(&mut Rig, &Machine);
+    let changes: [(&str, Change); 3] = [
+        ("revoked", |rig, machine| {
+            rig.service.revoke(&machine.name, "root").unwrap();
+        }),
+        ("readmit", |rig, machine| {
+            rig.service.lock(&machine.name, "root").unwrap();
+        }),
+        ("accept-rollback", |rig, machine| {
+            let earlier = rig.store.copy();
+            rig.service.arm(&machine.name, HOUR, "root").unwrap();
+            let newer = rig.heartbeat(machine, None, None).head;
+            rig.store = earlier;
+            rig.restart();
+            rig.heartbeat(machine, newer, None);
+        }),
+    ];
+    for (words, change) in changes {
+        let mut rig = Rig::new();
+        let (machine, volume, _) = rig.bound("web-1", 1);
+        rig.set_policy(volume, r#"{"rule":"ask"}"#);
+        let boot = Boot::new();
+        let (id, code) = pending(&rig.verdict(&machine, HOME, &boot, volume));
+        change(&mut rig, &machine);
+        let error = rig.service.approve(&id, &code, "root").unwrap_err();
+        assert!(matches!(error, AdminError::NeverReleased(_)), "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+        assert_eq!(rig.count(Kind::Approved), 0);
+    }
+}
+
+#[test]
 fn a_volume_that_joins_a_session_late_needs_every_approval_anew() {
     let rig = Rig::new();
     let (machine, volume, _) = rig.bound("web-1", 1);
