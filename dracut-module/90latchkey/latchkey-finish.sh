@@ -6,7 +6,7 @@
 # A file that `.` does not find would end the shell, which is the first program here.
 [ -e /lib/latchkey-lib.sh ] || return 0
 . /lib/latchkey-lib.sh || return 0
-if [ -e /run/latchkey/agent.pid ] && ! "$latchkey_binary" finish "$NEWROOT" </dev/null; then
+if ! latchkey_finish "$NEWROOT"; then
 	latchkey_wipe
 	die "latchkey: root does not lie on the volume that was opened. 'latchkey=off' on the kernel command line boots without latchkey."
 fi

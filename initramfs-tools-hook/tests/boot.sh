@@ -33,6 +33,7 @@ main()
 		no_shell_before_the_credentials_are_gone
 		a_good_root_boots_on
 		a_foreign_root_stops_the_boot
+		a_finish_that_is_killed_stops_no_boot_that_a_person_opened
 		a_hibernated_machine_resumes_without_credentials
 	done
 	[ "$failures" -eq 0 ] || { echo "$failures failed"; exit 1; }
@@ -263,8 +264,18 @@ a_foreign_root_stops_the_boot()
 	initramfs
 	agent finish 'exit 1'
 	run local-top
+	echo root >"$root/run/latchkey/begun-automatically"
 	run local-bottom
 	case "$output" in *"panic: latchkey: root does not lie on"*) ;; *) wrong "no panic: $output" ;; esac
+}
+
+a_finish_that_is_killed_stops_no_boot_that_a_person_opened()
+{
+	initramfs
+	agent finish 'kill -9 $$'
+	run local-top
+	run local-bottom
+	case "$output" in *panic*) wrong "$output" ;; esac
 }
 
 a_hibernated_machine_resumes_without_credentials()
