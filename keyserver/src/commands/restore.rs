@@ -26,7 +26,8 @@ Examples:
   latchkeyd restore /root/latchkeyd-2026-11-28.store
   systemctl start latchkeyd
 
-Configuration and master key must be in place, and there must be no store: nothing is overwritten.
+Configuration and master key must be in place, and there must be no store, nor a file that is left of
+one (store.sqlite3-wal): nothing is overwritten.
 The copy is put there only if the master key opens it and its audit is as it was written.
 Machines that have seen a newer store say so; then nothing is released until
 'latchkeyd accept-rollback'. What was done since the copy was made is forgotten: see latchkeyd(8).")]
@@ -42,20 +43,16 @@ impl Restore {
         let (config, _) = self.source.load()?;
         let place = config.data_dir.join(FILE);
         let failed = |error: std::io::Error| failed(&self.file, &config.data_dir, &error);
-        if std::fs::symlink_metadata(&place).is_ok() {
-            return Err(Failure::refused(format!(
-                "there is a store already: '{}' exists\nnothing was changed; stop the server and move 'store.*' out of this folder first",
-                place.display()
-            )));
-        }
+        refuse_remains(&config.data_dir)?;
         let trial = Config {
             data_dir: config.data_dir.join(TRIAL),
             ..config.clone()
         };
         copy(&self.file, &trial.data_dir).map_err(failed)?;
-        let entries = verify(&trial).inspect_err(|_| {
-            drop(std::fs::remove_dir_all(&trial.data_dir));
-        })?;
+        let discard = |_: &Failure| drop(std::fs::remove_dir_all(&trial.data_dir));
+        let entries = verify(&trial).inspect_err(discard)?;
+        // The copy took a while: a server that was started meanwhile, or 'init', may have made a store.
+        refuse_remains(&config.data_dir).inspect_err(discard)?;
         give_away(&trial.data_dir.join(FILE), &config.data_dir)
             .and_then(|()| std::fs::rename(trial.data_dir.join(FILE), &place))
             .and_then(|()| std::fs::remove_dir_all(&trial.data_dir))
@@ -66,6 +63,31 @@ impl Restore {
             place.display()
         ))
     }
+}
+
+/// Refuses a folder with a store in it, or with what is left of one: SQLite would take a log or journal that lies beside the
+/// copy for the copy's own, and mix the two.
+fn refuse_remains(folder: &Path) -> Result<(), Failure> {
+    let failed = |error: &std::io::Error| Failure {
+        code: FAILED,
+        text: format!("failed to look into '{}': {error}", folder.display()),
+    };
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(&error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(|error| failed(&error))?;
+        let name = entry.file_name();
+        if name.as_encoded_bytes().starts_with(FILE.as_bytes()) {
+            return Err(Failure::refused(format!(
+                "there is a store already: '{}' exists\nnothing was changed; stop the server and move 'store.*' out of this folder first",
+                entry.path().display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Copies `file` into the new folder `folder`, as the store that it will be.
@@ -112,5 +134,25 @@ fn failed(file: &Path, folder: &Path, error: &std::io::Error) -> Failure {
             file.display(),
             folder.display()
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_a_store_is_as_much_in_the_way_as_a_store() {
+        for side in ["", "-wal", "-shm", "-journal"] {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join("latchkeyd.toml"), "").unwrap();
+            std::fs::write(folder.path().join("store.lock"), "").unwrap();
+            refuse_remains(folder.path()).unwrap();
+            let name = format!("{FILE}{side}");
+            std::fs::write(folder.path().join(&name), "").unwrap();
+            let failure = refuse_remains(folder.path()).unwrap_err();
+            assert!(failure.text.contains(&format!("{name}' exists")), "{side}");
+        }
+        refuse_remains(Path::new("/nonexistent/latchkeyd")).unwrap();
     }
 }

@@ -47,6 +47,12 @@ fn a_copy_of_a_running_store_releases_and_lists_as_before_in_a_new_place() {
     let seen = machine.heartbeat(None, None).head;
 
     let home = without_store(&server.home);
+    // The log of a store that is gone would be taken for the copy's.
+    let log = home.data_dir().join("store.sqlite3-wal");
+    std::fs::write(&log, "left").unwrap();
+    let error = home.fails(3, &["restore", path]);
+    assert!(error.contains("store.sqlite3-wal' exists"), "{error}");
+    std::fs::remove_file(&log).unwrap();
     home.succeeds(&["restore", path]);
     let error = home.fails(3, &["restore", path]);
     assert!(error.contains("there is a store already"), "{error}");
