@@ -20,6 +20,7 @@ use crate::keyring::{self, OpenError, Opened};
 use crate::listener::{self, Shared};
 use crate::logging::chain;
 use crate::notify;
+use crate::service::Service;
 use crate::tls::{self, ServerKey, TlsError};
 
 /// How long requests that run may go on after SIGTERM.
@@ -28,6 +29,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 const STOP_DISK_LIMIT: Duration = Duration::from_secs(5);
 /// Between two rounds of housekeeping.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(60);
+/// Between two looks at whether the store still writes.
+const STORE_INTERVAL: Duration = Duration::from_secs(1);
 /// Threads that wait for the disk; further requests wait for a thread. Releases and proofs need none.
 const DISK_THREADS: usize = 32;
 /// Locked memory that the server must be able to have before it locks what it will ever map.
@@ -44,7 +47,7 @@ pub struct Options {
     pub listen: Vec<SocketAddr>,
 }
 
-/// The server could not start.
+/// The server could not start, or not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// The process could not be made unreadable to others.
@@ -67,6 +70,11 @@ pub enum DaemonError {
     /// Nobody accepts connections any more.
     #[error("a part of the server that accepts connections has ended")]
     Ended(#[source] tokio::task::JoinError),
+    /// The store writes no more.
+    #[error(
+        "the store stopped writing after a disk error\nlook for disk errors in the kernel log; a server that is started anew opens the store anew"
+    )]
+    Stopped,
     /// Threads or signal handlers.
     #[error("failed to start")]
     Start(#[source] std::io::Error),
@@ -75,7 +83,7 @@ pub enum DaemonError {
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Any of [`DaemonError`], before the first request.
+/// Any of [`DaemonError`]; `Ended` and `Stopped` after requests were served, all others before the first one.
 pub fn run(options: Options) -> Result<(), DaemonError> {
     harden().map_err(DaemonError::Harden)?;
     let opened = keyring::open(&options.config)?;
@@ -139,14 +147,16 @@ fn serve(runtime: &Runtime, options: &Options, opened: &Opened) -> Result<(), Da
         log::info!("key server {} is ready", opened.service.server());
         notify::ready();
 
-        loop {
+        let result = loop {
             let event = tokio::select! {
                 event = signals.next() => event,
+                // Only a new process writes again, and machines that boot wait for it.
+                () = store_stopped(&opened.service) => break Err(DaemonError::Stopped),
                 // Only by a panic. A server that nobody can reach had better be started anew.
                 Some(Err(panic)) = accepting.join_next() => return Err(DaemonError::Ended(panic)),
             };
             if event == Event::Stop {
-                break;
+                break Ok(());
             }
             notify::reloading();
             let reload = Reload {
@@ -157,7 +167,7 @@ fn serve(runtime: &Runtime, options: &Options, opened: &Opened) -> Result<(), Da
             };
             tokio::task::block_in_place(|| reload.run());
             notify::ready();
-        }
+        };
 
         notify::stopping();
         log::info!("stopping: no new requests, finishing those that run");
@@ -170,7 +180,7 @@ fn serve(runtime: &Runtime, options: &Options, opened: &Opened) -> Result<(), Da
                 STOP_LIMIT.as_secs()
             );
         }
-        Ok(())
+        result
     })
 }
 
@@ -207,7 +217,14 @@ async fn listen(options: &Options) -> Result<Vec<TcpListener>, DaemonError> {
     Ok(listeners)
 }
 
-async fn maintain(service: Arc<crate::service::Service>) {
+/// Waits until the store writes no more. A full disk or a read-only one is no such end: it may heal.
+async fn store_stopped(service: &Service) {
+    while !service.records().has_stopped() {
+        tokio::time::sleep(STORE_INTERVAL).await;
+    }
+}
+
+async fn maintain(service: Arc<Service>) {
     let mut ticks = tokio::time::interval(MAINTENANCE_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

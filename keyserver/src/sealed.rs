@@ -112,6 +112,11 @@ impl SealedStore {
         }
     }
 
+    /// Whether nothing is written any more until the store is opened anew.
+    pub fn has_stopped(&self) -> bool {
+        self.store.has_stopped()
+    }
+
     fn with(store: Box<dyn Store>, master: MasterKey) -> Result<Self, RecordError> {
         let store: Arc<dyn Store> = Arc::from(store);
         let sealer = Arc::new(Sealer::new(master));

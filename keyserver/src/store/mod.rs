@@ -136,6 +136,11 @@ pub trait Store: Send + Sync {
     /// As the backend has them: traces may remain then.
     fn erase_traces(&self) -> Result<(), StoreError>;
 
+    /// Whether it writes no more until it is opened anew: the fate of a write is unknown.
+    fn has_stopped(&self) -> bool {
+        false
+    }
+
     /// Copies everything as it is at one moment, without what was deleted.
     ///
     /// # Errors

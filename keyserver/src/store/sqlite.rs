@@ -203,7 +203,7 @@ impl SqliteStore {
     }
 
     fn check_writing(&self) -> Result<(), StoreError> {
-        match self.stopped.load(Ordering::SeqCst) {
+        match self.has_stopped() {
             true => Err(StoreError::Stopped),
             false => Ok(()),
         }
@@ -277,6 +277,10 @@ impl Store for SqliteStore {
             0 => Ok(()),
             _ => Err(other_reader(&self.directory)),
         }
+    }
+
+    fn has_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
     }
 
     fn backup(&self) -> Result<Backup, StoreError> {

@@ -228,6 +228,7 @@ fn a_full_disk_changes_nothing_and_heals() {
     limit(1);
     let big = transaction(&[], &[("a", Some(b"2")), ("b", Some(&[1; 100_000]))]);
     assert!(matches!(store.commit(&big), Err(StoreError::Full(_))));
+    assert!(!store.has_stopped());
     assert_eq!(store.get("a").unwrap().unwrap().value, b"1");
     assert_eq!(store.get("b").unwrap(), None);
     limit(1 << 20);
@@ -264,7 +265,9 @@ fn after_a_disk_error_nothing_more_is_written() {
     let store = SqliteStore::create(folder.path()).unwrap();
     store.commit(&put("a", b"1")).unwrap();
     let failure = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR);
+    assert!(!store.has_stopped());
     store.write_error(rusqlite::Error::SqliteFailure(failure, None));
+    assert!(store.has_stopped());
     assert!(matches!(
         store.commit(&put("a", b"2")),
         Err(StoreError::Stopped)

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use latchkey_protocol::VolumeId;
 use latchkey_protocol::wire::{self, Verdict};
@@ -117,6 +118,46 @@ fn on_a_full_file_system_nothing_is_released_that_is_not_on_record() {
         home.succeeds(&["audit", "--verify"]);
         assert_eq!(home.serve().home.audited("released"), released + 1);
     });
+}
+
+/// The same command, with files that cannot grow: SQLite calls that a disk error, unlike a full disk.
+fn in_small_files(command: &Command) -> Command {
+    let mut limited = Command::new("sh");
+    limited
+        .args(["-c", r#"trap '' XFSZ; ulimit -f 1024; exec "$@""#, "sh"])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    limited
+}
+
+#[test]
+fn after_a_disk_error_the_server_ends_and_can_be_started_anew() {
+    let mut server = Home::made().serve_with(|command| *command = in_small_files(command));
+    let machine = Machine::join(&server, "web-1");
+    let (volume, share) = machine.register("root");
+    let mut released = 0;
+    while ask(&machine, volume).status == 200 {
+        released += 1;
+        assert!(released < 10_000, "no disk error");
+    }
+    assert_eq!(server.ended().code(), Some(1), "{}", server.log().all());
+    server.log().wait_for("stopped writing after a disk error");
+    let home = std::mem::replace(&mut server.home, Home::empty());
+    let server = home.serve();
+    let machine = Machine {
+        address: server.address,
+        ..machine
+    };
+    assert!(machine.released(&Boot::begin(), volume).0.matches(&share.0));
+    assert!(server.home.audited("released") > released);
 }
 
 #[test]
