@@ -6,11 +6,15 @@
 //! transaction. Whoever handed the work in awaits the answer, and needs no thread for that. Whoever comes meanwhile is
 //! in the next group.
 //!
+//! What is deleted for good is also overwritten before the answer, by a second thread: that waits for a copy of the store that
+//! is being made, and only whoever erases may have to.
+//!
 //! What one piece of work relied on is compared for that piece alone: if it no longer holds, only this piece is done
 //! anew. An error of the store is everybody's, because nobody's changes are known to be durable then.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -30,7 +34,7 @@ const ATTEMPTS: usize = 32;
 /// From the beginning of one commit to the next, at least, while work comes from several sides: a commit costs the
 /// processor more than what is written by it, so it had better serve many. Work that comes alone waits for nobody.
 const PACE: Duration = Duration::from_millis(2);
-/// Of the thread that writes. It is locked memory, so no more than is needed.
+/// Of the threads that write and erase. It is locked memory, so no more than is needed.
 const STACK: usize = 512 * 1024;
 
 /// A piece of work that is ready to be written.
@@ -51,10 +55,13 @@ pub(crate) struct Ready {
 /// Whether the work is durable; if not, what it relied on has changed, and nothing of it was written.
 pub(crate) type Written = Result<bool, RecordError>;
 
-/// The thread that writes. When this is dropped the thread ends, after all that was handed in has its answer.
+/// Who waits for what is written and to be overwritten as well.
+type Erasing = Vec<oneshot::Sender<Written>>;
+
+/// The threads that write and erase. When this is dropped they end, after all that was handed in has its answer.
 pub(crate) struct Writer {
     queue: Arc<Queue>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// Work that waits to be written.
@@ -76,28 +83,40 @@ struct Scribe {
     store: Arc<dyn Store>,
     sealer: Arc<Sealer>,
     queue: Arc<Queue>,
+    erasing: Sender<Erasing>,
 }
 
 impl Writer {
-    /// Starts the thread that writes to `store`.
+    /// Starts the threads that write to `store` and erase there.
     ///
     /// # Errors
     /// The system's, if it has no thread to give.
     pub fn start(store: Arc<dyn Store>, sealer: Arc<Sealer>) -> std::io::Result<Self> {
-        let queue = Arc::new(Queue::default());
+        let (erasing, to_erase) = channel();
+        let erased = Arc::clone(&store);
+        let mut writer = Self {
+            queue: Arc::default(),
+            threads: Vec::with_capacity(2),
+        };
         let scribe = Scribe {
             store,
             sealer,
-            queue: Arc::clone(&queue),
+            queue: Arc::clone(&writer.queue),
+            erasing,
         };
+        writer.spawn("writer", move || scribe.run())?;
+        // It ends with the writer, which hands the work to it.
+        writer.spawn("eraser", move || erase(&*erased, &to_erase))?;
+        Ok(writer)
+    }
+
+    fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
         let thread = std::thread::Builder::new()
-            .name("writer".to_owned())
+            .name(name.to_owned())
             .stack_size(STACK)
-            .spawn(move || scribe.run())?;
-        Ok(Self {
-            queue,
-            thread: Some(thread),
-        })
+            .spawn(work)?;
+        self.threads.push(thread);
+        Ok(())
     }
 
     /// Writes `ready` together with what others have ready; the answer comes when it is durable. Whether somebody still
@@ -119,8 +138,8 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         self.queue.end();
-        if let Some(thread) = self.thread.take() {
-            // It catches its panics.
+        for thread in self.threads.drain(..) {
+            // They catch their panics.
             let _ = thread.join();
         }
     }
@@ -151,13 +170,9 @@ impl Scribe {
                 written => drop(sender.send(written)),
             }
         }
-        if erasing.is_empty() {
-            return;
-        }
-        let erased = self.store.erase_traces();
-        for sender in erasing {
-            let erased = erased.clone().map(|()| true);
-            drop(sender.send(erased.map_err(RecordError::from)));
+        if !erasing.is_empty() {
+            // The thread there outlives this one. Without it nobody knows what was overwritten, and no answer says so.
+            let _ = self.erasing.send(erasing);
         }
     }
 
@@ -248,6 +263,21 @@ impl Scribe {
         let sealed = self.sealer.encode(audit::HEAD, &head)?;
         changes.insert(audit::HEAD.to_owned(), Some(sealed));
         Ok(())
+    }
+}
+
+/// Overwrites what deleted values left behind, once for all who wait for it at a time, until nobody can bring more.
+fn erase(store: &dyn Store, to_erase: &Receiver<Erasing>) {
+    while let Ok(mut waiting) = to_erase.recv() {
+        waiting.extend(to_erase.try_iter().flatten());
+        // A panic is no answer to those who wait.
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            let erased = store.erase_traces();
+            for sender in waiting {
+                let erased = erased.clone().map(|()| true);
+                drop(sender.send(erased.map_err(RecordError::from)));
+            }
+        }));
     }
 }
 

@@ -22,6 +22,8 @@ struct Gate {
     /// How often traces were erased, and whether that fails.
     erased: Arc<AtomicUsize>,
     stains: bool,
+    /// Held while a copy is made, for which erasing waits.
+    copying: Arc<Mutex<()>>,
 }
 
 impl Gate {
@@ -70,6 +72,7 @@ impl Store for Gate {
     }
 
     fn erase_traces(&self) -> Result<(), StoreError> {
+        let _copying = self.copying.lock().unwrap();
         self.erased.fetch_add(1, Ordering::SeqCst);
         match self.stains {
             true => Err(StoreError::Injected("traces stay")),
@@ -324,6 +327,30 @@ fn traces_are_gone_before_the_answer_and_are_no_others_matter() {
         assert!(other.unwrap() && !overtaken.unwrap());
         assert_eq!(gate.erased.load(Ordering::SeqCst), 1, "once for the group");
     }
+}
+
+#[test]
+fn only_who_erases_waits_for_a_copy_that_is_being_made() {
+    let (gate, records) = rig();
+    let copying = gate.copying.lock().unwrap();
+    std::thread::scope(|scope| {
+        let erasing = scope.spawn(|| {
+            let ready = Ready {
+                erases: true,
+                ..work(&[], &["a"])
+            };
+            write(&records, ready)
+        });
+        while gate.get("a").unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        // It is written; its traces are still there.
+        assert!(write(&records, work(&[], &["b"])).unwrap());
+        assert!(!erasing.is_finished());
+        drop(copying);
+        assert!(erasing.join().unwrap().unwrap());
+    });
+    assert_eq!(gate.erased.load(Ordering::SeqCst), 1);
 }
 
 #[test]
