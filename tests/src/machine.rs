@@ -148,6 +148,17 @@ impl Machine {
         Ok(sighting)
     }
 
+    /// Answers the first prompt of this boot, which may have come before what was waited for last, or be yet to come.
+    ///
+    /// # Errors
+    /// `Console` if it does not appear.
+    pub fn answer_first(&mut self, prompt: &str, text: &str) -> Result<(), MachineError> {
+        if self.console.first(prompt).is_none() {
+            self.console.expect(prompt, PATIENCE)?;
+        }
+        self.answer_now(text)
+    }
+
     /// Types an answer to the prompt that stands, a moment after it appeared: the program that shows it first clears what
     /// was typed before.
     ///

@@ -173,7 +173,7 @@ fn refused(stage: &Stage) -> Outcome {
     server.admin(&["revoke", CLIENT])?;
     let mut machine = Machine::start(&spec(stage, "")?)?;
     machine.expect("the key server denied: ", LIMIT)?;
-    machine.console.type_line(PASSPHRASE)?;
+    machine.answer_first(stage.prompt(), PASSPHRASE)?;
     machine.expect(TYPED, LIMIT)?;
     finish(stage, &mut machine, &secrets::of_bound_machine(stage)?)
 }

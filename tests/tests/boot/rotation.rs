@@ -23,7 +23,7 @@ fn rotated(stage: &Stage) -> Outcome {
 
     let mut before = Machine::start(&stage.bound_machine(&copy, "before").systemd())?;
     before.expect("the current one is 2", LIMIT)?;
-    before.console.type_line(PASSPHRASE)?;
+    before.answer_first(stage.prompt(), PASSPHRASE)?;
     before.expect("was opened by a typed passphrase", LIMIT)?;
     before.up()?;
     Ok(())

@@ -63,7 +63,7 @@ fn other_ca(stage: &Stage) -> Outcome {
     foreign.start(PORT)?;
     let mut machine = Machine::start(&stage.bound_machine(&stage.bound_disk()?, "boot"))?;
     machine.expect("another CA", LIMIT)?;
-    machine.console.type_line(PASSPHRASE)?;
+    machine.answer_first(stage.prompt(), PASSPHRASE)?;
     machine.expect("'vda2_crypt' was opened by a typed passphrase", LIMIT)?;
     machine.up()?;
     machine.power_off()?;

@@ -85,7 +85,7 @@ fn locked_out(stage: &Stage) -> Outcome {
     let mut machine = Machine::start(&stage.bound_machine(&disk, "locked").systemd())?;
     machine.expect("this client is locked out by the administrator", LIMIT)?;
     // It is the automatic way that is locked, not the owner.
-    machine.console.type_line(PASSPHRASE)?;
+    machine.answer_first(stage.prompt(), PASSPHRASE)?;
     machine.expect("was opened by a typed passphrase", LIMIT)?;
     machine.up()?;
     machine.power_off()?;

@@ -37,7 +37,7 @@ pub fn revoked(stage: &Stage) -> Outcome {
     let mut machine = Machine::start(&stage.bound_machine(&stage.bound_disk()?, "boot"))?;
     machine.expect("the key server denied: ", LIMIT)?;
     machine.expect("revoked", LIMIT)?;
-    by_passphrase(machine)
+    by_passphrase(stage, machine)
 }
 
 fn destroyed(stage: &Stage) -> Outcome {
@@ -46,7 +46,7 @@ fn destroyed(stage: &Stage) -> Outcome {
     server.admin(&["destroy", MAPPING, "--yes"])?;
     let mut machine = Machine::start(&stage.bound_machine(&stage.bound_disk()?, "boot"))?;
     machine.expect("destroyed", LIMIT)?;
-    by_passphrase(machine)
+    by_passphrase(stage, machine)
 }
 
 fn approved(stage: &Stage) -> Outcome {
@@ -74,7 +74,7 @@ fn denied(stage: &Stage) -> Outcome {
     let (server, mut machine, id, _) = asked(stage)?;
     server.admin(&["deny", &id])?;
     machine.expect("the key server denied: ", LIMIT)?;
-    by_passphrase(machine)
+    by_passphrase(stage, machine)
 }
 
 fn asked(stage: &Stage) -> Result<(KeyServer, Machine, String, String), Failure> {
@@ -98,8 +98,8 @@ pub fn asked_by(
     Ok((server, machine, id, code.trim().to_owned()))
 }
 
-fn by_passphrase(mut machine: Machine) -> Outcome {
-    machine.console.type_line(PASSPHRASE)?;
+fn by_passphrase(stage: &Stage, mut machine: Machine) -> Outcome {
+    machine.answer_first(stage.prompt(), PASSPHRASE)?;
     machine.expect(TYPED, LIMIT)?;
     machine.up()?;
     machine.power_off()?;
