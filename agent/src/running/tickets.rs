@@ -5,7 +5,8 @@
 //! server on: two that take turns in the middle could leave a ticket in the header that is stale already.
 //!
 //! The key server answers for all volumes at once or for none. One whose share was destroyed, or that it does not know, must
-//! not hold up the others: which one that is, each says alone.
+//! not hold up the others: which one that is, each says alone. Nor must one whose header takes no ticket: that is not
+//! confirmed, and what the header holds stays good.
 
 use futures_util::{StreamExt as _, stream};
 use latchkey_protocol::ServerId;
@@ -14,6 +15,7 @@ use latchkey_protocol::wire::{
 };
 
 use super::volumes::{self, Bound};
+use crate::failure::chain;
 use crate::files::{BUSY_LIMIT, BUSY_PAUSE, Files, FilesError, Lock};
 use crate::server::{KeyServer, Unreachable};
 use crate::volume::header::{HeaderCopy, HeaderError};
@@ -44,7 +46,7 @@ pub enum TicketsError {
     /// A header cannot be read.
     #[error(transparent)]
     Header(#[from] HeaderError),
-    /// A header did not take its ticket.
+    /// No header took its ticket.
     #[error(transparent)]
     Write(#[from] TokenError),
     /// The tickets are in the headers, but the key server was not told.
@@ -112,20 +114,35 @@ async fn attempt(
     gone: &mut Vec<Gone>,
 ) -> Result<Moved, TicketsError> {
     let tickets = next(server, volumes, gone).await?;
-    for (bound, ticket) in volumes.iter().zip(&tickets) {
+    let (mut taken, mut first_failure) = (Vec::new(), None);
+    for (bound, ticket) in volumes.iter().zip(tickets) {
         let _lock = free(|| files.try_lock()).await?;
-        write(bound, server.settings.id, ticket)?;
+        match write(bound, server.settings.id, &ticket) {
+            Ok(()) => taken.push(ticket),
+            Err(why) => {
+                log::warn!(
+                    "the header of '{}' takes no ticket of key server {}, the one that it holds stays good: {}",
+                    bound.name,
+                    server.settings.id.short(),
+                    chain(&why)
+                );
+                first_failure.get_or_insert(why);
+            }
+        }
     }
     let request = ConfirmRequest {
         version: Version::default(),
-        tickets,
+        tickets: taken,
         arm,
     };
     if request.tickets.is_empty() && arm.is_none() {
-        return Ok(Moved {
-            volumes: 0,
-            armed_until: None,
-        });
+        return match first_failure {
+            Some(why) => Err(why),
+            None => Ok(Moved {
+                volumes: 0,
+                armed_until: None,
+            }),
+        };
     }
     let answer = server
         .ask(async |client, address| client.confirm_tickets(address, &request).await)

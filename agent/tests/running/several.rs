@@ -2,8 +2,10 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::process::Command;
 use std::sync::Arc;
 
+use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 
 use crate::Service;
@@ -99,6 +101,43 @@ fn a_volume_that_the_key_server_does_not_know_does_not_hold_up_the_ticket_of_roo
     world.server.put_back(&saved);
     world.server.serve();
     root_moves_on_alone(&world, &data, "does not know 'data_crypt'");
+}
+
+#[test]
+fn a_volume_whose_header_cannot_be_written_does_not_hold_up_the_ticket_of_root() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: mount namespaces need root");
+        return;
+    }
+    let world = World::new();
+    let data = plug_in_data(&world, "data_crypt", "root_crypt");
+    bind(&world, &data);
+    // What this thread starts sees the disk as one that is write-protected.
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    for words in [
+        &["--make-rprivate", "/"][..],
+        &["--bind", data.path(), data.path()],
+        &["-o", "remount,bind,ro", data.path()],
+    ] {
+        let status = Command::new("mount").args(words).status().unwrap();
+        assert!(status.success(), "mount {words:?}");
+    }
+    let (before, of_data) = (world.ticket(), tickets(&data));
+    let mut service = Service::of(&world.machine);
+    service.says("tickets moved on in 1 volumes");
+    let said = service.said();
+    assert!(
+        said.contains("the header of 'data_crypt' takes no ticket"),
+        "{said}"
+    );
+    service.ends();
+    assert_ne!(world.ticket(), before);
+    assert_eq!(tickets(&data), of_data);
+
+    let said = world.machine.latchkey(&["arm-reboot"], "").succeeded();
+    assert!(said.err.contains("expects one boot until"), "{}", said.err);
+    world.policy(TICKET);
+    is_released(&world.ask(&Boot::new(world.ticket())));
 }
 
 #[test]
