@@ -22,9 +22,11 @@ use crate::policy::{Life, Range};
 
 /// Between two beats of a stream, unless the configuration says otherwise.
 pub const BEAT: Duration = Duration::from_secs(10);
-/// Beats after the key server's start in which a machine that has not come back yet may still do so: more than the
-/// longest pause between two attempts of an agent.
+/// Beats after the key server's start in which a machine that has not come back yet may still do so.
 pub(super) const GRACE_BEATS: u32 = 8;
+/// The shortest time after which a machine is called silent or gone, however short the beats are: more than the longest pause
+/// between two attempts of an agent.
+const SHORTEST: Duration = Duration::from_secs(16);
 /// Boot sessions of one client that are being asked about; of the network that has most of them, the one that was looked at longest
 /// ago gives way.
 const ASKED_LIMIT: usize = 32;
@@ -163,6 +165,16 @@ impl Lives {
         self.beat
     }
 
+    /// How long a machine may say nothing, or be without a stream, before it is called silent.
+    fn silence(&self) -> Duration {
+        (self.beat * 2).max(SHORTEST)
+    }
+
+    /// How long after the key server's start a machine may take to come back.
+    fn grace(&self) -> Duration {
+        (self.beat * GRACE_BEATS).max(SHORTEST)
+    }
+
     /// Opens a stream, in place of the one that the client had; `None` if there are too many.
     pub fn open(&self, client: &ClientName) -> Option<LifeStream> {
         let mut state = self.lock();
@@ -208,7 +220,7 @@ impl Lives {
         now: Duration,
     ) -> Life {
         let mut state = self.lock();
-        let two = self.beat * 2;
+        let silence = self.silence();
         let since = |then: Duration| now.saturating_sub(then);
         let started = self.starts(now);
         let Some(of) = state.get_mut(client) else {
@@ -217,7 +229,7 @@ impl Lives {
         let open = of.stream.as_ref().map(|stream| stream.number);
         // It could be about to come back: its line was cut, or it was the key server that was away.
         let returns =
-            of.streams == 0 && started || of.ended.is_some_and(|ended| since(ended) < two);
+            of.streams == 0 && started || of.ended.is_some_and(|ended| since(ended) < silence);
         let found = of
             .asked
             .iter_mut()
@@ -230,7 +242,7 @@ impl Lives {
             };
         };
         // What was asked for it then says nothing of now.
-        if !asked.answered && since(asked.looked) > two.max(LAPSED) {
+        if !asked.answered && since(asked.looked) > silence.max(LAPSED) {
             asked.began = now;
             asked.question = None;
         }
@@ -244,7 +256,7 @@ impl Lives {
         if unasked || returns {
             return Life::Waiting;
         }
-        if since(last) < two {
+        if since(last) < silence {
             return if open.is_some() || asked.question.is_some() {
                 Life::Waiting
             } else {
@@ -336,21 +348,21 @@ impl Lives {
 
     /// Removes clients of which there is nothing to remember.
     pub fn maintain(&self, now: Duration) {
-        let two = self.beat * 2;
+        let silence = self.silence();
         let started = self.starts(now);
         self.lock().retain(|_, of| {
             of.asked
                 .retain(|asked| now.saturating_sub(asked.looked) < FORGOTTEN);
             let ended = of
                 .ended
-                .is_some_and(|ended| now.saturating_sub(ended) < two);
+                .is_some_and(|ended| now.saturating_sub(ended) < silence);
             of.stream.is_some() || ended || started || !of.asked.is_empty()
         });
     }
 
     /// Whether the key server has only just begun, and not every machine has had the time to come back.
     fn starts(&self, now: Duration) -> bool {
-        now.saturating_sub(self.began) < self.beat * GRACE_BEATS
+        now.saturating_sub(self.began) < self.grace()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ClientName, OfClient>> {
@@ -487,6 +499,34 @@ mod tests {
         let _unread = lives.open(&client).unwrap();
         for number in 2..=u8::try_from(WAITING_LIMIT).unwrap() + 3 {
             assert!(ask(number, BEAT * u32::from(number)), "{number}");
+        }
+    }
+
+    #[test]
+    fn short_beats_call_no_machine_silent_that_an_agent_is_about_to_bring_back() {
+        let client: ClientName = "web-1".parse().unwrap();
+        let ((request, key), peer) = (session(1), IpAddr::from([192, 0, 2, 1]));
+        for seconds in [1, 7, 10] {
+            let mut lives = Lives::new(Duration::ZERO);
+            lives.set_beat(Duration::from_secs(seconds));
+            let view = |at: u64| lives.view(&client, request, &key, Duration::from_secs(at));
+            let ask = |at: u64| {
+                lives
+                    .ask(&client, request, &key, peer, Duration::from_secs(at))
+                    .unwrap()
+            };
+            let grace = (8 * seconds).max(16);
+            assert_eq!(view(grace - 1), Life::Waiting, "{seconds}");
+            assert_eq!(view(grace), Life::Gone, "{seconds}");
+            // The line is cut while a copy boots: the agent has 15 s to be back.
+            let stream = lives.open(&client).unwrap();
+            lives.close(&stream, Duration::from_secs(100));
+            ask(100);
+            let silence = (2 * seconds).max(16);
+            for at in 101..100 + silence {
+                assert_eq!(view(at), Life::Waiting, "{seconds} {at}");
+            }
+            assert_eq!(view(100 + silence), Life::Silent, "{seconds}");
         }
     }
 }
