@@ -59,6 +59,8 @@ type Networks = BTreeMap<Option<Range>, (UnixMillis, u32)>;
 pub(super) enum Counted {
     /// Those of one of its keys.
     Key(Role),
+    /// Those for data volumes to open: many that wait for a person keep no running machine from saying that it lives.
+    Openings(Role),
     /// Those of machines without a key of its that ask to be taken back as it.
     Rejoin,
 }
@@ -170,7 +172,17 @@ impl Service {
         peer: IpAddr,
         now: UnixMillis,
     ) -> Result<(), ServiceError> {
-        let by = Counted::Key(identity.role());
+        self.admit_by(Counted::Key(identity.role()), identity, peer, now)
+    }
+
+    /// As [`Service::admit`], counted by `by`.
+    pub(super) fn admit_by(
+        &self,
+        by: Counted,
+        identity: &Identity,
+        peer: IpAddr,
+        now: UnixMillis,
+    ) -> Result<(), ServiceError> {
         let network = Range::around(peer);
         self.count(identity.client(), by, Some(network), now)
             .map_err(|retry_after| ServiceError::TooMany { retry_after })

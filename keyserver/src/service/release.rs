@@ -9,7 +9,7 @@ use latchkey_protocol::wire::{
 };
 
 use super::asked::{AskLife, Asked, Known, Look};
-use super::refusals::Refused;
+use super::refusals::{Counted, Refused};
 use super::{Identity, Refusal, Service, ServiceError, client_of};
 use crate::audit::{Event, Kind};
 use crate::ledger::Work;
@@ -115,7 +115,13 @@ impl Service {
     ) -> Result<ReleaseAnswer, ServiceError> {
         check_volumes(request)?;
         let now = self.clock.now();
-        self.admit(identity, peer, now)?;
+        let by = match purpose {
+            Purpose::Opening => Counted::Openings(identity.role()),
+            Purpose::Release | Purpose::Proof | Purpose::Registration => {
+                Counted::Key(identity.role())
+            }
+        };
+        self.admit_by(by, identity, peer, now)?;
         let asked = Asked {
             purpose,
             identity,

@@ -44,6 +44,29 @@ fn the_host_key_opens_what_was_bound_for_it_and_the_audit_says_so() {
 }
 
 #[test]
+fn volumes_that_wait_to_be_opened_use_up_no_hour_but_their_own() {
+    let mut rig = Rig::new();
+    let (machine, volume, _) = bound_for(&rig, OpenedBy::HostKey);
+    rig.set_policy(volume, r#"{"rule":"ask"}"#);
+    rig.service = service(Box::new(rig.store.clone()), &rig.clock).with_entries_per_hour(5);
+    let boot = Boot::new();
+    for _ in 0..5 {
+        pending(&opens(&rig, &machine, HOME, &boot, volume));
+    }
+    let host = rig.identity(&machine.host);
+    let opens = |identity: &Identity| {
+        rig.service
+            .open(identity, address(HOME), &boot.release(&[volume]))
+    };
+    assert!(matches!(opens(&host), Err(ServiceError::TooMany { .. })));
+    rig.heartbeat(&machine, None, None);
+    drop(rig.service.open_life(&host, address(HOME)).unwrap());
+    // Nor does a copy of the boot key use up theirs.
+    let key = rig.identity(&machine.boot);
+    assert!(matches!(opens(&key), Err(ServiceError::Refused(_))));
+}
+
+#[test]
 fn neither_key_does_the_work_of_the_other() {
     let rig = Rig::new();
     let (machine, volume, _) = rig.bound("web-1", 1);
