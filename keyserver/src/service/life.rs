@@ -160,6 +160,22 @@ impl Lives {
         self.lock().get(client).is_some_and(OfClient::is_connected)
     }
 
+    /// How long it is not known yet whether a running machine of the client comes back; `None` once it had the time. For where
+    /// none is connected.
+    pub fn may_return(&self, client: &ClientName, now: Duration) -> Option<Duration> {
+        let state = self.lock();
+        let of = state.get(client);
+        // Its reader is gone, and nobody has told of its end.
+        if of.is_some_and(|of| of.stream.is_some()) {
+            return Some(self.silence());
+        }
+        let ended = of.and_then(|of| of.ended);
+        let until = ended.map(|ended| ended + self.silence());
+        let started = of.is_none_or(|of| of.streams == 0);
+        let until = until.max(started.then(|| self.began + self.grace()));
+        until?.checked_sub(now).filter(|left| !left.is_zero())
+    }
+
     /// The time between two beats.
     pub fn beat(&self) -> Duration {
         self.beat

@@ -172,6 +172,16 @@ pub enum AdminError {
         "a running machine is connected with the keys of client '{0}': the one that asks to be taken back may be a copy of it\nif it is the same machine, stop latchkey.service there and approve again; if not: latchkeyd deny --lock"
     )]
     StillRuns(ClientName),
+    /// Whether a machine with the keys that would be replaced runs is not known yet.
+    #[error(
+        "whether a machine with the keys of client '{client}' still runs is not known yet: its connection has just ended, or the key server has just begun\ntry again in {left} s"
+    )]
+    NotKnownYet {
+        /// Whose keys they are.
+        client: ClientName,
+        /// Seconds until it is known.
+        left: u64,
+    },
     /// No machine is taken back as this client.
     #[error(
         "the machine {0}\nit is not taken back as long as that is so; 'latchkeyd invite' lets a revoked one join"

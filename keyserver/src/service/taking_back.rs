@@ -1,6 +1,8 @@
 //! A person's word on a machine that asks to be taken back. It gives the machine all that its client may do, so it needs
 //! every approval that any of the client's volumes wants.
 
+use std::time::Duration;
+
 use latchkey_protocol::ids::VolumeId;
 
 use super::approval::{
@@ -38,7 +40,7 @@ impl Service {
     /// wanted, its keys take the place of the client's in the same step.
     ///
     /// # Errors
-    /// `NoRequest`, `Decided`, `WrongCode`, `StillRuns`, `NeverTakenBack`, `NotApprover`, `ApprovedAlready`, `Record`.
+    /// `NoRequest`, `Decided`, `WrongCode`, `StillRuns`, `NotKnownYet`, `NeverTakenBack`, `NotApprover`, `ApprovedAlready`, `Record`.
     pub fn approve_rejoin(
         &self,
         id: &str,
@@ -62,6 +64,12 @@ impl Service {
             // Looked at last, and again by nobody: a machine that connects now is cut off below.
             if self.lives.is_open(&client.name) {
                 return Err(AdminError::StillRuns(client.name));
+            }
+            if let Some(left) = self.may_return(work, &client)? {
+                return Err(AdminError::NotKnownYet {
+                    client: client.name,
+                    left: left.as_secs() + 1,
+                });
             }
             let wanted = self.approvals_of(work, &client)?;
             may_approve(&wanted, &rejoin.approvals, who, now)?;
@@ -128,6 +136,18 @@ impl Service {
             Ok(rejoin)
         })?;
         self.rejoin_listing(&rejoin)
+    }
+
+    /// How long it is not known yet whether the running machine comes back. One that was never heard of does not.
+    fn may_return(
+        &self,
+        work: &mut Work<'_>,
+        client: &Client,
+    ) -> Result<Option<Duration>, RecordError> {
+        let machine: Option<Machine> = work.read(&key::machine(&client.name))?;
+        let heard = machine.is_some_and(|machine| machine.heard.is_some());
+        let returns = self.lives.may_return(&client.name, self.clock.passed());
+        Ok(returns.filter(|_| heard))
     }
 
     /// Puts the new keys in the place of the old ones. Volumes, shares and policies stay.

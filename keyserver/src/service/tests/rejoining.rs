@@ -177,7 +177,42 @@ fn while_the_original_is_connected_nobody_is_taken_back_in_its_place() {
     assert!(rig.service.rejoins().unwrap()[0].connected);
     let refused = rig.service.approve_rejoin(&id, &code, "root");
     assert!(matches!(refused, Err(AdminError::StillRuns(_))));
+    // Its line was cut, and it may be about to come back.
     rig.service.close_life(&stream);
+    let refused = rig.service.approve_rejoin(&id, &code, "root");
+    assert!(matches!(
+        refused,
+        Err(AdminError::NotKnownYet { left: 21, .. })
+    ));
+    rig.pass(2 * life::BEAT);
+    rig.service.approve_rejoin(&id, &code, "root").unwrap();
+}
+
+#[test]
+fn a_key_server_that_has_just_begun_takes_nobody_back_whose_original_may_be_about_to_connect() {
+    let mut rig = Rig::new();
+    let (machine, volume, _) = rig.bound("web-1", 1);
+    rig.heartbeat(&machine, None, None);
+    let (id, code) = waiting(asks(&rig, 9, AWAY, &[volume], None));
+    rig.restart();
+    let refused = rig.service.approve_rejoin(&id, &code, "root");
+    assert!(matches!(
+        refused,
+        Err(AdminError::NotKnownYet { left: 81, .. })
+    ));
+    rig.pass(GRACE - Duration::from_secs(1));
+    let host = rig.identity(&machine.host);
+    let stream = rig.service.open_life(&host, address(HOME)).unwrap();
+    let refused = rig.service.approve_rejoin(&id, &code, "root");
+    assert!(matches!(refused, Err(AdminError::StillRuns(_))));
+    drop(stream);
+    rig.restart();
+    rig.pass(GRACE);
+    rig.service.approve_rejoin(&id, &code, "root").unwrap();
+    // Nobody runs who was never heard of.
+    let (_, other, _) = rig.bound("web-2", 2);
+    let (id, code) = waiting(asks(&rig, 10, AWAY, &[other], None));
+    rig.restart();
     rig.service.approve_rejoin(&id, &code, "root").unwrap();
 }
 
