@@ -68,6 +68,7 @@ only_the_files_of_the_boot()
 	run_hook
 	expect "$status" 0
 	expect "$(cd "$image" && find usr etc -type f -printf '%m %p\n' | sort -k 2)" "\
+644 etc/hosts
 600 etc/latchkey/bound
 600 etc/latchkey/config.toml
 600 etc/latchkey/image.toml
@@ -427,6 +428,7 @@ machine()
 	mkdir -p "$server" "$root/usr/bin" "$root/lib" "$image/etc" "$image/usr/bin" "$image/scripts/local-top"
 	echo network >"$root/etc/latchkey/network.json"
 	echo config >"$root/etc/latchkey/config.toml"
+	echo "192.0.2.1 keys" >"$root/etc/hosts"
 	echo never >"$root/etc/latchkey/other-secret"
 	for file in server.toml ca.pem boot.pem host.pem; do echo "$file" >"$server/$file"; done
 	echo "boot key" >"$server/boot.key"
@@ -460,6 +462,7 @@ with_paths()
 		-e "s|^binary=.*|binary=$root/usr/bin/latchkey|" \
 		-e "s|copy_exec \"\$binary\" \"\$binary\"|copy_exec \"\$binary\" /usr/bin/latchkey|" \
 		-e "s|^config=.*|config=$root/etc/latchkey|" \
+		-e "s|^hosts=.*|hosts=$root/etc/hosts|" \
 		-e "s|^functions=.*|functions=$root/boot-functions|" \
 		-e "s|\\\$tree\\\$functions|\$tree/usr/lib/latchkey/boot-functions|; s|\\\$tree\\\${functions%/\\*}|\$tree/usr/lib/latchkey|" \
 		-e "s|^image=.*|image=$root/image|" \
