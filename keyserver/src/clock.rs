@@ -33,6 +33,16 @@ impl UnixMillis {
         made <= self.plus(SKEW) && self < expires
     }
 
+    /// This stamp as it counts from `now` on: one that a clock which ran ahead made is of now, so that it counts for its time
+    /// and no longer.
+    #[must_use]
+    pub fn settled(self, now: Self) -> Self {
+        match self > now.plus(SKEW) {
+            true => now,
+            false => self,
+        }
+    }
+
     /// `2026-11-20 23:59:59`, UTC.
     pub fn text(self) -> String {
         let seconds = self.0 / 1000;

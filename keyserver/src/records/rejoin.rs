@@ -61,6 +61,14 @@ impl Rejoin {
         self.is_open(now) && self.state == SessionState::Pending
     }
 
+    /// Sets right what a clock that ran ahead stamped; whether there was any.
+    pub fn settle(&mut self, now: UnixMillis) -> bool {
+        let settled: Vec<UnixMillis> = self.begun.iter().map(|at| at.settled(now)).collect();
+        let changed = settled != self.begun;
+        self.begun = settled;
+        changed
+    }
+
     /// Whether nothing has to be remembered of it.
     pub fn is_over(&self, now: UnixMillis) -> bool {
         !self.is_open(now) && recent(&self.begun, now).is_empty()

@@ -143,6 +143,17 @@ impl Trace {
         }
     }
 
+    /// Sets right what a clock that ran ahead stamped; whether there was any.
+    pub fn settle(&mut self, now: UnixMillis) -> bool {
+        let mut changed = false;
+        for boot in &mut self.boots {
+            let settled = boot.at.settled(now);
+            changed |= settled != boot.at;
+            boot.at = settled;
+        }
+        changed
+    }
+
     /// Whether something was released to this session before.
     pub fn knows(&self, request: RequestId, ephemeral_key: &Bytes<32>) -> bool {
         self.boots

@@ -114,10 +114,15 @@ impl Known {
             .as_ref()
             .filter(|volume| volume.client == self.client.name);
         let by_policy = policy::is_asked(asked.purpose);
-        let trace: Option<Trace> = match (by_policy, owned) {
+        let mut trace: Option<Trace> = match (by_policy, owned) {
             (true, Some(volume)) => work.read(&key::trace(&volume.id))?,
             _ => None,
         };
+        if let Some(trace) = &mut trace
+            && trace.settle(asked.now)
+        {
+            work.write(trace)?;
+        }
         // Decided before any policy is looked at.
         let none = Policy::plain(Rule::Deny);
         let in_force =

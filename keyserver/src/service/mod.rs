@@ -328,6 +328,17 @@ impl Service {
             })?;
         }
         let rejoins: Vec<Rejoin> = self.records.all(key::REJOINS)?;
+        for ahead in rejoins.iter().filter(|one| (*one).clone().settle(now)) {
+            self.records.transact(now, |work| {
+                let found: Option<Rejoin> = work.read(&key::rejoin(&ahead.client))?;
+                if let Some(mut rejoin) = found
+                    && rejoin.settle(now)
+                {
+                    work.write(&rejoin)?;
+                }
+                Ok::<_, RecordError>(())
+            })?;
+        }
         for over in rejoins.iter().filter(|rejoin| rejoin.is_over(now)) {
             self.records.transact(now, |work| {
                 let at = key::rejoin(&over.client);

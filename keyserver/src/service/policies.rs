@@ -176,7 +176,12 @@ impl Service {
             Some(policy) => {
                 check_tickets(work, policy, std::slice::from_ref(&volume))?;
                 volume.policy = policy.clone();
-                volume.origin = Origin::Set(now);
+                let earlier = match volume.origin {
+                    Origin::Set(at) => at,
+                    Origin::Before | Origin::Bound => volume.created,
+                };
+                let used = used_last(work, &[*id])?;
+                volume.origin = Origin::Set(set_after(now, earlier.max(used)));
                 format!("policy: {}; before: {before}", policy.sentence())
             }
             None => {
@@ -204,6 +209,7 @@ impl Service {
         now: UnixMillis,
     ) -> Result<Event, AdminError> {
         let mut client = client_record(work, name)?;
+        let mut used = UnixMillis::default();
         if let Some(policy) = policy {
             let ids: Vec<VolumeId> = self.records.all(&key::owned(name))?;
             let mut volumes = Vec::with_capacity(ids.len());
@@ -214,8 +220,9 @@ impl Service {
                 }
             }
             check_tickets(work, policy, &volumes)?;
+            used = used_last(work, &ids)?;
         }
-        let before = replaced(&mut client.policy, policy, now);
+        let before = replaced(&mut client.policy, policy, set_after(now, used));
         work.write(&client)?;
         let text = format!(
             "policy of the client: {}; before: {before}",
@@ -390,11 +397,29 @@ fn check_tickets(
     Ok(())
 }
 
+/// The time of a policy that is set after one of `before`. Where the clock ran ahead then, it is no earlier than that: what
+/// was used up under the old one would be so under the new one.
+fn set_after(now: UnixMillis, before: UnixMillis) -> UnixMillis {
+    now.max(UnixMillis(before.0.saturating_add(1)))
+}
+
+/// When the newest of the one-time policies was set that any of `volumes` used up.
+fn used_last(work: &mut Work<'_>, volumes: &[VolumeId]) -> Result<UnixMillis, RecordError> {
+    let mut last = UnixMillis::default();
+    for id in volumes {
+        let trace: Option<Trace> = work.read(&key::trace(id))?;
+        let used = trace.and_then(|trace| trace.used);
+        last = used.map_or(last, |(_, set)| last.max(set));
+    }
+    Ok(last)
+}
+
 /// What was set before, in a sentence.
 fn replaced(place: &mut Option<SetPolicy>, policy: Option<&Policy>, now: UnixMillis) -> String {
+    let before = place.as_ref().map_or(UnixMillis::default(), |old| old.set);
     let new = policy.map(|policy| SetPolicy {
         policy: policy.clone(),
-        set: now,
+        set: set_after(now, before),
     });
     let before = std::mem::replace(place, new);
     sentence(before.as_ref().map(|found| &found.policy))

@@ -479,6 +479,52 @@ fn a_one_time_policy_that_comes_back_into_force_is_still_used_up() {
 }
 
 #[test]
+fn what_a_clock_that_ran_ahead_stamped_counts_for_its_time_and_no_longer() {
+    const YEAR: i64 = 365 * 86_400;
+    let rig = Rig::new();
+    let (machine, volume, _) = rig.bound("web-1", 1);
+    let client = listing::PolicyTarget::Client(machine.name.clone());
+    let own = listing::PolicyTarget::Volume(volume);
+    let set = |target: &listing::PolicyTarget, json: &str| {
+        let policy: Policy = serde_json::from_str(json).unwrap();
+        let set = rig.service.set_policy_of(target, Some(&policy), "root");
+        set.unwrap();
+    };
+    let boots = || rig.verdict(&machine, HOME, &Boot::new(), volume);
+    let once = r#"{"rule":"allow","once":true}"#;
+    rig.set_clock(YEAR);
+    for target in [&client, &own] {
+        set(target, once);
+        if *target == client {
+            rig.service.set_policy_of(&own, None, "root").unwrap();
+        }
+        released(&boots());
+    }
+    rig.set_clock(-YEAR);
+    denied(&boots());
+    for target in [&own, &client] {
+        set(target, once);
+        if *target == client {
+            rig.service.set_policy_of(&own, None, "root").unwrap();
+        }
+        released(&boots());
+        denied(&boots());
+    }
+
+    let hourly = r#"{"rule":"allow","per-hour":1}"#;
+    rig.set_clock(YEAR);
+    set(&own, hourly);
+    released(&boots());
+    rig.set_clock(-YEAR);
+    // Nothing is won by the clock: it counts for an hour of the right time.
+    pending(&boots());
+    rig.pass(59 * MINUTE);
+    pending(&boots());
+    rig.pass(MINUTE);
+    released(&boots());
+}
+
+#[test]
 fn silence_is_measured_in_the_time_that_the_server_ran() {
     let mut rig = Rig::new();
     let (machine, volume, _) = rig.bound("web-1", 1);

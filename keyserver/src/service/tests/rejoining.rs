@@ -248,6 +248,25 @@ fn one_waits_for_each_client_and_few_may_begin_in_an_hour() {
 }
 
 #[test]
+fn requests_that_a_clock_which_ran_ahead_stamped_count_for_an_hour() {
+    const YEAR: i64 = 365 * 86_400;
+    let rig = Rig::new();
+    let (_, volume, _) = rig.bound("web-1", 1);
+    rig.set_clock(YEAR);
+    for number in 10..10 + u8::try_from(BEGUN_LIMIT).unwrap() {
+        let (id, _) = waiting(asks(&rig, number, HOME, &[volume], None));
+        let denied = rig.service.deny_rejoin(&id, AfterDeny::Nothing, "root");
+        denied.unwrap();
+    }
+    rig.set_clock(-YEAR);
+    rig.service.maintain().unwrap();
+    let many = asks(&rig, 40, HOME, &[volume], None);
+    assert!(matches!(many, Err(RejoinError::TooMany { .. })), "{many:?}");
+    rig.pass(HOUR);
+    waiting(asks(&rig, 40, HOME, &[volume], None));
+}
+
+#[test]
 fn a_request_ends_by_wrong_codes_and_by_its_time() {
     let rig = Rig::new();
     let (_, volume, _) = rig.bound("web-1", 1);
