@@ -123,9 +123,10 @@ impl Service {
             let found = policy::in_force(&volume, &client, group.as_ref());
             let trace: Option<Trace> = work.read(&key::trace(&volume.id))?;
             let machine: Option<Machine> = work.read(&key::machine(&client.name))?;
-            let (policy, scope) = match &supposed.policy {
-                Some(policy) => (policy, "not set yet".to_owned()),
-                None => (found.policy, found.scope.to_string()),
+            // One that is tried was not set before anything that was released: no boot has used it up.
+            let (policy, set, scope) = match &supposed.policy {
+                Some(policy) => (policy, UnixMillis(u64::MAX), "not set yet".to_owned()),
+                None => (found.policy, found.set, found.scope.to_string()),
             };
             let peer = supposed
                 .peer
@@ -138,7 +139,7 @@ impl Service {
             let state = StoredState {
                 volume: Some(&volume),
                 policy,
-                policy_set: found.set,
+                policy_set: set,
                 home: home(&volume, &client),
                 session: None,
                 machine: Some(&scene.machine),

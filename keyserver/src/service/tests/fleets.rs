@@ -427,6 +427,17 @@ fn a_policy_says_what_it_would_do_and_nothing_happens() {
         outcome(&changed, Condition::Changes),
         (asked, Outcome::Fails)
     );
+    assert_eq!(rig.audit().len(), before);
+    // A one-time policy that is in force and used up says nothing of one that is tried.
+    let once = policy(r#"{"rule":"allow","once":true}"#);
+    rig.service.set_policy(&volume, &once, "root").unwrap();
+    rig.verdict(&machine, HOME, &Boot::new(), volume);
+    let before = rig.audit().len();
+    let mut tried = suppose();
+    tried.policy = None;
+    assert_eq!(outcome(&tried, Condition::Once).1, Outcome::Fails);
+    tried.policy = Some(once);
+    assert_eq!(outcome(&tried, Condition::Once).1, Outcome::Holds);
     let mut past = suppose();
     past.request = Some(boot.request);
     let explained = rig.service.explain(&past).unwrap();
