@@ -286,6 +286,14 @@ fn check(raw: Raw, path: &Path) -> Result<Config, String> {
     Ok(config)
 }
 
+/// Ports below need a capability, which the unit of latchkeyd does not give.
+pub const OPEN_PORTS: u16 = 1024;
+/// How to give it.
+pub const CAPABILITY_HINT: &str = "systemctl edit latchkeyd, and write there:
+  [Service]
+  CapabilityBoundingSet=CAP_NET_BIND_SERVICE
+  AmbientCapabilities=CAP_NET_BIND_SERVICE";
+
 /// unix(7): `sun_path`, without the zero byte.
 const SOCKET_PATH_LIMIT: usize = 107;
 

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::admin::socket::{self, Admin, SocketError};
 use crate::admission::{Admission, PER_NETWORK_LIMIT, Room};
-use crate::config::{Config, ConfigError};
+use crate::config::{CAPABILITY_HINT, Config, ConfigError, OPEN_PORTS};
 use crate::http::Api;
 use crate::keyring::{self, OpenError, Opened};
 use crate::listener::{self, Shared};
@@ -60,9 +60,7 @@ pub enum DaemonError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// An address is taken or not ours.
-    #[error(
-        "failed to listen on '{0}'\nlook whether another program uses the port: ss -ltnp; or choose another address: --listen"
-    )]
+    #[error("failed to listen on '{}'\n{}", .0, listen_hint(.0, .1))]
     Listen(SocketAddr, #[source] std::io::Error),
     /// The admin socket.
     #[error(transparent)]
@@ -199,6 +197,16 @@ fn harden() -> std::io::Result<()> {
     Ok(())
 }
 
+fn listen_hint(address: &SocketAddr, error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied if address.port() < OPEN_PORTS => {
+            format!("a port below {OPEN_PORTS} needs a capability: {CAPABILITY_HINT}")
+        }
+        _ => "look whether another program uses the port: ss -ltnp; or choose another address: --listen"
+            .to_owned(),
+    }
+}
+
 async fn listen(options: &Options) -> Result<Vec<TcpListener>, DaemonError> {
     let addresses = if options.listen.is_empty() {
         &options.config.listen
@@ -320,5 +328,30 @@ impl Reload<'_> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_not_listen_on_a_low_port_is_told_what_it_takes() {
+        use std::io::ErrorKind;
+        for (address, kind, hint) in [
+            (
+                "[::]:443",
+                ErrorKind::PermissionDenied,
+                "CAP_NET_BIND_SERVICE",
+            ),
+            ("[::]:443", ErrorKind::AddrInUse, "ss -ltnp"),
+            ("[::]:7443", ErrorKind::PermissionDenied, "ss -ltnp"),
+        ] {
+            let error = DaemonError::Listen(address.parse().unwrap(), kind.into());
+            assert!(
+                error.to_string().contains(hint),
+                "{address} {kind}: {error}"
+            );
+        }
     }
 }

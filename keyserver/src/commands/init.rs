@@ -1,6 +1,7 @@
 //! `latchkeyd init`: makes a key server. Nothing is overwritten; an interrupted one goes on where it stopped.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,7 @@ use nix::unistd::Uid;
 
 use super::target::absolute;
 use super::{Failure, output};
-use crate::config::{Config, NewConfig};
+use crate::config::{CAPABILITY_HINT, Config, NewConfig, OPEN_PORTS};
 use crate::keyring;
 
 /// Make a key server: master key, store, CA, certificate and configuration
@@ -71,9 +72,20 @@ impl Init {
             "CA fingerprint (SHA-256): {}",
             opened.service.server()
         ))?;
+        if let Some(warning) = low_port(&config) {
+            output::hint(&warning);
+        }
         output::hint(&next_steps(&config, own_directory.as_deref()));
         Ok(())
     }
+}
+
+/// What to do where the unit of latchkeyd may not listen.
+fn low_port(config: &Config) -> Option<String> {
+    let port = config.listen.iter().map(SocketAddr::port).min()?;
+    (1..OPEN_PORTS).contains(&port).then(|| {
+        format!("warning: port {port} needs a capability, which latchkeyd.service does not give: {CAPABILITY_HINT}")
+    })
 }
 
 fn next_steps(config: &Config, own_directory: Option<&Path>) -> String {
@@ -146,5 +158,29 @@ fn failed(path: &Path, error: &std::io::Error) -> Failure {
     Failure {
         code: super::FAILED,
         text: format!("failed to make '{}': {error}{hint}", path.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_the_unit_may_not_listen_on_is_warned_of() {
+        for (name, warned) in [
+            ("keys.example.org:443", true),
+            ("keys.example.org:1023", true),
+            ("keys.example.org:1024", false),
+            ("keys.example.org", false),
+        ] {
+            let new = NewConfig {
+                data_dir: None,
+                master_key: None,
+                names: vec![name.parse().unwrap()],
+            };
+            let (config, _) = new.build().unwrap();
+            let warning = low_port(&config);
+            assert_eq!(warning.is_some(), warned, "{name}: {warning:?}");
+        }
     }
 }
