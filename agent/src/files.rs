@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use io::FILE_MODE;
 pub use io::{
-    make_dir, read, read_key, read_lossy, read_text, remove, remove_dir, rename, replace,
+    make_dir, read, read_key, read_lossy, read_text, remove, remove_dir, rename, replace, sync,
     unfinished, write_new,
 };
 

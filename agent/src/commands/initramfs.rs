@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, SystemTime};
 
-use crate::files::{Files, Role};
+use crate::files::{self, Files, FilesError, Role};
 use crate::volume::crypttab::Options;
 
 /// Whether a command rebuilds the images at its end.
@@ -103,7 +103,7 @@ pub enum RebuildError {
          then run it again, else the next boot does not know of the change"
     )]
     NothingBuilt(String),
-    /// It failed; its output is above.
+    /// It failed; its output is above. It replaces an image by a whole one only.
     #[error(
         "'{command}' failed ({status}); its messages stand above\n\
          correct what it complains about and run it again, else the next boot does not know of the change"
@@ -114,7 +114,32 @@ pub enum RebuildError {
         /// How it ended.
         status: ExitStatus,
     },
+    /// It failed, and had begun to overwrite an image, maybe.
+    #[error(
+        "'{command}' failed ({status}); its messages stand above\n\
+         it removes an image that it cannot write whole: see that '/boot' still has one for every kernel before this machine \
+         restarts\n\
+         correct what it complains about and run it again, else the next boot does not know of the change"
+    )]
+    FailedInPlace {
+        /// What was run.
+        command: String,
+        /// How it ended.
+        status: ExitStatus,
+    },
+    /// What was built could not take the place of the image from before.
+    #[error(
+        "'{0}' is as it was, without the change\n\
+         see that '/boot' can be written to and has room, and rebuild it, else the next boot does not know of the change"
+    )]
+    NotReplaced(PathBuf, #[source] FilesError),
 }
+
+const DRACUT: &str = "dracut";
+/// What an image is called while it is built, by its beginning and its end: no boot loader takes it for one.
+const UNFINISHED: [&str; 2] = [".", ".latchkey-new"];
+/// The programs that take a new image to where the boot loader reads it: Debian's kernel policy.
+const POST_UPDATE: &str = "/etc/initramfs/post-update.d";
 
 impl Builder {
     /// Of this system. Where both tools are there it is update-initramfs: Debian's package `dracut` takes that away,
@@ -134,12 +159,9 @@ impl Builder {
         let words = |words: &[&str]| words.iter().map(ToString::to_string).collect();
         match self {
             Self::InitramfsTools => vec![("update-initramfs", words(&["-u", "-k", "all"]))],
-            Self::Dracut => vec![("dracut", words(&["--force", "--regenerate-all"]))],
+            Self::Dracut => vec![(DRACUT, words(&["--force", "--regenerate-all"]))],
             Self::DracutOnDebian(kernels) => {
-                let command = |kernel: &String| {
-                    let image = format!("/boot/initrd.img-{kernel}");
-                    ("dracut", words(&["--force", "--quiet", &image, kernel]))
-                };
+                let command = |kernel: &String| (DRACUT, dracut_words(&image_of(kernel), kernel));
                 kernels.iter().map(command).collect()
             }
         }
@@ -166,6 +188,17 @@ impl fmt::Display for Builder {
 /// Whether this system has update-initramfs(8).
 pub fn has_initramfs_tools(files: &Files) -> bool {
     files.path("/usr/sbin/update-initramfs").exists()
+}
+
+/// What Debian calls the image of a kernel.
+fn image_of(kernel: &str) -> String {
+    format!("/boot/initrd.img-{kernel}")
+}
+
+fn dracut_words(image: &str, kernel: &str) -> Vec<String> {
+    ["--force", "--quiet", image, kernel]
+        .map(ToOwned::to_owned)
+        .into()
 }
 
 fn typed(program: &str, words: &[String]) -> String {
@@ -202,16 +235,20 @@ pub fn rebuild(files: &Files, wish: Rebuild) -> Result<(), RebuildError> {
     log::info!("rebuilding the initramfs of every kernel");
     // File systems tell time no finer than this.
     let begin = SystemTime::now() - Duration::from_secs(2);
-    for (program, words) in commands {
-        let status = Command::new(program)
-            .args(&words)
-            .stdin(Stdio::null())
-            .stdout(io::stderr())
-            .status()
-            .map_err(|source| RebuildError::Run { program, source })?;
-        if !status.success() {
-            let command = typed(program, &words);
-            return Err(RebuildError::Failed { command, status });
+    match &builder {
+        Builder::DracutOnDebian(kernels) => rebuild_beside(files, kernels)?,
+        Builder::InitramfsTools | Builder::Dracut => {
+            for (program, words) in commands {
+                let status = run(Command::new(program).args(&words), program)?;
+                if status.success() {
+                    continue;
+                }
+                let command = typed(program, &words);
+                return Err(match builder {
+                    Builder::Dracut => RebuildError::FailedInPlace { command, status },
+                    _ => RebuildError::Failed { command, status },
+                });
+            }
         }
     }
     let is_due = builder == Builder::InitramfsTools && has_kernel(files);
@@ -219,6 +256,97 @@ pub fn rebuild(files: &Files, wish: Rebuild) -> Result<(), RebuildError> {
         return Err(RebuildError::NothingBuilt(builder.to_string()));
     }
     Ok(())
+}
+
+/// Builds each image under another name, by dracut(8), and gives it its own when it is whole: dracut writes into the file that
+/// is there, and removes it where `/boot` is full.
+fn rebuild_beside(files: &Files, kernels: &[String]) -> Result<(), RebuildError> {
+    for left in unfinished_images(files) {
+        let name = left.display();
+        match fs::remove_file(&left) {
+            Ok(()) => log::info!("removed '{name}', which an interrupted run left"),
+            Err(error) => log::warn!("failed to remove '{name}': {error}"),
+        }
+    }
+    for kernel in kernels {
+        build_beside(files, kernel)?;
+    }
+    // dracut was kept from it: the image had not got its name.
+    for kernel in kernels {
+        tell_boot_loader(files, kernel)?;
+    }
+    Ok(())
+}
+
+fn build_beside(files: &Files, kernel: &str) -> Result<(), RebuildError> {
+    let image = files.path(&image_of(kernel));
+    // As dracut does: it may be a link to where the boot loader reads it.
+    let image = fs::canonicalize(&image).unwrap_or(image);
+    let new = unfinished(&image);
+    let mut dracut = Command::new(DRACUT);
+    dracut
+        .args(dracut_words(&new.to_string_lossy(), kernel))
+        .env("NO_POST_UPDATE_HOOKS", "1");
+    let built = run(&mut dracut, DRACUT).and_then(|status| {
+        if !status.success() {
+            let command = typed(DRACUT, &dracut_words(&image_of(kernel), kernel));
+            return Err(RebuildError::Failed { command, status });
+        }
+        files::sync(&new)
+            .and_then(|()| files::rename(&new, &image))
+            .map_err(|source| RebuildError::NotReplaced(image, source))
+    });
+    if built.is_err() {
+        let _ = fs::remove_file(&new); // dracut may have
+    }
+    built
+}
+
+/// Has the boot loader's programs take over the new image of `kernel`, as dracut does after it wrote one.
+fn tell_boot_loader(files: &Files, kernel: &str) -> Result<(), RebuildError> {
+    const PROGRAM: &str = "run-parts";
+    let programs = files.path(POST_UPDATE);
+    if !programs.is_dir() {
+        return Ok(());
+    }
+    let image = files.path(&image_of(kernel));
+    let words = [
+        format!("--arg={kernel}"),
+        format!("--arg={}", image.display()),
+        programs.display().to_string(),
+    ];
+    let status = run(Command::new(PROGRAM).args(&words), PROGRAM)?;
+    if status.success() {
+        return Ok(());
+    }
+    let command = typed(PROGRAM, &words);
+    Err(RebuildError::Failed { command, status })
+}
+
+fn unfinished(image: &Path) -> PathBuf {
+    let name = image.file_name().unwrap_or_default().to_string_lossy();
+    let [begin, end] = UNFINISHED;
+    image.with_file_name(format!("{begin}{name}{end}"))
+}
+
+/// What interrupted runs left in /boot.
+fn unfinished_images(files: &Files) -> Vec<PathBuf> {
+    let [begin, end] = UNFINISHED;
+    let is_one = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with(begin) && name.ends_with(end)
+    };
+    let entries = fs::read_dir(files.path("/boot")).into_iter().flatten();
+    let paths = entries.flatten().map(|entry| entry.path());
+    paths.filter(is_one).collect()
+}
+
+fn run(command: &mut Command, program: &'static str) -> Result<ExitStatus, RebuildError> {
+    command
+        .stdin(Stdio::null())
+        .stdout(io::stderr())
+        .status()
+        .map_err(|source| RebuildError::Run { program, source })
 }
 
 /// A container has no kernel of its own, and no image.

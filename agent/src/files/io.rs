@@ -131,6 +131,19 @@ pub fn rename(from: &Path, to: &Path) -> Result<(), FilesError> {
         })
 }
 
+/// Makes durable what another program wrote into a file.
+///
+/// # Errors
+/// `Write`.
+pub fn sync(path: &Path) -> Result<(), FilesError> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(|source| FilesError::Write {
+            path: path.to_owned(),
+            source,
+        })
+}
+
 /// Removes a file, durably, and what an interrupted [`replace`] of it left; it need not exist.
 ///
 /// # Errors

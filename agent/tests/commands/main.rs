@@ -8,6 +8,7 @@ mod faults;
 mod finishing;
 mod joining;
 mod kinds;
+mod rebuilding;
 mod recovery;
 mod rotating;
 mod terminal;
