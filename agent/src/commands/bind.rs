@@ -117,7 +117,7 @@ fn bind(
     match opened_in {
         OpenedIn::Initramfs => warn_unless_opened(files, &entry, new.framework),
         OpenedIn::RunningSystem => {
-            warn_of_mounts(files, &entry);
+            warn_of_mounts(files, &entry)?;
             if line.is_some() {
                 warn_of_root(files);
             }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::image_list::{self, ImageListError};
 use super::target::read_crypttab;
-use crate::files::Files;
+use crate::files::{self, Files, FilesError};
 use crate::unlock::kernel_command_line::KernelCommandLine;
 use crate::volume::binding;
 use crate::volume::crypttab::{Entry, Key};
@@ -40,38 +40,47 @@ fn is_bound(files: &Files, entry: &Entry) -> bool {
 /// Whether root, `/usr` or a space to resume from lies on it; in doubt root does.
 pub(super) fn is_needed(files: &Files, name: &str) -> bool {
     let lies_on = |mount_point| stack::lies_partly_on(files.root(), Path::new(mount_point), name);
+    let resumes_from = |devices: Vec<PathBuf>| {
+        let mut devices = devices.iter();
+        devices.any(|device| stack::device_lies_on(files.root(), device, &[name]))
+    };
     lies_on("/").unwrap_or(true)
         || lies_on("/usr").unwrap_or(false)
-        || resume_devices(files)
-            .iter()
-            .any(|device| stack::device_lies_on(files.root(), device, &[name]))
+        || resume_devices(files).map_or(true, resumes_from)
 }
 
 /// Where a hibernated system would be: what the kernel command line or initramfs-tools names (initramfs.conf(5)), else every
 /// swap area in use, as initramfs-tools and dracut choose among those.
-fn resume_devices(files: &Files) -> Vec<PathBuf> {
-    let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
-    let line = KernelCommandLine::parse(&read(&files.path("/proc/cmdline")));
+///
+/// # Errors
+/// `Read`.
+fn resume_devices(files: &Files) -> Result<Vec<PathBuf>, FilesError> {
+    let read = |path: &Path| match files::read_lossy(path) {
+        Err(error) if error.is_missing() => Ok(String::new()),
+        read => read,
+    };
+    let line = KernelCommandLine::parse(&read(&files.path("/proc/cmdline"))?);
     if line.values("noresume").next().is_some() {
-        return Vec::new();
+        return Ok(Vec::new());
     }
     let mut named: Vec<String> = line.values("resume").flatten().map(str::to_owned).collect();
     let more = fs::read_dir(files.path("/etc/initramfs-tools/conf.d"));
     let more = more.into_iter().flatten().flatten().map(|file| file.path());
+    let more = more.filter(|path| path.is_file());
     let settings = [files.path("/etc/initramfs-tools/initramfs.conf")];
     for file in settings.into_iter().chain(more) {
-        let text = read(&file);
+        let text = read(&file)?;
         let values = text
             .lines()
             .filter_map(|line| line.trim().strip_prefix("RESUME="));
         named.extend(values.map(|value| value.trim_matches(['"', '\'']).to_owned()));
     }
     if named.iter().any(|value| value == "none") {
-        return Vec::new();
+        return Ok(Vec::new());
     }
     named.retain(|value| !matches!(value.as_str(), "" | "auto"));
     if named.is_empty() {
-        let areas = read(&files.path("/proc/swaps"));
+        let areas = read(&files.path("/proc/swaps"))?;
         let devices = areas
             .lines()
             .filter_map(|line| line.split_whitespace().next());
@@ -82,7 +91,7 @@ fn resume_devices(files: &Files) -> Vec<PathBuf> {
         );
     }
     let resolve = |value: &String| Source::parse(value).resolve_below(files.root()).ok()?;
-    named.iter().filter_map(resolve).collect()
+    Ok(named.iter().filter_map(resolve).collect())
 }
 
 #[cfg(test)]
@@ -110,10 +119,10 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();
         }
-        let devices = || resume_devices(&files);
+        let devices = || resume_devices(&files).unwrap();
         assert_eq!(devices(), [Path::new("/dev/dm-1")]);
         let resume = files.path("/etc/initramfs-tools/conf.d/resume");
-        fs::write(&resume, "RESUME=\"/dev/dm-2\"\n").unwrap();
+        fs::write(&resume, b"# f\xfcr\nRESUME=\"/dev/dm-2\"\n").unwrap();
         assert_eq!(devices(), [Path::new("/dev/dm-2")]);
         fs::write(files.path("/proc/cmdline"), "quiet resume=/dev/dm-1\n").unwrap();
         assert_eq!(devices(), [Path::new("/dev/dm-1"), Path::new("/dev/dm-2")]);

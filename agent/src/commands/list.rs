@@ -201,7 +201,8 @@ fn volume(files: &Files, entry: &Entry, joined: &[ServerId]) -> Listed {
             }
             OpenedIn::RunningSystem => {
                 problems.extend(unfinished(files, target, *volume));
-                problems.extend(held_up(files, &entry.name));
+                let held = held_up(files, &entry.name);
+                problems.extend(held.unwrap_or_else(|error| Some(chain(&error))));
             }
         }
     }
@@ -260,17 +261,19 @@ fn left_out(files: &Files, entry: &Entry) -> Option<String> {
 }
 
 /// Whether fstab has something on the volume that the boot does not go on without.
-fn held_up(files: &Files, name: &str) -> Option<String> {
-    let held = fstab::held_up(files, name)?;
+fn held_up(files: &Files, name: &str) -> Result<Option<String>, FilesError> {
+    let Some(held) = fstab::held_up(files, name)? else {
+        return Ok(None);
+    };
     let lines = held.lines;
-    Some(match fstab::held_up_by_name(files, name) {
+    Ok(Some(match fstab::held_up_by_name(files, name)? {
         Some(_) => format!(
             "the boot needs {lines} before it asks a key server, so it is left to systemd's prompt"
         ),
         None => format!(
             "the boot waits for {lines} in vain: write '_netdev,nofail' among the options in fstab"
         ),
-    })
+    }))
 }
 
 fn problems_of_entry(files: &Files, entry: &Entry) -> Vec<String> {

@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 
 use super::fstab;
 use crate::commands::service;
+use crate::failure::chain;
 use crate::files::Files;
 use crate::unit_name;
 
@@ -26,7 +27,13 @@ pub fn start(files: &Files, name: &str) {
         return;
     }
     let mut units = vec![unit_name::native(name)];
-    let mounts = fstab::mounts(files, name);
+    let mounts = fstab::mounts(files, name).unwrap_or_else(|error| {
+        log::warn!(
+            "what lies on '{name}' cannot be told, and is not started: {}",
+            chain(&error)
+        );
+        Vec::new()
+    });
     match dropped(&mounts, show) {
         Ok(dropped) => {
             units.extend(mounts);

@@ -1,9 +1,8 @@
 //! Which lines of fstab(5) lie on a data volume.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::files::Files;
+use crate::files::{self, Files, FilesError};
 use crate::unit_name;
 use crate::volume::crypttab::unescape;
 use crate::volume::source::{Source, SourceError};
@@ -34,15 +33,18 @@ const NETWORK_KINDS: [&str; 9] = [
 
 /// The units of the mounts that lie on the mapping `name`, in the order of the file. What is not there yet may be a volume
 /// of LVM on it, which comes a moment later: with `_netdev` and `nofail` systemd is to wait for it too.
-pub fn mounts(files: &Files, name: &str) -> Vec<String> {
-    let automatic = lines(files).into_iter().filter(|line| !line.is_by_hand);
-    automatic
+///
+/// # Errors
+/// `Read`.
+pub fn mounts(files: &Files, name: &str) -> Result<Vec<String>, FilesError> {
+    let automatic = lines(files)?.into_iter().filter(|line| !line.is_by_hand);
+    let mounts = automatic
         .filter(|line| match line.lies_on(files.root(), name) {
             Some(lies_on) => lies_on,
             None => line.waits_for_network,
         })
-        .filter_map(|line| Some(unit_name::mount(line.mount_point.as_deref()?)))
-        .collect()
+        .filter_map(|line| Some(unit_name::mount(line.mount_point.as_deref()?)));
+    Ok(mounts.collect())
 }
 
 /// What keeps a volume from being opened in the running system.
@@ -56,37 +58,48 @@ pub struct Held {
 
 /// What on the mapping `name` the boot does not go on without, or what is mounted before the running system opens volumes: the
 /// two would wait for each other.
-pub fn held_up(files: &Files, name: &str) -> Option<Held> {
+///
+/// # Errors
+/// `Read`: then nobody can tell.
+pub fn held_up(files: &Files, name: &str) -> Result<Option<Held>, FilesError> {
     held(files, |line| line.lies_on(files.root(), name) == Some(true))
 }
 
 /// That of the lines that name the mapping `name` itself: what can be told before any device is there.
-pub fn held_up_by_name(files: &Files, name: &str) -> Option<Held> {
+///
+/// # Errors
+/// As [`held_up`].
+pub fn held_up_by_name(files: &Files, name: &str) -> Result<Option<Held>, FilesError> {
     held(files, |line| line.names(name))
 }
 
-fn held(files: &Files, lies_on: impl Fn(&Line) -> bool) -> Option<Held> {
-    let mut lines = with_those_below(lines(files), lies_on);
+fn held(files: &Files, lies_on: impl Fn(&Line) -> bool) -> Result<Option<Held>, FilesError> {
+    let mut lines = with_those_below(lines(files)?, lies_on);
     lines.retain(|line| line.is_needed);
     let names: Vec<_> = lines.iter().map(ToString::to_string).collect();
-    (!lines.is_empty()).then(|| Held {
+    Ok((!lines.is_empty()).then(|| Held {
         lines: names.join(", "),
         come_early: lines.iter().any(|line| line.comes_early),
-    })
+    }))
 }
 
 /// What the boot does not go on without and whose device is not there now, so that nobody can tell what it lies on.
-pub fn unclear(files: &Files, name: &str) -> Vec<String> {
-    let lines = lines(files).into_iter();
-    lines
+///
+/// # Errors
+/// `Read`.
+pub fn unclear(files: &Files, name: &str) -> Result<Vec<String>, FilesError> {
+    let lines = lines(files)?.into_iter();
+    let unclear = lines
         .filter(|line| line.is_needed && line.lies_on(files.root(), name).is_none())
-        .map(|line| line.to_string())
-        .collect()
+        .map(|line| line.to_string());
+    Ok(unclear.collect())
 }
 
-fn lines(files: &Files) -> Vec<Line> {
-    let text = fs::read_to_string(files.path("/etc/fstab")).unwrap_or_default();
-    text.lines().filter_map(Line::parse).collect()
+fn lines(files: &Files) -> Result<Vec<Line>, FilesError> {
+    match files::read_lossy(&files.path("/etc/fstab")) {
+        Err(error) if error.is_missing() => Ok(Vec::new()),
+        read => Ok(read?.lines().filter_map(Line::parse).collect()),
+    }
 }
 
 /// Those of `lines` for which `lies_on` holds, and those that need their mounts: mounts inside them, bind mounts and swap files
@@ -209,6 +222,7 @@ fn comes_early(mount_point: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::symlink;
 
     use super::*;
@@ -249,7 +263,7 @@ tmpfs /tmp tmpfs _netdev,nofail
         }
         symlink("../dm-0", at("dev/mapper/data")).unwrap();
         symlink("../../dm-0", at("dev/disk/by-uuid/0a-0b")).unwrap();
-        let found = mounts(&Files::under(root.path()), "data");
+        let found = mounts(&Files::under(root.path()), "data").unwrap();
         assert_eq!(
             found,
             [
@@ -260,10 +274,13 @@ tmpfs /tmp tmpfs _netdev,nofail
                 r"may\x2dfail.mount"
             ]
         );
-        let other = mounts(&Files::under(root.path()), "other");
+        let other = mounts(&Files::under(root.path()), "other").unwrap();
         assert_eq!(other, ["later.mount"]);
         let files = Files::under(root.path());
         let early = "'/var/log', the swap area '/dev/mapper/data'";
+        let held_up = |files, name| held_up(files, name).unwrap();
+        let held_up_by_name = |files, name| held_up_by_name(files, name).unwrap();
+        let unclear = |files, name| unclear(files, name).unwrap();
         let held = |lines: &str, come_early| {
             Some(Held {
                 lines: lines.to_owned(),
@@ -295,7 +312,11 @@ tmpfs /tmp tmpfs _netdev,nofail
             )
             .unwrap();
         }
-        assert!(mounts(&files, "data").contains(&"also.mount".to_owned()));
+        assert!(
+            mounts(&files, "data")
+                .unwrap()
+                .contains(&"also.mount".to_owned())
+        );
     }
 
     #[test]
@@ -344,8 +365,26 @@ tmpfs /tmp tmpfs _netdev,nofail
                 format!("/dev/vda1 / ext4 defaults\n{fstab}\n"),
             )
             .unwrap();
-            let found = held_up_by_name(&files, "data").map(|held| held.lines);
+            let found = held_up_by_name(&files, "data").unwrap();
+            let found = found.map(|held| held.lines);
             assert_eq!(found.as_deref(), held, "{fstab}");
         }
+    }
+
+    #[test]
+    fn a_byte_that_is_not_utf_8_hides_no_line_and_what_cannot_be_read_is_an_error() {
+        let root = tempfile::tempdir().unwrap();
+        let files = Files::under(root.path());
+        assert_eq!(held_up_by_name(&files, "data").unwrap(), None);
+        fs::create_dir_all(root.path().join("etc")).unwrap();
+        let fstab = b"# f\xfcr die Daten\n/dev/mapper/data /srv ext4 defaults\n";
+        fs::write(files.path("/etc/fstab"), fstab).unwrap();
+        let held = held_up_by_name(&files, "data").unwrap().unwrap();
+        assert_eq!(held.lines, "'/srv'");
+        fs::remove_file(files.path("/etc/fstab")).unwrap();
+        fs::create_dir(files.path("/etc/fstab")).unwrap();
+        held_up(&files, "data").unwrap_err();
+        mounts(&files, "data").unwrap_err();
+        unclear(&files, "data").unwrap_err();
     }
 }

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use super::fstab;
 use crate::commands::target::read_crypttab;
-use crate::failure::printable;
+use crate::failure::{chain, printable};
 use crate::files::{Files, FilesError};
 use crate::unit_name;
 use crate::volume::opened_in::OpenedIn;
@@ -44,8 +44,11 @@ pub fn run(files: &Files, folder: &Path) -> Result<(), GeneratorError> {
         OpenedIn::of(entry, files.root()) == OpenedIn::RunningSystem
     };
     for entry in entries.iter().filter(in_running_system) {
-        let Some(held) = fstab::held_up_by_name(files, &entry.name) else {
-            continue;
+        let why = match fstab::held_up_by_name(files, &entry.name) {
+            Ok(None) => continue,
+            Ok(Some(held)) => format!("the boot needs {} early", held.lines),
+            // In doubt it is as before the volume was bound.
+            Err(error) => chain(&error),
         };
         let mask = folder.join(unit_name::ours(&entry.name));
         let masked = fs::create_dir_all(folder).and_then(|()| match symlink("/dev/null", &mask) {
@@ -57,9 +60,9 @@ pub fn run(files: &Files, folder: &Path) -> Result<(), GeneratorError> {
             source,
         })?;
         log::warn!(
-            "'{}' is left to systemd: the boot needs {} early",
+            "'{}' is left to systemd: {}",
             printable(&entry.name),
-            printable(&held.lines)
+            printable(&why)
         );
     }
     Ok(())
@@ -109,5 +112,7 @@ mod tests {
             assert_eq!(masked(early), [ours], "{early}");
         }
         assert_eq!(masked("/dev/mapper/root / ext4 defaults 0 1\n"), [""; 0]);
+        let too_long = "#\n".repeat(200_000);
+        assert_eq!(masked(&too_long), [ours], "nobody can tell");
     }
 }

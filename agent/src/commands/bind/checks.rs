@@ -7,7 +7,7 @@ use latchkey_protocol::wire::OpenedBy;
 use super::BindError;
 use crate::commands::initramfs::Framework;
 use crate::commands::target::Target;
-use crate::files::Files;
+use crate::files::{Files, FilesError};
 use crate::opening::fstab;
 use crate::server::KeyServer;
 use crate::volume::binding::{self, At};
@@ -76,9 +76,10 @@ pub(super) fn check_mounts(
     entry: &Entry,
     framework: Framework,
 ) -> Result<(), BindError> {
-    let is_late =
-        OpenedIn::of(entry, files.root()) == OpenedIn::RunningSystem && !entry.options.noauto;
-    match fstab::held_up(files, &entry.name).filter(|_| is_late) {
+    if OpenedIn::of(entry, files.root()) != OpenedIn::RunningSystem || entry.options.noauto {
+        return Ok(());
+    }
+    match fstab::held_up(files, &entry.name)? {
         None => Ok(()),
         Some(held) => Err(BindError::NeededEarly {
             device: device.to_owned(),
@@ -89,14 +90,15 @@ pub(super) fn check_mounts(
 }
 
 /// Of what is not there now nobody can tell whether it lies on the volume.
-pub(super) fn warn_of_mounts(files: &Files, entry: &Entry) {
+pub(super) fn warn_of_mounts(files: &Files, entry: &Entry) -> Result<(), FilesError> {
     let name = &entry.name;
-    for line in fstab::unclear(files, name) {
+    for line in fstab::unclear(files, name)? {
         log::warn!(
             "the device of {line} in fstab is not there now: if it lies on '{name}', write '_netdev,nofail' among its options \
              there, or the boot would wait for it in vain"
         );
     }
+    Ok(())
 }
 
 /// Whether there is no binding yet, nor anything that looks like one.
