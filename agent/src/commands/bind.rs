@@ -451,6 +451,14 @@ fn take_back(files: &Files, target: &Target, servers: &[KeyServer], journal: &Jo
 
 /// The boot replays it. Without it the boot uses DHCP.
 fn record_network(files: &Files) {
+    // A rescue system's network is not the one that this system boots with.
+    if !service::is_of_running_system(files) {
+        log::info!(
+            "this is not the running system, as far as can be told, so its network was not recorded; when it runs, \
+             latchkey-network.service does that, and the image must be rebuilt then"
+        );
+        return;
+    }
     match block_on(record::record(files.root(), &[])) {
         Ok(Ok(_)) => {}
         Ok(Err(error)) => log::warn!(

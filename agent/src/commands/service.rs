@@ -1,6 +1,8 @@
 //! Tells the service manager that there is something new for the units of the running machine.
 
 use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -96,6 +98,16 @@ pub fn disable(files: &Files, name: &str) {
 /// Whether systemd runs this very system, so that there are units.
 pub fn is_running(files: &Files) -> bool {
     files.root() == Path::new("/") && Path::new("/run/systemd/system").is_dir()
+}
+
+/// Whether `files` are those of the running system, and not of one that is set up or repaired from another, as in a chroot.
+/// Where nobody can tell, they are not.
+pub fn is_of_running_system(files: &Files) -> bool {
+    let place = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    match (place(files.root()), place(&files.path("/proc/1/root"))) {
+        (Ok(ours), Ok(of_init)) => ours == of_init,
+        _ => false,
+    }
 }
 
 /// Whether `systemctl` did as it was told.

@@ -253,3 +253,15 @@ fn a_volume_that_the_new_framework_leaves_out_is_seen() {
         assert_eq!(problems(), serde_json::json!([]));
     }
 }
+
+#[test]
+fn the_network_of_another_system_is_not_recorded() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let record = machine.path("etc/latchkey/network.json");
+    std::fs::write(&record, "right").unwrap();
+    machine.run_init_in("etc");
+    let said = machine.bind(&Volume::luks2()).succeeded();
+    assert_eq!(std::fs::read_to_string(&record).unwrap(), "right");
+    assert!(said.err.contains("was not recorded"), "{}", said.err);
+}

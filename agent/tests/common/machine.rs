@@ -263,7 +263,9 @@ impl Machine {
     pub fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("etc")).unwrap();
-        Self { root }
+        let machine = Self { root };
+        machine.run_init_in(".");
+        machine
     }
 
     /// A machine that has joined `servers` and whose crypttab names the volume of [`Machine::format`].
@@ -309,6 +311,14 @@ impl Machine {
         let mounts = "31 1 253:0 / / rw,relatime - ext4 /dev/dm-0 rw\n";
         std::fs::create_dir_all(self.path("proc/self")).unwrap();
         std::fs::write(self.path("proc/self/mountinfo"), mounts).unwrap();
+    }
+
+    /// Lets the root of process 1 be this folder of the machine.
+    pub fn run_init_in(&self, folder: &str) {
+        let root = self.path("proc/1/root");
+        std::fs::create_dir_all(root.parent().unwrap()).unwrap();
+        let _ = std::fs::remove_file(&root);
+        std::os::unix::fs::symlink(self.path(folder), root).unwrap();
     }
 
     pub fn write_crypttab(&self, options: &str) {
