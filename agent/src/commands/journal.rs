@@ -108,13 +108,27 @@ impl Journal {
         files::remove(&path(files, &self.uuid))
     }
 
-    /// Takes back what the journal names: first tokens and envelope file, then the keyslots; then, the header being as
-    /// before, its backup and the line of crypttab go, the key servers are told as far as they can be reached, and the
-    /// journal goes. Can be repeated.
+    /// Takes back what the journal names, and forgets it.
     ///
     /// # Errors
     /// A variant of [`UndoError`]; the journal is still there.
     pub fn undo(
+        &self,
+        files: &Files,
+        target: &Target,
+        servers: &[KeyServer],
+    ) -> Result<(), UndoError> {
+        self.take_back(files, target, servers)?;
+        Ok(self.remove(files)?)
+    }
+
+    /// Takes back what the journal names: first tokens and envelope file, then the keyslots; then, the header being as
+    /// before, its backup and the line of crypttab go, and the key servers are told as far as they can be reached. The journal
+    /// stays. Can be repeated.
+    ///
+    /// # Errors
+    /// A variant of [`UndoError`].
+    pub fn take_back(
         &self,
         files: &Files,
         target: &Target,
@@ -134,7 +148,7 @@ impl Journal {
         if let Some(volume) = self.volume {
             self.retire(volume, servers);
         }
-        Ok(self.remove(files)?)
+        Ok(())
     }
 
     fn remove_tokens(&self, target: &Target) -> Result<(), TokenError> {

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::bind::report::{self, Report};
 use super::image_optional;
 use super::initramfs::Framework;
+use super::journal::Journal;
 use super::rotate::journal::Rotation;
 use super::service;
 use super::target::{Target, formatted_by, read_crypttab};
@@ -55,6 +56,9 @@ pub struct Listed {
     pub binding: Binding,
     /// Whether an earlier `latchkey rotate` has not come to its end.
     pub rotating: bool,
+    /// Whether an earlier `bind` or `unbind` has not come to its end.
+    #[serde(skip)]
+    pub interrupted: bool,
     /// Whatever keeps the boot from opening it by itself, in words.
     pub problems: Vec<String>,
     /// Whether crypttab leaves it to a prompt at boot, and so to latchkey: neither to a key file nor to be formatted anew.
@@ -67,14 +71,14 @@ pub struct Listed {
 }
 
 impl Listed {
-    /// Whether a boot is kept from opening it by itself though it is bound, or may be.
+    /// Whether a boot is kept from opening it by itself though it is bound, or may be, or a person has to go on with a change.
     pub fn is_in_trouble(&self) -> bool {
         let may_be_bound = match self.binding {
             Binding::Bound { .. } => true,
             Binding::NotBound => false,
             Binding::Unknown => self.prompted_for,
         };
-        may_be_bound && !self.problems.is_empty()
+        self.interrupted || may_be_bound && !self.problems.is_empty()
     }
 }
 
@@ -191,6 +195,13 @@ fn volume(files: &Files, entry: &Entry, joined: &[ServerId]) -> Listed {
     let rotating = target
         .as_ref()
         .is_some_and(|target| !matches!(Rotation::load(files, target), Ok(None)));
+    // One that cannot be read is one too.
+    let interrupted = target
+        .as_ref()
+        .is_some_and(|target| !matches!(Journal::load(files, target), Ok(None)));
+    if interrupted {
+        problems.push("an earlier 'bind' or 'unbind' was interrupted: run it again".to_owned());
+    }
     let opened_in = OpenedIn::of(entry, files.root());
     let mut image_inputs = Vec::new();
     if let (Binding::Bound { volume, .. }, Some(target)) = (&binding, &target) {
@@ -216,6 +227,7 @@ fn volume(files: &Files, entry: &Entry, joined: &[ServerId]) -> Listed {
         device,
         binding,
         rotating,
+        interrupted,
         problems,
         image_inputs,
         prompted_for: entry.key == Key::None

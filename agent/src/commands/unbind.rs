@@ -68,7 +68,10 @@ pub enum UnbindError {
     #[error("the binding could not be taken away; run this again to go on")]
     Undo(#[source] UndoError),
     /// Unbound, but the initramfs is old.
-    #[error("'{}' is no longer bound, but the initramfs was not rebuilt", .device.display())]
+    #[error(
+        "'{}' is no longer bound, but the initramfs was not rebuilt; run this again to go on",
+        .device.display()
+    )]
     Rebuild {
         /// The device.
         device: PathBuf,
@@ -101,14 +104,14 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), UnbindError> {
     let backup = back_up(files, &target)?;
     if let Some(journal) = interrupted {
         journal
-            .undo(files, &target, &servers)
+            .take_back(files, &target, &servers)
             .map_err(UnbindError::Undo)?;
     }
     for one in found {
         let journal = journal_of(&target, one)?;
         journal.save(files)?;
         journal
-            .undo(files, &target, &servers)
+            .take_back(files, &target, &servers)
             .map_err(UnbindError::Undo)?;
     }
     report::remove(files, &target)?;
@@ -125,13 +128,14 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), UnbindError> {
     if is_for_running_system || service::is_enabled(files, &target.name) {
         service::disable(files, &target.name);
     }
-    if is_for_running_system {
-        return Ok(());
+    if !is_for_running_system {
+        initramfs::rebuild(files, arguments.rebuild).map_err(|source| UnbindError::Rebuild {
+            device: target.device.clone(),
+            source,
+        })?;
     }
-    initramfs::rebuild(files, arguments.rebuild).map_err(|source| UnbindError::Rebuild {
-        device: target.device.clone(),
-        source,
-    })
+    // Not before: by the journal the next run knows that there is something left to do.
+    Ok(Journal::new(&target).remove(files)?)
 }
 
 /// The key servers whose files can be used: a broken folder must not keep a volume bound.

@@ -99,6 +99,38 @@ fn what_was_bound_and_not_finished_can_be_unbound() {
 }
 
 #[test]
+fn what_an_unbind_left_to_do_is_seen_and_the_next_run_does_it() {
+    for (script, code) in [("exit 1", 1), ("kill -TERM $PPID; sleep 1", -1)] {
+        let server = Server::start();
+        let machine = Machine::joined(&[&server]);
+        let volume = Volume::luks2();
+        machine.plug_in(&volume);
+        machine.bind(&volume).succeeded();
+        let unbind = || {
+            let path = std::env::var("PATH").unwrap();
+            let path = format!("{}:{path}", machine.path("bin").display());
+            let unbind = ["unbind", volume.path()];
+            run(machine.command(&unbind).env("PATH", path), "")
+        };
+        update_initramfs(&machine, script);
+        let said = unbind();
+        assert_eq!(said.code, code, "{script}: {}", said.err);
+        assert_eq!((volume.count("keyslots"), volume.count("tokens")), (1, 0));
+        let (code, seen) = status(&machine);
+        let problem = seen["volumes"][0]["problems"][0].as_str().unwrap();
+        assert!(problem.contains("was interrupted"), "{script}: {problem}");
+        assert_eq!(code, 3, "{script}: {seen}");
+
+        let rebuilt = machine.path("rebuilt");
+        update_initramfs(&machine, &format!("touch {}", rebuilt.display()));
+        unbind().succeeded();
+        assert!(rebuilt.exists(), "{script}");
+        assert_eq!(status(&machine).0, 0, "{script}");
+        unbind().failed_saying(&["is not bound"]);
+    }
+}
+
+#[test]
 fn an_image_that_is_older_than_an_envelope_file_is_stale() {
     let server = Server::start();
     let machine = Machine::joined(&[&server]);
