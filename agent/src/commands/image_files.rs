@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use super::image_list::{self, ImageListError};
+use super::list;
 use super::target::read_crypttab;
 use crate::files::{Files, FilesError};
 use crate::volume::crypttab::{Entry, Format, Key};
@@ -23,6 +24,7 @@ pub fn run(files: &Files) -> Result<(), ImageListError> {
             header.display()
         );
     }
+    list::warn_of_others(files, &read_crypttab(files)?);
     image_list::print(paths(files)?.iter().map(|path| path.display()))
 }
 

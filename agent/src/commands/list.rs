@@ -100,7 +100,8 @@ pub enum Binding {
     },
     /// Neither.
     NotBound,
-    /// The device is missing or not what crypttab says, or its token is damaged; `problems` says more.
+    /// The device is missing or not what crypttab says, its token is damaged, or its envelope file has another name; `problems`
+    /// says more.
     Unknown,
 }
 
@@ -161,18 +162,24 @@ pub fn volumes(files: &Files) -> Result<Vec<Listed>, FilesError> {
         .map(|server| server.settings.id)
         .collect();
     let entries = read_crypttab(files)?;
-    for name in envelopes::names(files) {
-        if entries.iter().all(|entry| entry.name != name) {
-            log::warn!(
-                "'{}' belongs to no line of crypttab; if its volume is gone, remove the file",
-                envelopes::path(files, &name).display()
-            );
-        }
-    }
+    warn_of_others(files, &entries);
     Ok(entries
         .iter()
         .map(|entry| volume(files, entry, &joined))
         .collect())
+}
+
+/// Names the envelope files that none of the `entries` of crypttab is about.
+pub fn warn_of_others(files: &Files, entries: &[Entry]) {
+    for name in envelopes::names(files) {
+        if entries.iter().all(|entry| entry.name != name) {
+            log::warn!(
+                "'{}' belongs to no line of crypttab; if its volume has another name there now, give the file that name; if \
+                 it is gone, remove the file",
+                envelopes::path(files, &name).display()
+            );
+        }
+    }
 }
 
 fn volume(files: &Files, entry: &Entry, joined: &[ServerId]) -> Listed {
@@ -339,7 +346,17 @@ fn binding_of(
     }
     let first = (!found.is_empty()).then(|| found.remove(0).token);
     match first {
-        None => Binding::NotBound,
+        None => match target.envelope_before(files) {
+            None => Binding::NotBound,
+            Some(before) => {
+                problems.push(format!(
+                    "it was bound under another name: rename '{}' to '{}'",
+                    before.display(),
+                    envelopes::path(files, &target.name).display()
+                ));
+                Binding::Unknown
+            }
+        },
         Some(Err(error)) => {
             problems.push(error.to_string());
             Binding::Unknown

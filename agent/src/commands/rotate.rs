@@ -106,7 +106,10 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), RotateError> {
 fn bound(files: &Files, target: &Target) -> Result<(At, Token), RotateError> {
     let mut found = binding::find(files, &target.name, &target.place)?.into_iter();
     match (found.next(), found.next()) {
-        (None, _) => Err(RotateError::NotBound(target.device.clone())),
+        (None, _) => {
+            target.check_renamed(files)?;
+            Err(RotateError::NotBound(target.device.clone()))
+        }
         (
             Some(Found {
                 at,

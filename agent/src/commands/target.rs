@@ -231,6 +231,28 @@ impl Target {
         Ok(())
     }
 
+    /// The envelope file of a LUKS1 volume whose line in crypttab was renamed after it was bound.
+    pub fn envelope_before(&self, files: &Files) -> Option<PathBuf> {
+        let is_sought = self.kind == Kind::Luks1 && !envelopes::path(files, &self.name).exists();
+        let name = envelopes::name_of(files, &self.uuid).filter(|_| is_sought)?;
+        Some(envelopes::path(files, &name))
+    }
+
+    /// Refuses a volume that is bound under another name.
+    ///
+    /// # Errors
+    /// `Renamed`.
+    pub fn check_renamed(&self, files: &Files) -> Result<(), TargetError> {
+        match self.envelope_before(files) {
+            None => Ok(()),
+            Some(from) => Err(TargetError::Renamed {
+                device: self.device.clone(),
+                to: envelopes::path(files, &self.name),
+                from,
+            }),
+        }
+    }
+
     /// Whether its line in crypttab leaves it to the running system.
     pub fn is_for_running_system(&self, files: &Files) -> bool {
         let mut entries = self.entries.iter();

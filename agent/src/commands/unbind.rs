@@ -98,6 +98,7 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), UnbindError> {
             .map_err(|error| UnbindError::Rotation(Box::new(error)))?;
     }
     if interrupted.is_none() && found.is_empty() {
+        target.check_renamed(files)?;
         return Err(UnbindError::NotBound(target.device));
     }
     check_others(&target, &found)?;

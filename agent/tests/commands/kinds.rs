@@ -59,6 +59,43 @@ fn a_luks1_volume_is_bound_by_an_envelope_file() {
 }
 
 #[test]
+fn a_luks1_volume_whose_line_was_renamed_is_told_where_its_binding_is() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::format(&["--type", "luks1"]);
+    machine.plug_in(&volume);
+    machine.bind(&volume).succeeded();
+    let line = format!("renamed UUID={UUID} none luks,initramfs\n");
+    std::fs::write(machine.path("etc/crypttab"), line).unwrap();
+    let file = |name: &str| machine.path(&format!("etc/latchkey/envelopes/{name}.json"));
+    let (from, to) = (file("root_crypt"), file("renamed"));
+    let (from, to) = (from.to_str().unwrap(), to.to_str().unwrap());
+    let listed = || -> Value {
+        let said = machine.latchkey(&["list", "--json"], "").succeeded();
+        serde_json::from_str::<Value>(&said.out).unwrap()[0].clone()
+    };
+    let problem = format!("it was bound under another name: rename '{from}' to '{to}'");
+    assert_eq!(listed()["problems"], json!([problem]));
+    let status = machine.latchkey(&["status"], "");
+    assert!(
+        status.code == 3 && status.out.contains(&problem),
+        "{status:?}"
+    );
+    let image = machine.latchkey(&["image-files"], "").succeeded();
+    assert_eq!(image.out, "");
+    assert!(image.err.contains(from), "{}", image.err);
+    for verb in ["bind", "unbind", "rotate"] {
+        machine
+            .latchkey(&[verb, volume.path()], "")
+            .failed_saying(&[from, to]);
+    }
+    std::fs::rename(from, to).unwrap();
+    assert_eq!(listed()["problems"], json!([]));
+    machine.bind(&volume).failed_saying(&["is bound already"]);
+    machine.unbind(&volume).succeeded();
+}
+
+#[test]
 fn a_volume_with_integrity_is_bound_and_the_image_gets_its_modules() {
     let server = Server::start();
     let machine = Machine::joined(&[&server]);

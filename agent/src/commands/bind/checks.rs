@@ -110,7 +110,7 @@ pub(super) fn check_unbound(
     let device = target.device.clone();
     let found = binding::find(files, &target.name, &target.place)?;
     let Some(found) = found.into_iter().next() else {
-        return Ok(());
+        return Ok(target.check_renamed(files)?);
     };
     let token = match found.token {
         Ok(token) => token,

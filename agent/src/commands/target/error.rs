@@ -70,6 +70,20 @@ pub enum TargetError {
         /// The file.
         crypttab: PathBuf,
     },
+    /// Its line in crypttab was renamed, its envelope file not.
+    #[error(
+        "'{device}' was bound under another name, which its envelope file still has\n\
+         rename '{}' to '{}', and rebuild the initramfs if that opens it",
+        .from.display(), .to.display()
+    )]
+    Renamed {
+        /// The device.
+        device: PathBuf,
+        /// The file.
+        from: PathBuf,
+        /// What it is to be called.
+        to: PathBuf,
+    },
     /// Nothing tells what the mapping is to be called.
     #[error("'{0}' has no line in crypttab\nchoose the name of its mapping with --name")]
     NoName(PathBuf),
