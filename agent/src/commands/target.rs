@@ -362,7 +362,7 @@ impl Target {
 /// Whether a crypttab entry means the device with this UUID in its header.
 fn is_meant(entry: &Entry, device: &Path, luks_uuid: Option<&str>, files: &Files) -> bool {
     if let (Source::Uuid(wanted), Some(uuid)) = (&entry.source, luks_uuid) {
-        return wanted == uuid;
+        return wanted.eq_ignore_ascii_case(uuid);
     }
     let Ok(Some(link)) = entry.source.resolve_below(files.root()) else {
         return false;

@@ -105,7 +105,7 @@ fn entry(line: usize, text: &str) -> Result<Entry, LineError> {
     }
     Ok(Entry {
         name,
-        source: Source::parse(&source),
+        source: Source::parse(&source).in_lower_case(),
         key,
         options: Options::parse(&options),
     })
@@ -248,6 +248,12 @@ mod tests {
         ] {
             assert_eq!(unescape(from), to, "{from:?}");
         }
+    }
+
+    #[test]
+    fn the_uuid_of_a_header_is_in_lower_case() {
+        let entry = parse("data UUID=8A3D-AB none luks").remove(0).unwrap();
+        assert_eq!(entry.source, Source::Uuid("8a3d-ab".into()));
     }
 
     proptest! {

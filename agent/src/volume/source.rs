@@ -14,7 +14,7 @@ use super::stack;
 pub enum Source {
     /// A device node, or a link to one.
     Path(PathBuf),
-    /// `UUID=`.
+    /// `UUID=`, as written: that of a FAT or an NTFS is in upper case.
     Uuid(String),
     /// `LABEL=`.
     Label(String),
@@ -45,7 +45,7 @@ impl Source {
     pub fn parse(field: &str) -> Self {
         // dracut writes udev's links for these two into the image.
         if let Some(uuid) = field.strip_prefix("/dev/disk/by-uuid/") {
-            return Self::Uuid(uuid.to_lowercase());
+            return Self::Uuid(uuid.to_owned());
         }
         if let Some(uuid) = field.strip_prefix("/dev/disk/by-partuuid/") {
             return Self::PartUuid(uuid.to_lowercase());
@@ -59,11 +59,19 @@ impl Source {
             .unwrap_or(value)
             .to_owned();
         match tag {
-            "UUID" => Self::Uuid(value.to_lowercase()),
+            "UUID" => Self::Uuid(value),
             "LABEL" => Self::Label(value),
             "PARTUUID" => Self::PartUuid(value.to_lowercase()),
             "PARTLABEL" => Self::PartLabel(value),
             _ => Self::Path(PathBuf::from(field)),
+        }
+    }
+
+    /// With a UUID in lower case, as that of a LUKS header always is.
+    pub fn in_lower_case(self) -> Self {
+        match self {
+            Self::Uuid(uuid) => Self::Uuid(uuid.to_lowercase()),
+            other => other,
         }
     }
 
@@ -82,7 +90,12 @@ impl Source {
     pub fn resolve_below(&self, root: &Path) -> Result<Option<PathBuf>, SourceError> {
         let link = self.link();
         if !below(root, &link).exists() {
-            return Ok(None);
+            let lower = self.clone().in_lower_case();
+            return if lower == *self {
+                Ok(None)
+            } else {
+                lower.resolve_below(root)
+            };
         }
         let carriers = self.carriers(root);
         if carriers.len() > 1 {
@@ -274,12 +287,16 @@ mod tests {
         for (source, link) in [
             (Source::parse("/dev/vda3"), "/dev/vda3".to_owned()),
             (
-                Source::parse("/dev/disk/by-uuid/AB-C"),
+                Source::parse("/dev/disk/by-uuid/AB-C").in_lower_case(),
                 "/dev/disk/by-uuid/ab-c".to_owned(),
             ),
             (
-                Source::parse("UUID=\"AB-c\""),
+                Source::parse("UUID=\"AB-c\"").in_lower_case(),
                 "/dev/disk/by-uuid/ab-c".to_owned(),
+            ),
+            (
+                Source::parse("UUID=9C5E-3F2B"),
+                "/dev/disk/by-uuid/9C5E-3F2B".to_owned(),
             ),
             (
                 Source::parse("LABEL=my disk/ä\\"),
@@ -323,6 +340,31 @@ mod tests {
             lasting("vdc"),
             at("dev/vdc").canonicalize().unwrap().to_str().unwrap()
         );
+    }
+
+    #[test]
+    fn a_uuid_is_looked_up_as_written_and_then_in_lower_case() {
+        let record = "E:ID_FS_UUID_ENC=9C5E-3F2B\n";
+        let root = root(&[("254:1", "vda1", record, &[])]);
+        let links = root.path().join("dev/disk/by-uuid");
+        for name in ["9C5E-3F2B", UUID] {
+            symlink("../../vda1", links.join(name)).unwrap();
+        }
+        let upper = UUID.to_uppercase();
+        for (written, link) in [
+            ("9C5E-3F2B", Some("9C5E-3F2B")),
+            ("9c5e-3f2b", None),
+            (UUID, Some(UUID)),
+            (&upper, Some(UUID)),
+        ] {
+            let source = Source::parse(&format!("UUID={written}"));
+            let link = link.map(|link| Path::new("/dev/disk/by-uuid").join(link));
+            assert_eq!(
+                source.resolve_below(root.path()).unwrap(),
+                link,
+                "{written}"
+            );
+        }
     }
 
     #[test]
