@@ -42,10 +42,12 @@ pub enum StackError {
 /// `NotMounted`, `NoDevice`, `Read`.
 pub(crate) fn mounted_devices(root: &Path, mount_point: &Path) -> Result<Vec<PathBuf>, StackError> {
     let table = root.join("proc/self/mountinfo");
-    let text = fs::read_to_string(&table).map_err(|source| StackError::Read {
+    let text = fs::read(&table).map_err(|source| StackError::Read {
         path: table,
         source,
     })?;
+    // The kernel escapes white space only: any other byte may be in a mount point.
+    let text = String::from_utf8_lossy(&text);
     // The last line wins: it was mounted over the others.
     let mount = text
         .lines()
@@ -366,6 +368,19 @@ pub(crate) mod tests {
         assert!(!is_encrypted(root.path(), Path::new("/bare")).unwrap());
         let disk = encrypted_below(&[root.path().join("sys/class/block/dm-2")]);
         assert_eq!(disk, ["vda3"]);
+    }
+
+    #[test]
+    fn a_mount_point_that_is_not_utf_8_hides_no_other() {
+        let root = machine(
+            &[("253:0", "dm-0", "crypt", LUKS, &[])],
+            &mount("253:0", "ext4", "/dev/dm-0"),
+        );
+        let table = root.path().join("proc/self/mountinfo");
+        let mut text = b"20 1 0:9 / /media/f\xfcr rw - tmpfs tmpfs rw\n".to_vec();
+        text.extend(fs::read(&table).unwrap());
+        fs::write(&table, text).unwrap();
+        assert!(is_encrypted(root.path(), Path::new("/root")).unwrap());
     }
 
     #[test]
