@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Stdio};
 
-use common::machine::{Machine, Said, Server, Volume};
+use common::machine::{Machine, PASSPHRASE, Said, Server, UUID, Volume, bind_arguments};
 
 /// `latchkey join --again` while it waits for a person.
 struct Asking {
@@ -185,6 +185,28 @@ fn where_all_of_etc_latchkey_is_lost_the_header_says_who_the_machine_is() {
         .succeeded();
     assert_eq!(machine.server_dir(), dir);
     machine.latchkey(&["status"], "").succeeded();
+}
+
+#[test]
+fn the_unit_of_a_data_volume_is_named_as_systemd_calls_it() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    machine.encrypt_root();
+    let line = format!("my-data UUID={UUID} none luks,_netdev,nofail\n");
+    std::fs::write(machine.path("etc/crypttab"), line).unwrap();
+    let volume = Volume::luks2();
+    machine.plug_in(&volume);
+    machine
+        .latchkey(&bind_arguments(&volume), PASSPHRASE)
+        .succeeded();
+    std::fs::remove_file(machine.server_dir().join("host.key")).unwrap();
+    let asking = Asking::begin(&machine, &[]);
+    server
+        .admin(&["approve", "--rejoin", &asking.id, &asking.code])
+        .succeeded();
+    let said = asking.end().succeeded();
+    let unit = r"systemctl restart 'latchkey@my\x2ddata.service'";
+    assert!(said.err.contains(unit), "{}", said.err);
 }
 
 #[test]

@@ -31,6 +31,7 @@ use crate::failure::{chain, printable};
 use crate::files::{self, Files, Role, ServerFiles, ServerSettings};
 use crate::running::volumes;
 use crate::server::{CertificateTime, Join, KeyServer, block_on};
+use crate::unit_name;
 use crate::volume::binding;
 use crate::volume::crypttab::Key;
 use crate::volume::opened_in::OpenedIn;
@@ -385,8 +386,9 @@ fn prove(files: &Files, server: ServerId, known: &[&Known]) -> Result<usize, Rej
         if one.opened_in == OpenedIn::RunningSystem {
             // The key server proves such a volume only while it is being bound; its policy decides whenever it is opened.
             log::info!(
-                "'{0}' is opened in the running system: 'systemctl restart latchkey@{0}' shows whether it opens",
-                one.name
+                "'{}' is opened in the running system: systemctl restart '{}' shows whether it opens",
+                one.name,
+                unit_name::ours(&one.name)
             );
             continue;
         }
