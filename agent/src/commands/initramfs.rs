@@ -405,10 +405,17 @@ fn modified(path: &Path) -> Option<SystemTime> {
     fs::metadata(path).and_then(|found| found.modified()).ok()
 }
 
+/// How the names of copies end that tools leave beside the images, and never rebuild.
+const COPIES: [&str; 4] = ["bak", "new", "old", "old-dkms"];
+
+/// Whether a machine boots from it: not a copy, nor the image of a rescue system or for a crash.
 fn is_image(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let is_one = name.starts_with("initrd.img-") || name.starts_with("initramfs-");
-    is_one && !name.ends_with(".bak") && !name.ends_with(".dpkg-bak")
+    let ending = path.extension().unwrap_or_default().to_string_lossy();
+    let is_spare = COPIES.contains(&&*ending) || ending.starts_with("dpkg-");
+    let is_of_other = name.contains("-rescue-") || name.ends_with("kdump.img");
+    is_one && !is_spare && !is_of_other
 }
 
 #[cfg(test)]
@@ -454,6 +461,26 @@ mod tests {
             debian.to_string(),
             "dracut --force --quiet /boot/initrd.img-6.1.0 6.1.0"
         );
+    }
+
+    #[test]
+    fn what_is_never_rebuilt_is_no_image() {
+        for (name, expected) in [
+            ("initrd.img-6.1.0-13-amd64", true),
+            ("initramfs-6.1.0-1.fc40.x86_64.img", true),
+            ("initrd.img-6.1.0.bak", false),
+            ("initrd.img-6.1.0.new", false),
+            ("initrd.img-6.1.0.old", false),
+            ("initrd.img-6.1.0.old-dkms", false),
+            ("initrd.img-6.1.0.dpkg-bak", false),
+            ("initrd.img-6.1.0.dpkg-tmp", false),
+            ("initramfs-0-rescue-0a1b.img", false),
+            ("initramfs-6.1.0kdump.img", false),
+            (".initrd.img-6.1.0.latchkey-new", false),
+            ("vmlinuz-6.1.0", false),
+        ] {
+            assert_eq!(is_image(&Path::new("/boot").join(name)), expected, "{name}");
+        }
     }
 
     #[test]
