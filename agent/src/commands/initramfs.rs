@@ -1,5 +1,7 @@
 //! Rebuilding the initramfs after something changed that lies in it, by the tool that this system builds it with.
 
+use std::env;
+use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -239,7 +241,7 @@ pub fn rebuild(files: &Files, wish: Rebuild) -> Result<(), RebuildError> {
         Builder::DracutOnDebian(kernels) => rebuild_beside(files, kernels)?,
         Builder::InitramfsTools | Builder::Dracut => {
             for (program, words) in commands {
-                let status = run(Command::new(program).args(&words), program)?;
+                let status = run(files, Command::new(program).args(&words), program)?;
                 if status.success() {
                     continue;
                 }
@@ -287,7 +289,7 @@ fn build_beside(files: &Files, kernel: &str) -> Result<(), RebuildError> {
     dracut
         .args(dracut_words(&new.to_string_lossy(), kernel))
         .env("NO_POST_UPDATE_HOOKS", "1");
-    let built = run(&mut dracut, DRACUT).and_then(|status| {
+    let built = run(files, &mut dracut, DRACUT).and_then(|status| {
         if !status.success() {
             let command = typed(DRACUT, &dracut_words(&image_of(kernel), kernel));
             return Err(RebuildError::Failed { command, status });
@@ -315,7 +317,7 @@ fn tell_boot_loader(files: &Files, kernel: &str) -> Result<(), RebuildError> {
         format!("--arg={}", image.display()),
         programs.display().to_string(),
     ];
-    let status = run(Command::new(PROGRAM).args(&words), PROGRAM)?;
+    let status = run(files, Command::new(PROGRAM).args(&words), PROGRAM)?;
     if status.success() {
         return Ok(());
     }
@@ -341,12 +343,26 @@ fn unfinished_images(files: &Files) -> Vec<PathBuf> {
     paths.filter(is_one).collect()
 }
 
-fn run(command: &mut Command, program: &'static str) -> Result<ExitStatus, RebuildError> {
+/// Runs what a `command` of this system is, which is found where such programs lie even if PATH does not name that.
+fn run(
+    files: &Files,
+    command: &mut Command,
+    program: &'static str,
+) -> Result<ExitStatus, RebuildError> {
     command
+        .env("PATH", search_path(files))
         .stdin(Stdio::null())
         .stdout(io::stderr())
         .status()
         .map_err(|source| RebuildError::Run { program, source })
+}
+
+/// `su` without `-` leaves a PATH without `/usr/sbin`, which these programs need for their own ones too.
+fn search_path(files: &Files) -> OsString {
+    let given = env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(|folder| files.path(folder));
+    let given_folders = env::split_paths(&given).filter(|folder| *folder != Path::new(""));
+    env::join_paths(given_folders.chain(usual)).unwrap_or(given.clone())
 }
 
 /// A container has no kernel of its own, and no image.

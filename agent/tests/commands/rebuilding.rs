@@ -103,6 +103,24 @@ fn images_of_dracut_are_replaced_whole_with_the_mode_that_it_gives() {
 }
 
 #[test]
+fn the_builder_is_found_where_it_lies_without_path() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let rebuilt = machine.path("rebuilt");
+    // It finds its own programs too.
+    program(
+        &machine,
+        "usr/sbin/mkinitramfs",
+        &format!("/bin/touch {}", rebuilt.display()),
+    );
+    program(&machine, "usr/sbin/update-initramfs", "mkinitramfs");
+    let volume = Volume::luks2();
+    let bind = ["bind", volume.path(), "--key-file", "-"];
+    run(machine.command(&bind).env("PATH", "/nowhere"), PASSPHRASE).succeeded();
+    assert!(rebuilt.exists());
+}
+
+#[test]
 fn where_dracut_overwrites_images_the_error_says_to_look_for_them() {
     let server = Server::start();
     let machine = Machine::joined(&[&server]);
