@@ -188,6 +188,34 @@ fn where_all_of_etc_latchkey_is_lost_the_header_says_who_the_machine_is() {
 }
 
 #[test]
+fn an_image_that_an_interrupted_run_left_is_rebuilt_by_the_next() {
+    use std::os::unix::fs::PermissionsExt;
+    let server = Server::start();
+    let (machine, _volume) = bound(&server);
+    std::fs::create_dir(machine.path("boot")).unwrap();
+    let image = std::fs::File::create(machine.path("boot/initrd.img-1")).unwrap();
+    let early = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1);
+    image.set_modified(early).unwrap();
+    let tool = machine.path("usr/sbin/update-initramfs");
+    std::fs::create_dir_all(tool.parent().unwrap()).unwrap();
+    let image = machine.path("boot/initrd.img-1");
+    let script = format!("#!/bin/sh\necho new >'{}'\n", image.display());
+    std::fs::write(&tool, script).unwrap();
+    std::fs::set_permissions(&tool, PermissionsExt::from_mode(0o755)).unwrap();
+    let again = |more: &[&str]| {
+        let path = std::env::var("PATH").unwrap();
+        let path = format!("{}:{path}", tool.parent().unwrap().display());
+        let arguments = [&["join", "--again"], more].concat();
+        common::machine::run(machine.command(&arguments).env("PATH", path), "")
+    };
+    // Whoever rebuilds nothing is told as before.
+    again(&["--no-initramfs"]).failed_saying(&["are there"]);
+    again(&[]).succeeded();
+    assert_eq!(std::fs::read_to_string(&image).unwrap(), "new\n");
+    again(&[]).failed_saying(&["are there"]);
+}
+
+#[test]
 fn the_unit_of_a_data_volume_is_named_as_systemd_calls_it() {
     let server = Server::start();
     let machine = Machine::joined(&[&server]);

@@ -28,7 +28,7 @@ use super::join::{signing_request, store};
 use super::target::read_crypttab;
 use super::{service, shares};
 use crate::failure::{chain, printable};
-use crate::files::{self, Files, Role, ServerFiles, ServerSettings};
+use crate::files::{self, Files, FilesError, Role, ServerFiles, ServerSettings};
 use crate::running::volumes;
 use crate::server::{CertificateTime, Join, KeyServer, block_on};
 use crate::unit_name;
@@ -70,7 +70,17 @@ struct Known {
 pub fn run(files: &Files, arguments: &Arguments) -> Result<(), RejoinError> {
     let _lock = files.lock()?;
     let known = bound_volumes(files)?;
-    let server = choose(files, &known, arguments.server.as_deref())?;
+    let server = match choose(files, &known, arguments.server.as_deref()) {
+        Err(RejoinError::NothingLost(_))
+            if arguments.rebuild == Rebuild::Yes && images_are_stale(files, &known)? =>
+        {
+            log::info!(
+                "no key is lost, but the initramfs holds an older one: doing what was left to do"
+            );
+            return initramfs::rebuild(files, Rebuild::Yes).map_err(RejoinError::Rebuild);
+        }
+        chosen => chosen?,
+    };
     let addresses = addresses(files, server, &arguments.addresses)?;
     // It may run on with the lost keys in its memory: to the key server that is the original of a copy that asks.
     let stopped = Stopped::new(files);
@@ -244,6 +254,22 @@ fn choose(files: &Files, known: &[Known], wanted: Option<&str>) -> Result<Server
             missing.iter().map(ServerId::short).collect(),
         )),
     }
+}
+
+/// Whether an earlier run did not come to rebuild the images that open one of the volumes.
+fn images_are_stale(files: &Files, known: &[Known]) -> Result<bool, FilesError> {
+    if known.iter().all(|one| one.opened_in != OpenedIn::Initramfs) {
+        return Ok(false);
+    }
+    let mut inputs = Vec::new();
+    for server in files.all_servers()? {
+        // The certificate is the younger one: the key waits for a person.
+        inputs.extend([
+            server.key_path(Role::Boot),
+            server.certificate_path(Role::Boot),
+        ]);
+    }
+    Ok(!initramfs::older_images(files, &inputs).is_empty())
 }
 
 /// Whether both identities for that key server can be used.

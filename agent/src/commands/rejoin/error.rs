@@ -98,7 +98,8 @@ pub enum RejoinError {
     NotProved(usize),
     /// The images.
     #[error(
-        "this machine was taken back, but the initramfs still holds the boot key from before, which no longer counts"
+        "this machine was taken back, but the initramfs still holds the boot key from before, which no longer counts\n\
+         run this again to rebuild it"
     )]
     Rebuild(#[source] RebuildError),
 }
