@@ -103,6 +103,8 @@ impl Target {
         let name = self.new_name(new.name.as_deref(), open)?;
         check_name(files, &name)?;
         let source = match self.kind {
+            // udev makes no links to what lies in a file.
+            _ if self.device.is_file() => Source::Path(self.device.clone()),
             Kind::Luks2 | Kind::Luks1 => Source::Uuid(self.uuid.clone()),
             _ => Source::lasting(&self.device, files.root()),
         };
