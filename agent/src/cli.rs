@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use latchkey_secret::process;
 use log::LevelFilter;
 
@@ -107,7 +108,12 @@ fn dispatch(command: Command, files: &Files) -> Result<ExitCode, Failure> {
             prepare()?;
             let recovery_sheet = recovery_sheet.as_deref().map(Destination::of).transpose()?;
             if json.json && recovery_sheet == Some(Destination::Stdout) {
-                return Err("the recovery sheet and --json cannot both go to stdout".into());
+                CommandLine::command()
+                    .error(
+                        ErrorKind::ArgumentConflict,
+                        "the recovery sheet and --json cannot both go to stdout",
+                    )
+                    .exit();
             }
             let arguments = bind::Arguments {
                 device,

@@ -49,9 +49,9 @@ impl Target {
     /// line in crypttab says (`name` chooses among several), else the device itself.
     ///
     /// # Errors
-    /// `Device`, `DetachedLuks1`, `NotPlain`, `NoHeader`, `Header`, `Files`.
+    /// `Device`, `NoLine`, `DetachedLuks1`, `NotPlain`, `NoHeader`, `Header`, `Files`.
     pub fn find(files: &Files, argument: &Path, name: Option<&str>) -> Result<Self, TargetError> {
-        let (device, entries) = Self::entries(files, argument)?;
+        let (device, entries) = Self::entries(files, argument).map_err(without_line)?;
         let chosen = entries
             .iter()
             .find(|entry| name.is_none_or(|name| entry.name == name))
@@ -68,7 +68,7 @@ impl Target {
                 (TargetError::Device(DeviceError::NotLuks(device)), Some(name)) => {
                     TargetError::NotPlain { device, name }
                 }
-                (error, _) => error,
+                (error, _) => without_line(error),
             })?;
         target.entries = entries;
         target.take_uuid_of_binding(files)?;
@@ -358,6 +358,14 @@ impl Target {
         let mut entries = read_crypttab(files)?;
         entries.retain(|entry| is_meant(entry, &device, uuid.as_deref(), files));
         Ok((device, entries))
+    }
+}
+
+/// The error of a command that writes no line into crypttab.
+fn without_line(error: TargetError) -> TargetError {
+    match error {
+        TargetError::Device(DeviceError::NotLuks(path)) => TargetError::NoLine(path),
+        error => error,
     }
 }
 

@@ -180,6 +180,16 @@ fn a_detached_header_is_bound_and_its_data_is_not_touched() {
     machine
         .bind(&data)
         .failed_saying(&["is not encrypted with LUKS", "--options"]);
+    // These write no line.
+    for arguments in [
+        &["unbind", data.path()][..],
+        &["rotate", data.path()],
+        &["recovery-key", data.path(), "--sheet", "-"],
+    ] {
+        let said = machine.latchkey(arguments, "");
+        assert!(!said.err.contains("--options"), "{}", said.err);
+        said.failed_saying(&["is not encrypted with LUKS", "put its line back"]);
+    }
     let mut arguments = bind_arguments(&data);
     arguments.extend([
         "--name",

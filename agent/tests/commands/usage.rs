@@ -51,6 +51,7 @@ fn wrong_usage_ends_with_code_2_and_help_teaches() {
         &["wait", "--agent", "x"],
         &["arm-reboot", "--ttl", "5"],
         &["arm-reboot", "--ttl", "25h"],
+        &["bind", "a", "--format", "--recovery-sheet", "-", "--json"],
     ] {
         assert_eq!(machine.latchkey(wrong, "").code, 2, "{wrong:?}");
     }

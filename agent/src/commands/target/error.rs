@@ -14,6 +14,12 @@ pub enum TargetError {
     /// No LUKS device.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// No LUKS device, and only a line of crypttab could say what it is.
+    #[error(
+        "'{0}' is not encrypted with LUKS, and no line of crypttab says otherwise\n\
+         if it is plain dm-crypt or has its header elsewhere, put its line back into crypttab and run this again"
+    )]
+    NoLine(PathBuf),
     /// LUKS1 with its header elsewhere.
     #[error(
         "'{0}' is LUKS1 with a detached header, which latchkey does not bind\n\
