@@ -345,9 +345,15 @@ fn only_who_erases_waits_for_a_copy_that_is_being_made() {
             std::thread::yield_now();
         }
         // It is written; its traces are still there.
-        assert!(write(&records, work(&[], &["b"])).unwrap());
-        assert!(!erasing.is_finished());
+        let other = scope.spawn(|| write(&records, work(&[], &["b"])));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !other.is_finished() && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        let (waits, erased) = (!other.is_finished(), erasing.is_finished());
         drop(copying);
+        assert!(!waits && !erased);
+        assert!(other.join().unwrap().unwrap());
         assert!(erasing.join().unwrap().unwrap());
     });
     assert_eq!(gate.erased.load(Ordering::SeqCst), 1);
