@@ -65,6 +65,9 @@ impl Restore {
     }
 }
 
+/// How the names of SQLite's files end.
+const OF_SQLITE: [&[u8]; 4] = [b"", b"-wal", b"-shm", b"-journal"];
+
 /// Refuses a folder with a store in it, or with what is left of one: SQLite would take a log or journal that lies beside the
 /// copy for the copy's own, and mix the two.
 fn refuse_remains(folder: &Path) -> Result<(), Failure> {
@@ -80,7 +83,8 @@ fn refuse_remains(folder: &Path) -> Result<(), Failure> {
     for entry in entries {
         let entry = entry.map_err(|error| failed(&error))?;
         let name = entry.file_name();
-        if name.as_encoded_bytes().starts_with(FILE.as_bytes()) {
+        let ending = name.as_encoded_bytes().strip_prefix(FILE.as_bytes());
+        if ending.is_some_and(|ending| OF_SQLITE.contains(&ending)) {
             return Err(Failure::refused(format!(
                 "there is a store already: '{}' exists\nnothing was changed; stop the server and move 'store.*' out of this folder first",
                 entry.path().display()

@@ -50,14 +50,15 @@ impl Service {
         let result = self.records.transact(now, |work| {
             let mut session = open_session(work, id, now)?;
             let wanted = wanted_approvals(work, &session)?;
-            session.state = standing(&session, &wanted, now);
-            if session.state != SessionState::Pending {
-                return Err(decided(&session.number, session.state));
+            let standing = standing(&session, &wanted, now);
+            if standing != SessionState::Pending {
+                return Err(decided(&session.number, standing));
             }
             if !session.code.matches(code) {
                 let left = wrong_code(work, &mut session, who)?;
                 return Ok(Err(AdminError::WrongCode { left }));
             }
+            session.state = standing;
             if let Some(why) = never_released(work, &session)? {
                 return Err(AdminError::NeverReleased(why));
             }

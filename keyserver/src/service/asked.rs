@@ -28,6 +28,8 @@ pub(super) struct Asked<'a> {
     pub request: &'a ReleaseRequest,
     pub now: UnixMillis,
     pub uptime: Uptime,
+    /// Whether what the clock says may be held against earlier stamps.
+    pub clock_counts: bool,
     pub life: Life,
 }
 
@@ -119,6 +121,7 @@ impl Known {
             _ => None,
         };
         if let Some(trace) = &mut trace
+            && asked.clock_counts
             && trace.settle(asked.now)
         {
             work.write(trace)?;

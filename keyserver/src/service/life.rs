@@ -163,12 +163,16 @@ impl Lives {
     /// How long it is not known yet whether a running machine of the client comes back; `None` once it had the time. For where
     /// none is connected.
     pub fn may_return(&self, client: &ClientName, now: Duration) -> Option<Duration> {
-        let state = self.lock();
-        let of = state.get(client);
+        let mut state = self.lock();
+        let mut of = state.get_mut(client);
         // Its reader is gone, and nobody has told of its end.
-        if of.is_some_and(|of| of.stream.is_some()) {
-            return Some(self.silence());
+        if let Some(of) = &mut of
+            && !of.is_connected()
+            && of.stream.take().is_some()
+        {
+            of.ended = Some(now);
         }
+        let of = of.as_deref();
         let ended = of.and_then(|of| of.ended);
         let until = ended.map(|ended| ended + self.silence());
         let started = of.is_none_or(|of| of.streams == 0);

@@ -328,7 +328,11 @@ impl Service {
             })?;
         }
         let rejoins: Vec<Rejoin> = self.records.all(key::REJOINS)?;
-        for ahead in rejoins.iter().filter(|one| (*one).clone().settle(now)) {
+        let counts = self.clock_counts();
+        for ahead in rejoins
+            .iter()
+            .filter(|one| counts && (*one).clone().settle(now))
+        {
             self.records.transact(now, |work| {
                 let found: Option<Rejoin> = work.read(&key::rejoin(&ahead.client))?;
                 if let Some(mut rejoin) = found

@@ -129,6 +129,7 @@ impl Service {
             request,
             now,
             uptime: self.uptime()?,
+            clock_counts: self.clock_counts(),
             life: self.life_of(identity.client(), request),
         };
         // The shares of a piece of work that is not committed never leave this call.
@@ -137,7 +138,15 @@ impl Service {
             .transact_awaited(now, |work| self.decide(work, &asked))
             .await;
         let decided = self.noted_awaited(identity, peer, result).await?;
-        self.note_awaited(decided.refusals).await?;
+        let is_alarm = decided
+            .refusals
+            .iter()
+            .any(|refused| refused.kind == Kind::Alarm);
+        match self.note_awaited(decided.refusals).await {
+            // A refusal needs no entry to stand, and the machine is to hear its reason.
+            Err(error) if !is_alarm => log::error!("a refusal is not in the audit: {error}"),
+            noted => noted?,
+        }
         match decided.life {
             AskLife::No => {}
             AskLife::Ask => {

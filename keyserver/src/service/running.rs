@@ -22,6 +22,9 @@ use crate::policy::Life;
 use crate::records::{Announced, Client, Heard, Machine, Role, Trace, Volume, key};
 use crate::sealed::RecordError;
 
+/// After this time of running a machine without a clock of its own has heard the time, if it ever does.
+const CLOCK_SET: Duration = Duration::from_secs(600);
+
 /// Seconds between two heartbeats.
 pub const HEARTBEAT: u32 = 300;
 /// Shortest and longest time for which a reboot is announced.
@@ -294,6 +297,11 @@ impl Service {
             }
         };
         Ok(began.plus(self.clock.passed().saturating_sub(self.opened)))
+    }
+
+    /// Whether the clock is taken to be right: without one of its own a machine starts in the past, until it hears the time.
+    pub(super) fn clock_counts(&self) -> bool {
+        self.clock.passed().saturating_sub(self.opened) >= CLOCK_SET
     }
 
     /// What is known of the running machine because of `request`.

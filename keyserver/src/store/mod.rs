@@ -136,7 +136,8 @@ pub trait Store: Send + Sync {
     /// As the backend has them: traces may remain then.
     fn erase_traces(&self) -> Result<(), StoreError>;
 
-    /// Whether it writes no more until it is opened anew: the fate of a write is unknown.
+    /// Whether it writes no more until it is opened anew, and could then: the fate of a write is unknown, and where it lies
+    /// is not read-only.
     fn has_stopped(&self) -> bool {
         false
     }

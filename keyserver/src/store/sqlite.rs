@@ -177,12 +177,16 @@ impl SqliteStore {
         if matches!(error, StoreError::Database { .. }) {
             self.stopped.store(true, Ordering::SeqCst);
             // What a file system becomes after a disk error, and SQLite calls a disk error as well.
-            let file_system = statvfs(&self.directory);
-            if file_system.is_ok_and(|now| now.flags().contains(FsFlags::ST_RDONLY)) {
+            if self.is_on_read_only() {
                 return StoreError::ReadOnly(self.directory.clone());
             }
         }
         error
+    }
+
+    fn is_on_read_only(&self) -> bool {
+        let file_system = statvfs(&self.directory);
+        file_system.is_ok_and(|now| now.flags().contains(FsFlags::ST_RDONLY))
     }
 
     fn remove_copy(&self) -> Result<(), StoreError> {
@@ -203,7 +207,7 @@ impl SqliteStore {
     }
 
     fn check_writing(&self) -> Result<(), StoreError> {
-        match self.has_stopped() {
+        match self.stopped.load(Ordering::SeqCst) {
             true => Err(StoreError::Stopped),
             false => Ok(()),
         }
@@ -280,7 +284,7 @@ impl Store for SqliteStore {
     }
 
     fn has_stopped(&self) -> bool {
-        self.stopped.load(Ordering::SeqCst)
+        self.stopped.load(Ordering::SeqCst) && !self.is_on_read_only()
     }
 
     fn backup(&self) -> Result<Backup, StoreError> {

@@ -482,6 +482,7 @@ fn a_one_time_policy_that_comes_back_into_force_is_still_used_up() {
 fn what_a_clock_that_ran_ahead_stamped_counts_for_its_time_and_no_longer() {
     const YEAR: i64 = 365 * 86_400;
     let rig = Rig::new();
+    rig.pass(Duration::from_secs(600));
     let (machine, volume, _) = rig.bound("web-1", 1);
     let client = listing::PolicyTarget::Client(machine.name.clone());
     let own = listing::PolicyTarget::Volume(volume);

@@ -252,6 +252,7 @@ fn requests_that_a_clock_which_ran_ahead_stamped_count_for_an_hour() {
     const YEAR: i64 = 365 * 86_400;
     let rig = Rig::new();
     let (_, volume, _) = rig.bound("web-1", 1);
+    rig.pass(HOUR);
     rig.set_clock(YEAR);
     for number in 10..10 + u8::try_from(BEGUN_LIMIT).unwrap() {
         let (id, _) = waiting(asks(&rig, number, HOME, &[volume], None));
@@ -264,6 +265,23 @@ fn requests_that_a_clock_which_ran_ahead_stamped_count_for_an_hour() {
     assert!(matches!(many, Err(RejoinError::TooMany { .. })), "{many:?}");
     rig.pass(HOUR);
     waiting(asks(&rig, 40, HOME, &[volume], None));
+}
+
+#[test]
+fn a_server_that_starts_in_the_past_forgets_no_request() {
+    const YEAR: i64 = 365 * 86_400;
+    let rig = Rig::new();
+    let (_, volume, _) = rig.bound("web-1", 1);
+    for number in 10..10 + u8::try_from(BEGUN_LIMIT).unwrap() {
+        let (id, _) = waiting(asks(&rig, number, HOME, &[volume], None));
+        let denied = rig.service.deny_rejoin(&id, AfterDeny::Nothing, "root");
+        denied.unwrap();
+    }
+    rig.set_clock(-YEAR);
+    rig.service.maintain().unwrap();
+    rig.set_clock(YEAR);
+    let many = asks(&rig, 40, HOME, &[volume], None);
+    assert!(matches!(many, Err(RejoinError::TooMany { .. })), "{many:?}");
 }
 
 #[test]
