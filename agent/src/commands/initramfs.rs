@@ -270,14 +270,14 @@ fn rebuild_beside(files: &Files, kernels: &[String]) -> Result<(), RebuildError>
             Err(error) => log::warn!("failed to remove '{name}': {error}"),
         }
     }
+    // What fails for one kernel, an old one say, keeps no other from its image.
+    let mut first_failure = Ok(());
     for kernel in kernels {
-        build_beside(files, kernel)?;
+        // dracut was kept from telling the boot loader: the image had not got its name.
+        let built = build_beside(files, kernel).and_then(|()| tell_boot_loader(files, kernel));
+        first_failure = first_failure.and(built);
     }
-    // dracut was kept from it: the image had not got its name.
-    for kernel in kernels {
-        tell_boot_loader(files, kernel)?;
-    }
-    Ok(())
+    first_failure
 }
 
 fn build_beside(files: &Files, kernel: &str) -> Result<(), RebuildError> {

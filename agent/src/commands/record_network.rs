@@ -11,7 +11,7 @@ use crate::files::Files;
 use crate::network::record::{self, Record, RecordError};
 use crate::server::block_on;
 
-/// How long to wait for a default route: a network card with `allow-hotplug` in interfaces(5) is configured beside
+/// How long to wait for a default route, and for the addresses of the cards that are recorded: a network card with `allow-hotplug` in interfaces(5) is configured beside
 /// network-online.target, not before it.
 const ROUTE_LIMIT: Duration = Duration::from_secs(30);
 /// How often to look.
@@ -51,7 +51,7 @@ pub fn run(files: &Files) -> Result<(), RecordNetworkError> {
 
 async fn record_when_online(files: &Files) -> Result<Record, RecordError> {
     let begin = Instant::now();
-    while !record::has_default_route().await? && begin.elapsed() < ROUTE_LIMIT {
+    while !record::is_settled(files.root()).await? && begin.elapsed() < ROUTE_LIMIT {
         sleep(ROUTE_PAUSE).await;
     }
     record::record(files.root(), &[]).await

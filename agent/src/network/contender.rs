@@ -2,8 +2,9 @@
 //! ours lets the other go first; what it sets up is then used as it is.
 //!
 //! klibc's `ipconfig`, which initramfs-tools' own scripts (dropbear's, for instance) run in the background, is waited for
-//! only for a while. dracut that was told to bring the network up is waited for without end: its scripts take an
-//! address that they did not set themselves for a failure, and a root on the network goes with what ours takes away.
+//! only for a while, and so is dracut that was told to bring the network up: its scripts take an address that they did
+//! not set themselves for a failure. Where root lies on the network dracut is waited for without end: root would go with
+//! what ours takes away.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,6 +13,8 @@ use tokio::time::Instant;
 
 /// ipconfig gives up its first attempts after about this time; a card without an address then is ours.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// dracut's scripts configure a card as soon as it is there, and give DHCP up after this time; counted in ticks.
+const PATIENCE_WITH_DRACUT: Duration = Duration::from_secs(55);
 /// How often to look while it is awaited: a process that ends makes no event.
 pub const AGAIN: Duration = Duration::from_millis(250);
 
@@ -19,21 +22,43 @@ pub const AGAIN: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub struct Contender {
     root: PathBuf,
-    until: Instant,
+    dracut: Dracut,
+    began: Instant,
+}
+
+/// What dracut does with the network in this boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dracut {
+    /// Nothing, or there is no dracut.
+    Nothing,
+    /// It was told to bring it up.
+    BringsItUp,
+    /// It brings it up for a root that lies on it.
+    NeedsIt,
 }
 
 impl Contender {
     /// Begins to be patient.
-    pub fn new(root: &Path) -> Self {
+    pub fn new(root: &Path, dracut: Dracut) -> Self {
         Self {
             root: root.into(),
-            until: Instant::now() + PATIENCE,
+            dracut,
+            began: Instant::now(),
         }
     }
 
-    /// Whether to wait for it now.
+    /// Whether to wait for `ipconfig` now.
     pub fn is_expected(&self) -> bool {
-        Instant::now() < self.until && (self.runs() || self.will_run())
+        self.began.elapsed() < PATIENCE && (self.runs() || self.will_run())
+    }
+
+    /// Whether cards without an address are dracut's now.
+    pub fn is_left_to_dracut(&self) -> bool {
+        match self.dracut {
+            Dracut::Nothing => false,
+            Dracut::BringsItUp => self.began.elapsed() < PATIENCE_WITH_DRACUT,
+            Dracut::NeedsIt => true,
+        }
     }
 
     fn runs(&self) -> bool {
@@ -60,55 +85,62 @@ impl Contender {
     }
 }
 
-/// Whether dracut brings the network up in this boot, as its words in `cmdline` say (dracut.cmdline(7)), and the image below
-/// `root` has what does it.
-pub fn dracut_will(root: &Path, cmdline: &str) -> bool {
-    let has = |path: &str| root.join(path).exists();
-    let words = || {
-        cmdline
+impl Dracut {
+    /// As its words in `cmdline` say (dracut.cmdline(7)), if the image below `root` has what does it.
+    pub fn of(root: &Path, cmdline: &str) -> Self {
+        let has = |path: &str| root.join(path).exists();
+        let words: Vec<&str> = cmdline
             .split_ascii_whitespace()
             .take_while(|word| *word != "--")
-    };
-    // Its module "network" has this file, whichever program it uses.
-    if has("lib/net-lib.sh") && words().any(is_network_disk) {
-        return true;
+            .collect();
+        let begins = |with: &[&str]| {
+            let mut words = words.iter();
+            words.any(|word| with.iter().any(|begin| word.starts_with(begin)))
+        };
+        // Its module "network" has this file, whichever program it uses.
+        let has_network = has("lib/net-lib.sh");
+        if has_network && begins(&ROOT_ON_NETWORK) {
+            return Self::NeedsIt;
+        }
+        let is_needed = || {
+            let neednet = |word: &&&str| **word == "rd.neednet" || word.starts_with("rd.neednet=");
+            let last = words.iter().rfind(neednet);
+            last.is_some_and(|word| {
+                !matches!(*word, "rd.neednet=0" | "rd.neednet=no" | "rd.neednet=off")
+            })
+        };
+        let by_networkd = || {
+            has("lib/dracut-lib.sh") && has("usr/lib/systemd/systemd-networkd") && begins(&["ip="])
+        };
+        if has_network && (is_needed() || begins(&["bond=", "bridge=", "vlan="])) || by_networkd() {
+            Self::BringsItUp
+        } else {
+            Self::Nothing
+        }
     }
-    let is_on = |word: &str| !matches!(word, "rd.neednet=0" | "rd.neednet=no" | "rd.neednet=off");
-    let is_needed = words()
-        .filter(|word| *word == "rd.neednet" || word.starts_with("rd.neednet="))
-        .last()
-        .is_some_and(is_on);
-    let by_networkd =
-        || has("usr/lib/systemd/systemd-networkd") && words().any(|word| word.starts_with("ip="));
-    has("lib/dracut-lib.sh") && (has("lib/net-lib.sh") && is_needed || by_networkd())
 }
 
-/// A word by which dracut needs the network, or builds an interface, without being told so by `rd.neednet`.
-fn is_network_disk(word: &str) -> bool {
-    const BEGINS: [&str; 17] = [
-        "netroot=",
-        "root=iscsi:",
-        "root=nbd:",
-        "root=nfs:",
-        "root=nfs4:",
-        "root=/dev/nfs",
-        "root=cifs:",
-        "root=dhcp",
-        "ip=ibft",
-        "rd.iscsi.",
-        "iscsi_",
-        "rd.nvmf.",
-        "nbdroot=",
-        "nfsroot=",
-        "bond=",
-        "bridge=",
-        "vlan=",
-    ];
-    BEGINS.iter().any(|begin| word.starts_with(begin))
-}
+/// How words begin by which dracut needs the network for root, without being told so by `rd.neednet`.
+const ROOT_ON_NETWORK: [&str; 14] = [
+    "netroot=",
+    "root=iscsi:",
+    "root=nbd:",
+    "root=nfs:",
+    "root=nfs4:",
+    "root=/dev/nfs",
+    "root=cifs:",
+    "root=dhcp",
+    "ip=ibft",
+    "rd.iscsi.",
+    "iscsi_",
+    "rd.nvmf.",
+    "nbdroot=",
+    "nfsroot=",
+];
 
 #[cfg(test)]
 mod tests {
+    use super::Dracut::{BringsItUp, NeedsIt, Nothing};
     use super::*;
 
     #[test]
@@ -116,17 +148,17 @@ mod tests {
         let legacy = &["lib/dracut-lib.sh", "lib/net-lib.sh"][..];
         let networkd = &["lib/dracut-lib.sh", "usr/lib/systemd/systemd-networkd"][..];
         for (files, cmdline, expected) in [
-            (legacy, "root=/dev/vda1 rd.neednet=1 ip=dhcp", true),
-            (legacy, "rd.neednet", true),
-            (legacy, "rd.neednet=1 rd.neednet=0", false),
-            (legacy, "root=/dev/vda1 -- rd.neednet=1", false),
-            (legacy, "ip=dhcp", false),
-            (legacy, "netroot=iscsi:192.0.2.1::::iqn.x", true),
-            (legacy, "bond=bond0:eth0,eth1 ip=bond0:dhcp", true),
-            (networkd, "ip=dhcp", true),
-            (networkd, "quiet", false),
-            (&[], "rd.neednet=1 ip=dhcp bond=bond0", false),
-            (&["lib/dracut-lib.sh"], "rd.neednet=1 ip=dhcp", false),
+            (legacy, "root=/dev/vda1 rd.neednet=1 ip=dhcp", BringsItUp),
+            (legacy, "rd.neednet", BringsItUp),
+            (legacy, "rd.neednet=1 rd.neednet=0", Nothing),
+            (legacy, "root=/dev/vda1 -- rd.neednet=1", Nothing),
+            (legacy, "ip=dhcp", Nothing),
+            (legacy, "netroot=iscsi:192.0.2.1::::iqn.x", NeedsIt),
+            (legacy, "bond=bond0:eth0,eth1 ip=bond0:dhcp", BringsItUp),
+            (networkd, "ip=dhcp", BringsItUp),
+            (networkd, "quiet", Nothing),
+            (&[], "rd.neednet=1 ip=dhcp bond=bond0", Nothing),
+            (&["lib/dracut-lib.sh"], "rd.neednet=1 ip=dhcp", Nothing),
         ] {
             let root = tempfile::tempdir().unwrap();
             for path in files {
@@ -135,7 +167,7 @@ mod tests {
                 std::fs::write(path, "").unwrap();
             }
             assert_eq!(
-                dracut_will(root.path(), cmdline),
+                Dracut::of(root.path(), cmdline),
                 expected,
                 "{files:?}: {cmdline}"
             );
@@ -168,9 +200,9 @@ mod tests {
                 std::fs::create_dir_all(path.parent().unwrap()).unwrap();
                 std::fs::write(path, text).unwrap();
             }
-            let mut contender = Contender::new(root.path());
+            let mut contender = Contender::new(root.path(), Nothing);
             assert_eq!(contender.is_expected(), expected, "{case}");
-            contender.until = Instant::now();
+            contender.began -= PATIENCE;
             assert!(!contender.is_expected(), "{case}: not for ever");
         }
     }

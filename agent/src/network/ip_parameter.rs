@@ -46,6 +46,27 @@ pub enum RuleMethod {
     Off,
 }
 
+/// Reads the parameter out of an image's own words and the kernel's: whoever types `ip=` or `nameserver=` at the boot loader means
+/// it in place of what the image has.
+pub fn parse_both(image: &str, kernel: &str) -> IpParameter {
+    let has = |what: &str| {
+        let mut words = kernel.split_ascii_whitespace();
+        words
+            .by_ref()
+            .take_while(|word| *word != "--")
+            .any(|word| word.starts_with(what))
+    };
+    let replaced: Vec<&str> = ["ip=", "nameserver="]
+        .into_iter()
+        .filter(|what| has(what))
+        .collect();
+    let kept = image
+        .split_ascii_whitespace()
+        .filter(|word| !replaced.iter().any(|what| word.starts_with(what)));
+    let words: Vec<&str> = kept.chain([kernel]).collect();
+    parse(&words.join(" "))
+}
+
 /// Reads the parameter out of a kernel command line.
 pub fn parse(cmdline: &str) -> IpParameter {
     let mut found = IpParameter::default();
@@ -274,6 +295,35 @@ mod tests {
         );
         words.extend(found.notes.iter().map(|_| "note".to_string()));
         words.join(", ")
+    }
+
+    #[test]
+    fn what_is_typed_at_the_boot_loader_replaces_what_the_image_has() {
+        for (image, kernel, expected) in [
+            (
+                "ip=eth0:dhcp nameserver=192.0.2.1",
+                "quiet",
+                "eth0 dhcp, dns 192.0.2.1",
+            ),
+            (
+                "ip=eth0:dhcp nameserver=192.0.2.1",
+                "ip=off",
+                "* off, dns 192.0.2.1",
+            ),
+            (
+                "ip=eth0:dhcp nameserver=192.0.2.1",
+                "nameserver=192.0.2.2",
+                "eth0 dhcp, dns 192.0.2.2",
+            ),
+            ("ip=eth0:dhcp", "quiet -- ip=off", "eth0 dhcp"),
+            ("", "ip=dhcp", "* dhcp"),
+        ] {
+            assert_eq!(
+                say(&parse_both(image, kernel)),
+                expected,
+                "{image}, {kernel}"
+            );
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::contender::{self, Contender};
 use super::dhcp_task::{self, Card, Command, News};
 use super::lease::Lease;
 use super::netlink::{Changes, Link, Netlink, Snapshot};
-use super::plan::{Candidate, Method, Plan, Stage, Step, plan};
+use super::plan::{Candidate, Method, Plan, Rank, Stage, Step, plan};
 use super::record::Record;
 use super::resolv;
 use super::udev::Udev;
@@ -34,8 +34,9 @@ const RETRY: Duration = Duration::from_secs(5);
 const CARRIER_LIMIT: Duration = Duration::from_secs(20);
 /// For giving a lease back.
 const RELEASE: Duration = Duration::from_secs(1);
-/// Routes from DHCP yield to those that were configured (metric 0), and among themselves to the lower interface.
+/// Routes from DHCP yield to those that were configured (metric 0), and among themselves by rank, then to the lower interface.
 const DHCP_METRIC: u32 = 512;
+const RANK_METRIC: u32 = 100_000;
 
 /// Brings the network up and keeps it so until it is told to stop. Takes nothing down.
 pub async fn run(
@@ -78,7 +79,7 @@ struct Interface {
     stage: Stage,
     how: How,
     carrier: bool,
-    /// When it came into view.
+    /// When it came into view, or its carrier changed.
     since: Instant,
     /// It asks by DHCP, and nobody answers.
     silence: bool,
@@ -93,6 +94,7 @@ struct Client {
     commands: mpsc::UnboundedSender<Command>,
     task: AbortHandle,
     mtu: Option<u32>,
+    rank: Rank,
 }
 
 /// Speaks to whoever listens; says what is waited for only when it changes.
@@ -115,7 +117,7 @@ impl Manager {
             clients: JoinSet::new(),
             news,
             news_for_us,
-            contender: Contender::new(&config.root),
+            contender: Contender::new(&config.root, config.dracut),
         };
         Ok((manager, changes))
     }
@@ -164,7 +166,7 @@ impl Manager {
         self.follow(&now, teller).await;
 
         let awaited = self.contender.is_expected();
-        let expected = self.config.by_framework || awaited;
+        let expected = awaited || self.contender.is_left_to_dracut();
         let candidates: Vec<Candidate<'_>> = now
             .links
             .iter()
@@ -227,6 +229,9 @@ impl Manager {
             let Some(link) = link else { continue };
             interface.name.clone_from(&link.name);
             let had_carrier = std::mem::replace(&mut interface.carrier, link.carrier);
+            if had_carrier != link.carrier {
+                interface.since = Instant::now();
+            }
             if interface.stage != Stage::Configured || had_carrier == link.carrier {
                 continue;
             }
@@ -277,18 +282,18 @@ impl Manager {
                 (interface.stage, interface.how) = (Stage::Configured, how);
                 self.apply(index, config, now, teller).await;
             }
-            Step::Configure(index, Method::Dhcp { wish, mtu }, how) => {
+            Step::Configure(index, Method::Dhcp { wish, mtu, rank }, how) => {
                 let Some(interface) = self.interface(index, now) else {
                     return;
                 };
                 (interface.stage, interface.how) = (Stage::Configured, how);
-                self.ask(index, wish, mtu);
+                self.ask(index, wish, mtu, rank);
             }
         }
     }
 
     /// Starts a DHCP client.
-    fn ask(&mut self, index: u32, wish: Option<Ipv4Addr>, mtu: Option<u32>) {
+    fn ask(&mut self, index: u32, wish: Option<Ipv4Addr>, mtu: Option<u32>, rank: Rank) {
         let Some(interface) = self.interfaces.get_mut(&index) else {
             return;
         };
@@ -311,6 +316,7 @@ impl Manager {
             commands,
             task,
             mtu,
+            rank,
         });
     }
 
@@ -328,7 +334,7 @@ impl Manager {
                 interface.silence = false;
                 let config = Ipv4Config {
                     mtu: lease.config.mtu.or(client.mtu),
-                    ..with_metric(&lease, index)
+                    ..with_metric(&lease, client.rank, index)
                 };
                 if config == interface.config {
                     return;
@@ -598,10 +604,15 @@ fn global_address(now: &Snapshot, index: u32) -> Option<Ipv4Addr> {
     addresses.next().map(|found| found.address.address)
 }
 
-fn with_metric(lease: &Lease, index: u32) -> Ipv4Config {
+fn with_metric(lease: &Lease, rank: Rank, index: u32) -> Ipv4Config {
+    let of_rank = match rank {
+        Rank::First => 0,
+        Rank::Secondary => RANK_METRIC,
+        Rank::Unknown => 2 * RANK_METRIC,
+    };
     let mut config = lease.config.clone();
     for route in &mut config.routes {
-        route.metric = Some(DHCP_METRIC.saturating_add(index));
+        route.metric = Some((DHCP_METRIC + of_rank).saturating_add(index));
     }
     config
 }

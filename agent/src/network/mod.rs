@@ -58,8 +58,8 @@ pub struct NetworkConfig {
     pub root: PathBuf,
     /// What to do.
     pub wishes: plan::Wishes,
-    /// The boot framework brings the network up: nothing is configured beside it.
-    pub by_framework: bool,
+    /// Whether dracut brings the network up: then nothing is configured beside it.
+    pub dracut: contender::Dracut,
     /// What could not be read or understood, one line each; told at the start.
     pub notes: Vec<String>,
 }
@@ -116,10 +116,10 @@ pub fn undo_path(root: &Path) -> PathBuf {
     root.join("run/latchkey/network-undo.json")
 }
 
-/// Reads what is wished: the record below `root`, and the command line, the image's words before the kernel's. Never fails:
-/// what is unreadable is noted, and DHCP remains.
-pub fn load(root: &Path, cmdline: &str) -> NetworkConfig {
-    let parameter = ip_parameter::parse(cmdline);
+/// Reads what is wished: the record below `root`, and the words of the `kernel`'s command line and of the `image`'s, which
+/// dracut has. Never fails: what is unreadable is noted, and DHCP remains.
+pub fn load(root: &Path, image: &str, kernel: &str) -> NetworkConfig {
+    let parameter = ip_parameter::parse_both(image, kernel);
     let mut notes: Vec<String> = parameter
         .notes
         .iter()
@@ -137,7 +137,7 @@ pub fn load(root: &Path, cmdline: &str) -> NetworkConfig {
     NetworkConfig {
         root: root.into(),
         wishes,
-        by_framework: contender::dracut_will(root, cmdline),
+        dracut: contender::Dracut::of(root, &format!("{image} {kernel}")),
         notes,
     }
 }

@@ -22,9 +22,23 @@ pub enum Method {
         wish: Option<Ipv4Addr>,
         /// In bytes, if the server names none.
         mtu: Option<u32>,
+        /// How soon its default route yields to that of other cards.
+        rank: Rank,
     },
     /// Set exactly this.
     Static(Ipv4Config),
+}
+
+/// Which card's default route counts where several have one, the first before the others. Those that were configured
+/// come before all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    /// It is the machine's way out, or the command line names it.
+    First,
+    /// A card with a network of its own.
+    Secondary,
+    /// Nobody knows it.
+    Unknown,
 }
 
 /// What the plan is made from, besides the interfaces.
@@ -172,7 +186,11 @@ fn assigned(wishes: &Wishes, cards: &[&Candidate<'_>], link: &Link) -> Option<As
                 let recorded = recorded(wishes, link);
                 let mtu = mtu.or(recorded.and_then(|recorded| recorded.mtu));
                 Some(Assigned {
-                    method: Method::Dhcp { wish: None, mtu },
+                    method: Method::Dhcp {
+                        wish: None,
+                        mtu,
+                        rank: Rank::First,
+                    },
                     how,
                     only_one: false,
                 })
@@ -199,10 +217,15 @@ fn assigned(wishes: &Wishes, cards: &[&Candidate<'_>], link: &Link) -> Option<As
             .unwrap_or_default();
         let (method, how) = match (&recorded.ipv4, recorded.static_config(&resolvers)) {
             (_, Some(config)) => (Method::Static(config), How::Recorded),
-            (RecordedIpv4::Dhcp { lease }, None) => (
+            (RecordedIpv4::Dhcp { lease, secondary }, None) => (
                 Method::Dhcp {
                     wish: *lease,
                     mtu: recorded.mtu,
+                    rank: if *secondary {
+                        Rank::Secondary
+                    } else {
+                        Rank::First
+                    },
                 },
                 How::Dhcp,
             ),
@@ -220,10 +243,12 @@ fn assigned(wishes: &Wishes, cards: &[&Candidate<'_>], link: &Link) -> Option<As
             || (card.link.up && card.address.is_some() && card.stage == Stage::New)
             || (recorded(wishes, card.link).is_some() && !card.idle && card.stage != Stage::Failed)
     };
-    let nobody_better = !cards.iter().any(better);
+    let is_partial = wishes.record.as_ref().is_some_and(|record| record.partial);
+    let nobody_better = is_partial || !cards.iter().any(better);
     let method = Method::Dhcp {
         wish: None,
         mtu: None,
+        rank: Rank::Unknown,
     };
     nobody_better.then_some(Assigned {
         method,
@@ -282,6 +307,10 @@ mod tests {
         {"name": "ens3", "mac": "02:00:00:00:00:02", "permanent-mac": "02:00:00:00:00:99", "ipv4": {"method": "static",
          "addresses": [{"address": "192.0.2.7", "prefix": 24}], "routes": [{"to": "0.0.0.0/0", "via": "192.0.2.1"}]}},
         {"name": "ens4", "mac": "02:00:00:00:00:03", "ipv4": {"method": "dhcp", "lease": "198.51.100.4"}}]}"#;
+
+    const PARTIAL: &str = r#"{"version": 1, "partial": true, "interfaces": [
+        {"name": "ens3", "mac": "02:00:00:00:00:02", "ipv4": {"method": "static",
+         "addresses": [{"address": "192.0.2.7", "prefix": 24}], "routes": []}}]}"#;
 
     fn wishes(record: &str, cmdline: &str) -> Wishes {
         let record = (!record.is_empty()).then(|| record::parse(record.as_bytes()).unwrap());
@@ -431,6 +460,13 @@ mod tests {
                     "4 raised,carrier",
                 ],
                 "4 Dhcp ask",
+            ),
+            (
+                "unknown beside known, and the way out is not recorded",
+                PARTIAL,
+                "",
+                &["2 raised,carrier", "4 new,carrier"],
+                "2 Recorded 192.0.2.7; raise 4",
             ),
             (
                 "unknown beside known that failed",

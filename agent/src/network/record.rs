@@ -38,6 +38,9 @@ pub struct Record {
     /// In order; the IPv6 ones wait for the slice that can reach them.
     #[serde(default)]
     pub resolvers: Vec<IpAddr>,
+    /// A default route leads through something that is not recorded: cards that are not either are tried as well.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
     /// The domains in which a short name is looked up, in order (resolv.conf(5)).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub search: Vec<String>,
@@ -70,6 +73,9 @@ pub enum RecordedIpv4 {
         /// The address it had.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         lease: Option<Ipv4Addr>,
+        /// It had no default route: one that the server gives yields to that of any other card.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        secondary: bool,
     },
     /// By its configuration.
     Static {
@@ -146,16 +152,21 @@ pub async fn record(root: &Path, extra_kinds: &[String]) -> Result<Record, Recor
     let (netlink, _) = Netlink::open()?;
     let snapshot = netlink.snapshot().await?;
     let (resolvers, search) = resolvers(root);
-    let record = Record {
+    let mut record = Record {
         search,
         ..from_snapshot(&snapshot, resolvers, extra_kinds)?
     };
+    if with_default_route(&snapshot).is_empty()
+        && let Ok(Some(earlier)) = load(root)
+    {
+        record.keep_absent(earlier, &snapshot);
+    }
     let left_out = left_out(&snapshot, extra_kinds);
     if !left_out.is_empty() {
         log::warn!(
             "not all of the network is recorded{}\n\
-             the boot has the network cards alone: where the key server is not reached through them, write 'ip=' on the \
-             kernel command line",
+             the boot has the network cards alone, and asks by DHCP on those that are not recorded: where the key server is not \
+             reached so, write 'ip=' on the kernel command line",
             others(&left_out)
         );
     }
@@ -245,7 +256,7 @@ pub fn from_snapshot(
     let (first, then): (Vec<_>, Vec<_>) = snapshot
         .links
         .iter()
-        .filter(|link| link.is_card(extra_kinds))
+        .filter(|link| link.is_card(extra_kinds) && link.up)
         .partition(|link| routed.contains(&link.index));
     let interfaces: Vec<RecordedInterface> = first
         .into_iter()
@@ -262,17 +273,22 @@ pub fn from_snapshot(
         version: VERSION,
         interfaces,
         resolvers,
+        partial: !left_out(snapshot, extra_kinds).is_empty(),
         search: Vec::new(),
     })
 }
 
-/// Whether this machine has an IPv4 default route by now.
+/// Whether this machine has an IPv4 default route by now, and each card that is recorded below `root` and there an address.
 ///
 /// # Errors
 /// `Netlink`.
-pub async fn has_default_route() -> Result<bool, RecordError> {
+pub async fn is_settled(root: &Path) -> Result<bool, RecordError> {
     let (netlink, _) = Netlink::open()?;
-    Ok(!with_default_route(&netlink.snapshot().await?).is_empty())
+    let snapshot = netlink.snapshot().await?;
+    let earlier = load(root).ok().flatten().map(|earlier| earlier.interfaces);
+    let mut earlier = earlier.unwrap_or_default().into_iter();
+    Ok(!with_default_route(&snapshot).is_empty()
+        && !earlier.any(|interface| interface.is_absent(&snapshot)))
 }
 
 fn with_default_route(snapshot: &Snapshot) -> BTreeSet<u32> {
@@ -299,6 +315,18 @@ impl RecordedInterface {
         link.mac == Some(self.mac) || permanent
     }
 
+    /// Whether its card is there, and has no address now.
+    fn is_absent(&self, now: &Snapshot) -> bool {
+        let link = now.links.iter().find(|link| self.is(link));
+        link.is_some_and(|link| {
+            let addresses = now.addresses.iter();
+            addresses
+                .filter(|found| found.index == link.index && found.global)
+                .count()
+                == 0
+        })
+    }
+
     /// Its static configuration; none where it uses DHCP.
     pub fn static_config(&self, resolvers: &[Ipv4Addr]) -> Option<Ipv4Config> {
         let RecordedIpv4::Static { addresses, routes } = &self.ipv4 else {
@@ -316,6 +344,14 @@ impl RecordedInterface {
 }
 
 impl Record {
+    /// Keeps what is known of the cards whose network is away at the moment: the next boot may find it again.
+    fn keep_absent(&mut self, earlier: Self, now: &Snapshot) {
+        let absent = earlier.interfaces.into_iter();
+        let absent = absent.filter(|interface| interface.is_absent(now));
+        self.interfaces.splice(0..0, absent);
+        self.interfaces.truncate(INTERFACE_LIMIT);
+    }
+
     /// The resolvers that IPv4 reaches.
     pub fn ipv4_resolvers(&self) -> Vec<Ipv4Addr> {
         let addresses = self.resolvers.iter().filter_map(|address| match address {
@@ -354,6 +390,7 @@ fn interface(snapshot: &Snapshot, link: &Link) -> Option<RecordedInterface> {
     let ipv4 = if has_lease.is_some() || ours().any(|found| found.origin == Origin::Dhcp) {
         RecordedIpv4::Dhcp {
             lease: Some(has_lease.unwrap_or(first).address.address),
+            secondary: !with_default_route(snapshot).contains(&link.index),
         }
     } else {
         let routes = ours().filter(|found| found.origin == Origin::Administrator);
@@ -515,7 +552,10 @@ mod tests {
             let lease = Some(Ipv4Addr::new(192, 0, 2, 7));
             assert_eq!(
                 record.interfaces[0].ipv4,
-                RecordedIpv4::Dhcp { lease },
+                RecordedIpv4::Dhcp {
+                    lease,
+                    secondary: false
+                },
                 "{case}"
             );
         }
@@ -527,8 +567,8 @@ mod tests {
         snapshot.links[0].kind = Some("bridge".into());
         let record = from_snapshot(&snapshot, Vec::new(), &[]).unwrap();
         assert_eq!(record.interfaces[0].name, "ens4");
+        assert!(record.partial);
         snapshot.links[2].up = false;
-        snapshot.addresses.pop();
         let error = from_snapshot(&snapshot, Vec::new(), &[])
             .unwrap_err()
             .to_string();
@@ -544,6 +584,24 @@ mod tests {
             error.starts_with("no network card has an IPv4 address\n"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_card_whose_network_is_away_is_kept() {
+        let earlier = from_snapshot(&server(), Vec::new(), &[]).unwrap();
+        let mut now = server();
+        now.routes.clear();
+        now.addresses.retain(|found| found.index != 2);
+        let mut record = from_snapshot(&now, Vec::new(), &[]).unwrap();
+        assert_eq!(record.interfaces.len(), 1);
+        record.keep_absent(earlier.clone(), &now);
+        assert_eq!(record.interfaces[0], earlier.interfaces[0]);
+        assert_eq!(record.interfaces.len(), 2);
+        // Another card, under which nobody would find it.
+        now.links[0].mac = Some(Mac([2, 0, 0, 0, 0, 9]));
+        let mut record = from_snapshot(&now, Vec::new(), &[]).unwrap();
+        record.keep_absent(earlier, &now);
+        assert_eq!(record.interfaces.len(), 1);
     }
 
     #[test]
@@ -565,7 +623,10 @@ mod tests {
             mac: Mac([2, 0, 0, 0, 0, 9]),
             permanent_mac: Some(Mac([2, 0, 0, 0, 0, 8])),
             mtu: Some(1280),
-            ipv4: RecordedIpv4::Dhcp { lease: None },
+            ipv4: RecordedIpv4::Dhcp {
+                lease: None,
+                secondary: true,
+            },
         });
         let text = serde_json::to_vec(&record).unwrap();
         assert_eq!(parse(&text).unwrap(), record);

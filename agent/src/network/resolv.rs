@@ -81,14 +81,27 @@ pub fn parse_search(text: &str) -> Vec<String> {
 }
 
 /// Which resolvers to ask, each once: those of the command line; those that the running machine asked, for they know its
-/// names; those that this boot's network gives. One place is kept for the last, in case the machine has moved.
+/// names; those that this boot's network gives. Where the running machine had some of the network's too, these come before its
+/// others, as without a record. One place is kept for the network's, in case the machine has moved.
 pub fn order(parameter: &[Ipv4Addr], recorded: &[Ipv4Addr], given: &[Ipv4Addr]) -> Vec<Ipv4Addr> {
-    let (early, late) = recorded.split_at(recorded.len().min(LIMIT - 1));
+    let is_where_it_was = given.iter().any(|address| recorded.contains(address));
+    let then = match is_where_it_was {
+        true => [given, recorded],
+        false => [recorded, given],
+    };
     let mut all = Vec::new();
-    for address in [parameter, early, given, late].concat() {
+    for address in [parameter, then[0], then[1]].concat() {
         if !all.contains(&address) {
             all.push(address);
         }
+    }
+    if let Some(first) = given.first()
+        && !all
+            .iter()
+            .take(LIMIT)
+            .any(|address| given.contains(address))
+    {
+        all.insert(LIMIT - 1, *first);
     }
     all.truncate(LIMIT);
     all
@@ -240,8 +253,9 @@ mod tests {
             ("", "", "1 2 3 4", "1 2 3"),
             ("", "5", "1 2", "5 1 2"),
             ("", "5 6 7", "1 2", "5 6 1"),
-            ("", "5 6 7", "6", "5 6 7"),
-            ("9", "5 6", "1", "9 5 6"),
+            ("", "5 6 7", "6", "6 5 7"),
+            ("9", "5 6", "1", "9 5 1"),
+            ("9", "5 6", "5", "9 5 6"),
         ] {
             let ordered = order(
                 &addresses(parameter),

@@ -112,13 +112,9 @@ impl Shell {
             .transpose()?;
         let network = match &session {
             Some(_) => {
-                // The kernel's words come last, for the last of two wins.
-                let words = [
-                    &volumes::command_line_of_image(files),
-                    " ",
-                    &boot.command_line_text,
-                ];
-                NetworkState::Wanted(network::load(&files.path("/"), &words.concat()))
+                let image = volumes::command_line_of_image(files);
+                let config = network::load(&files.path("/"), &image, &boot.command_line_text);
+                NetworkState::Wanted(config)
             }
             None => NetworkState::Over, // there is nobody to ask
         };

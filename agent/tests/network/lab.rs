@@ -110,7 +110,7 @@ impl Lab {
 
     /// What the agent would be configured with; the card is of the kind veth.
     pub fn config(&self, cmdline: &str) -> NetworkConfig {
-        let mut config = load(&self.root(), cmdline);
+        let mut config = load(&self.root(), "", cmdline);
         config.wishes.extra_kinds = vec!["veth".into()];
         config
     }

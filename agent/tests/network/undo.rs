@@ -134,7 +134,7 @@ fn victim_process() {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let mut config = latchkey::network::load(root.as_ref(), "");
+        let mut config = latchkey::network::load(root.as_ref(), "", "");
         config.wishes.extra_kinds = vec!["veth".into()];
         let (_network, mut events) = Network::start(config);
         while let Some(event) = events.recv().await {
