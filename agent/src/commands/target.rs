@@ -374,6 +374,9 @@ fn is_meant(entry: &Entry, device: &Path, luks_uuid: Option<&str>, files: &Files
     if let (Source::Uuid(wanted), Some(uuid)) = (&entry.source, luks_uuid) {
         return wanted.eq_ignore_ascii_case(uuid);
     }
+    if entry.source == Source::Path(device.to_owned()) {
+        return true;
+    }
     let Ok(Some(link)) = entry.source.resolve_below(files.root()) else {
         return false;
     };
