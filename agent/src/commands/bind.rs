@@ -15,7 +15,7 @@ pub(super) mod report;
 use std::path::{Path, PathBuf};
 
 use latchkey_protocol::VolumeId;
-use latchkey_protocol::envelope::{ENVELOPES_LIMIT, MachineSecret, Released, Token, TokenKind};
+use latchkey_protocol::envelope::{ENVELOPES_LIMIT, MachineSecret, Token, TokenKind};
 use latchkey_protocol::wire::{OpenedBy, Version};
 use latchkey_secret::SecretBytes;
 
@@ -29,7 +29,7 @@ use super::shares::{self, Registered};
 use super::target::{NewLine, OpenedWith, Target, known_of_root};
 use crate::failure::chain;
 use crate::files::{Files, Role};
-use crate::network::record;
+use crate::network;
 use crate::server::{KeyServer, block_on};
 use crate::unit_name;
 use crate::volume::binding;
@@ -421,17 +421,12 @@ pub(super) fn machine_secret(
             server: id.short(),
             source: Box::new(source),
         })?;
-    let released = Released {
-        share: &share,
-        volume,
-        generation: envelope.generation,
-    };
-    token
-        .open(envelope, released)
-        .map_err(|source| BindError::Envelope {
+    open::open_envelope(token, envelope, share, envelope.generation).map_err(|source| {
+        BindError::Envelope {
             server: id.short(),
             source,
-        })
+        }
+    })
 }
 
 /// After a failure.
@@ -459,7 +454,7 @@ fn record_network(files: &Files) {
         );
         return;
     }
-    match block_on(record::record(files.root(), &[])) {
+    match block_on(network::record(files.root(), &[])) {
         Ok(Ok(_)) => {}
         Ok(Err(error)) => log::warn!(
             "the network configuration could not be recorded, the boot will use DHCP: {}",

@@ -8,7 +8,8 @@ use tokio::time::sleep;
 
 use super::initramfs::Builder;
 use crate::files::Files;
-use crate::network::record::{self, Record, RecordError};
+use crate::network::record::Record;
+use crate::network::recording::{self, RecordError};
 use crate::server::block_on;
 
 /// How long to wait for a default route, and for the addresses of the cards that are recorded: a network card with `allow-hotplug` in interfaces(5) is configured beside
@@ -51,8 +52,8 @@ pub fn run(files: &Files) -> Result<(), RecordNetworkError> {
 
 async fn record_when_online(files: &Files) -> Result<Record, RecordError> {
     let begin = Instant::now();
-    while !record::is_settled(files.root()).await? && begin.elapsed() < ROUTE_LIMIT {
+    while !recording::is_settled(files.root()).await? && begin.elapsed() < ROUTE_LIMIT {
         sleep(ROUTE_PAUSE).await;
     }
-    record::record(files.root(), &[]).await
+    recording::record(files.root(), &[]).await
 }

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::ip_parameter::words;
+
 /// ipconfig gives up its first attempts after about this time; a card without an address then is ours.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// dracut's scripts configure a card as soon as it is there, and give DHCP up after this time; counted in ticks.
@@ -89,13 +91,8 @@ impl Dracut {
     /// As its words in `cmdline` say (dracut.cmdline(7)), if the image below `root` has what does it.
     pub fn of(root: &Path, cmdline: &str) -> Self {
         let has = |path: &str| root.join(path).exists();
-        let words: Vec<&str> = cmdline
-            .split_ascii_whitespace()
-            .take_while(|word| *word != "--")
-            .collect();
         let begins = |with: &[&str]| {
-            let mut words = words.iter();
-            words.any(|word| with.iter().any(|begin| word.starts_with(begin)))
+            words(cmdline).any(|word| with.iter().any(|begin| word.starts_with(begin)))
         };
         // Its module "network" has this file, whichever program it uses.
         let has_network = has("lib/net-lib.sh");
@@ -103,10 +100,10 @@ impl Dracut {
             return Self::NeedsIt;
         }
         let is_needed = || {
-            let neednet = |word: &&&str| **word == "rd.neednet" || word.starts_with("rd.neednet=");
-            let last = words.iter().rfind(neednet);
+            let neednet = |word: &&str| *word == "rd.neednet" || word.starts_with("rd.neednet=");
+            let last = words(cmdline).filter(neednet).last();
             last.is_some_and(|word| {
-                !matches!(*word, "rd.neednet=0" | "rd.neednet=no" | "rd.neednet=off")
+                !matches!(word, "rd.neednet=0" | "rd.neednet=no" | "rd.neednet=off")
             })
         };
         let by_networkd = || {

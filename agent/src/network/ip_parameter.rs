@@ -10,7 +10,9 @@
 
 use std::net::Ipv4Addr;
 
-use super::values::{InterfaceAddress, Ipv4Config, Ipv4Network, Route, is_unicast, prefix_of_mask};
+use super::values::{
+    InterfaceAddress, Ipv4Config, Ipv4Network, Route, is_mtu, is_unicast, prefix_of_mask,
+};
 
 /// All that the command line says about the network.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,35 +48,31 @@ pub enum RuleMethod {
     Off,
 }
 
+/// The words of a command line; everything after a lone "--" belongs to init.
+pub fn words(cmdline: &str) -> impl Iterator<Item = &str> {
+    let words = cmdline.split_ascii_whitespace();
+    words.take_while(|word| *word != "--")
+}
+
 /// Reads the parameter out of an image's own words and the kernel's: whoever types `ip=` or `nameserver=` at the boot loader means
 /// it in place of what the image has.
 pub fn parse_both(image: &str, kernel: &str) -> IpParameter {
-    let has = |what: &str| {
-        let mut words = kernel.split_ascii_whitespace();
-        words
-            .by_ref()
-            .take_while(|word| *word != "--")
-            .any(|word| word.starts_with(what))
+    let is_replaced = |word: &str| {
+        let mut of_both = ["ip=", "nameserver="].into_iter();
+        of_both
+            .any(|what| word.starts_with(what) && words(kernel).any(|word| word.starts_with(what)))
     };
-    let replaced: Vec<&str> = ["ip=", "nameserver="]
-        .into_iter()
-        .filter(|what| has(what))
-        .collect();
     let kept = image
         .split_ascii_whitespace()
-        .filter(|word| !replaced.iter().any(|what| word.starts_with(what)));
-    let words: Vec<&str> = kept.chain([kernel]).collect();
-    parse(&words.join(" "))
+        .filter(|word| !is_replaced(word));
+    let both: Vec<&str> = kept.chain([kernel]).collect();
+    parse(&both.join(" "))
 }
 
 /// Reads the parameter out of a kernel command line.
 pub fn parse(cmdline: &str) -> IpParameter {
     let mut found = IpParameter::default();
-    for word in cmdline.split_ascii_whitespace() {
-        // Everything after a lone "--" belongs to init.
-        if word == "--" {
-            break;
-        }
+    for word in words(cmdline) {
         if let Some(value) = word.strip_prefix("ip=") {
             match rule(value, &mut found.resolvers) {
                 Ok(rule) => {
@@ -109,8 +107,7 @@ impl RuleMethod {
 }
 
 fn mtu_of(text: &str) -> Option<u32> {
-    let mtu = text.parse().ok()?;
-    (576..=65_535).contains(&mtu).then_some(mtu)
+    text.parse().ok().filter(|mtu| is_mtu(*mtu))
 }
 
 fn rule(value: &str, resolvers: &mut Vec<Ipv4Addr>) -> Result<Rule, &'static str> {

@@ -4,25 +4,28 @@
 //! kernel (netlink), udev (inotify) and the DHCP clients; a slow tick makes good for messages that the kernel had
 //! to drop, and gives a card that failed another chance.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::assignment::{Method, Rank};
 use super::configure::{Configurator, ConfigureError};
 use super::contender::{self, Contender};
 use super::dhcp_task::{self, Card, Command, News};
+use super::interface::{Client, Interface};
 use super::lease::Lease;
 use super::netlink::{Changes, Link, Netlink, Snapshot};
-use super::plan::{Candidate, Method, Plan, Rank, Stage, Step, plan};
+use super::plan::{Candidate, Plan, Stage, Step, plan};
 use super::record::Record;
 use super::resolv;
+use super::teller::Teller;
 use super::udev::Udev;
-use super::undo::{Change, Journal};
-use super::values::{Ipv4Config, Mac};
+use super::undo::Journal;
+use super::values::Ipv4Config;
 use super::{How, NetworkConfig, NetworkEvent, undo_path};
 use crate::failure::chain;
 
@@ -30,8 +33,6 @@ use crate::failure::chain;
 const TICK: Duration = Duration::from_secs(30);
 /// After a failure that concerns everything.
 const RETRY: Duration = Duration::from_secs(5);
-/// How long a card that is known may be without a carrier before unknown ones are tried, counted in ticks.
-const CARRIER_LIMIT: Duration = Duration::from_secs(20);
 /// For giving a lease back.
 const RELEASE: Duration = Duration::from_secs(1);
 /// Routes from DHCP yield to those that were configured (metric 0), and among themselves by rank, then to the lower interface.
@@ -69,40 +70,6 @@ struct Manager {
     news: mpsc::UnboundedReceiver<(u32, News)>,
     news_for_us: mpsc::UnboundedSender<(u32, News)>,
     contender: Contender,
-}
-
-/// What we know of an interface beyond what the kernel tells.
-struct Interface {
-    index: u32,
-    name: String,
-    mac: Option<Mac>,
-    stage: Stage,
-    how: How,
-    carrier: bool,
-    /// When it came into view, or its carrier changed.
-    since: Instant,
-    /// It asks by DHCP, and nobody answers.
-    silence: bool,
-    /// What was told as being up.
-    up: Option<Ipv4Addr>,
-    config: Ipv4Config,
-    changes: Vec<Change>,
-    client: Option<Client>,
-}
-
-struct Client {
-    commands: mpsc::UnboundedSender<Command>,
-    task: AbortHandle,
-    mtu: Option<u32>,
-    rank: Rank,
-}
-
-/// Speaks to whoever listens; says what is waited for only when it changes.
-struct Teller {
-    events: mpsc::UnboundedSender<NetworkEvent>,
-    /// Of which it was told that they can be used. While there is one, nothing else is trouble.
-    up: BTreeSet<u32>,
-    waiting: Option<String>,
 }
 
 impl Manager {
@@ -189,20 +156,15 @@ impl Manager {
         udev: &Udev,
         expected: bool,
     ) -> Candidate<'a> {
-        let stage = self
-            .interfaces
-            .get(&link.index)
-            .map_or(Stage::New, |interface| interface.stage);
+        let known = self.interfaces.get(&link.index);
+        let stage = known.map_or(Stage::New, |interface| interface.stage);
         Candidate {
             link,
             stage,
             ready: stage != Stage::New || udev.has_finished(link.index),
             address: global_address(now, link.index),
             contended: expected && matches!(stage, Stage::New | Stage::Raised),
-            idle: self
-                .interfaces
-                .get(&link.index)
-                .is_some_and(|interface| interface.is_idle(link)),
+            idle: known.is_some_and(|interface| interface.is_idle(link)),
         }
     }
 
@@ -504,103 +466,13 @@ impl Manager {
 
     fn interface(&mut self, index: u32, now: &Snapshot) -> Option<&mut Interface> {
         let link = now.link(index)?;
-        Some(self.interfaces.entry(index).or_insert_with(|| Interface {
-            index,
-            name: link.name.clone(),
-            mac: link.mac,
-            stage: Stage::New,
-            how: How::Dhcp,
-            carrier: link.carrier,
-            since: Instant::now(),
-            silence: false,
-            up: None,
-            config: Ipv4Config::default(),
-            changes: Vec::new(),
-            client: None,
-        }))
-    }
-}
-
-impl Interface {
-    /// Whether nothing came of it for so long that others are tried too.
-    fn is_idle(&self, link: &Link) -> bool {
-        self.silence || !link.carrier && self.since.elapsed() > CARRIER_LIMIT
-    }
-}
-
-impl Teller {
-    fn new(events: mpsc::UnboundedSender<NetworkEvent>) -> Self {
-        Self {
-            events,
-            up: BTreeSet::new(),
-            waiting: None,
-        }
-    }
-
-    fn tell(&self, event: NetworkEvent) {
-        // Nobody may be listening any more; the network goes on all the same.
-        let _ = self.events.send(event);
-    }
-
-    fn trouble(&self, line: String) {
-        self.tell(if self.up.is_empty() {
-            NetworkEvent::Trouble(line)
-        } else {
-            NetworkEvent::Beside(line)
-        });
-    }
-
-    fn waiting(&mut self, line: Option<String>) {
-        if let Some(line) = &line
-            && self.waiting.as_ref() != Some(line)
-        {
-            self.trouble(line.clone());
-        }
-        self.waiting = line;
-    }
-
-    fn up_as(&mut self, interface: &mut Interface, address: Ipv4Addr) {
-        self.up.insert(interface.index);
-        if interface.up != Some(address) {
-            interface.up = Some(address);
-            self.tell(NetworkEvent::Up {
-                link: interface.name.clone(),
-                how: interface.how,
-                address,
-            });
-        }
-        self.waiting = None;
-    }
-
-    fn up(&mut self, interface: &mut Interface) {
-        if let Some(address) = interface
-            .config
-            .addresses
-            .first()
-            .map(|address| address.address)
-        {
-            self.up_as(interface, address);
-        }
-    }
-
-    fn down(&mut self, interface: &mut Interface) {
-        if self.up.remove(&interface.index) {
-            interface.up = None;
-            let link = interface.name.clone();
-            self.tell(if self.up.is_empty() {
-                NetworkEvent::Down { link }
-            } else {
-                NetworkEvent::Beside(format!("network: '{link}' went down"))
-            });
-        }
+        let new = || Interface::new(link);
+        Some(self.interfaces.entry(index).or_insert_with(new))
     }
 }
 
 fn global_address(now: &Snapshot, index: u32) -> Option<Ipv4Addr> {
-    let mut addresses = now
-        .addresses
-        .iter()
-        .filter(|found| found.index == index && found.global);
+    let mut addresses = now.global_addresses(index);
     addresses.next().map(|found| found.address.address)
 }
 

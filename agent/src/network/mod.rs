@@ -7,16 +7,17 @@
 //! Nothing here waits with a limit: a card that never comes only means that there is never an `Up`.
 //!
 //! This slice: IPv4, static or by DHCP, on network cards. VLANs, bonds and bridges are used where somebody else made
-//! them and gave them an address, and not made; their place, and that of IPv6, is a further [`plan::Method`] and a
+//! them and gave them an address, and not made; their place, and that of IPv6, is a further [`assignment::Method`] and a
 //! further field of [`record::RecordedInterface`].
 //!
 //! Everybody on the link is taken to be hostile: what a DHCP server sends is taken only as numbers that make
 //! sense ([`lease`]), and reaches neither a shell nor a file name.
 //!
 //! From the bottom: [`values`], [`files`], [`netlink`], [`udev`]; [`resolv`], [`undo`], [`record`],
-//! [`ip_parameter`]; [`plan`] decides; [`dhcp_message`], [`lease`], [`dhcp`], [`dhcp_socket`] are the DHCP client;
-//! [`configure`], [`dhcp_task`] and [`manager`] act.
+//! [`recording`], [`ip_parameter`]; [`assignment`] and [`plan`] decide; [`dhcp_message`], [`lease`], [`dhcp`], [`dhcp_socket`] are the DHCP client;
+//! [`configure`], [`contender`], [`dhcp_task`] and [`manager`] act.
 
+pub mod assignment;
 pub mod configure;
 pub mod contender;
 pub mod dhcp;
@@ -24,13 +25,16 @@ pub mod dhcp_message;
 pub mod dhcp_socket;
 pub mod dhcp_task;
 pub mod files;
+mod interface;
 pub mod ip_parameter;
 pub mod lease;
 pub mod manager;
 pub mod netlink;
 pub mod plan;
 pub mod record;
+pub mod recording;
 pub mod resolv;
+mod teller;
 pub mod udev;
 pub mod undo;
 pub mod values;
@@ -45,7 +49,7 @@ use tokio::time::timeout;
 
 use crate::failure::chain;
 
-pub use record::record;
+pub use recording::record;
 pub use undo::{UndoError, undo_from};
 
 /// How long the running part may take to end; then it is ended.

@@ -119,6 +119,12 @@ impl Snapshot {
         self.links.iter().find(|link| link.index == index)
     }
 
+    /// Its addresses that reach beyond the link.
+    pub fn global_addresses(&self, index: u32) -> impl Iterator<Item = &LinkAddress> {
+        let addresses = self.addresses.iter();
+        addresses.filter(move |found| found.index == index && found.global)
+    }
+
     /// Whether the interface has this address.
     pub fn has_address(&self, index: u32, address: InterfaceAddress) -> bool {
         self.addresses

@@ -150,6 +150,11 @@ pub fn is_unicast(address: Ipv4Addr) -> bool {
     first != 0 && first != 127 && first < 224
 }
 
+/// Whether it can be the MTU of a card that speaks IPv4, in bytes (RFC 791, 3.2).
+pub fn is_mtu(mtu: u32) -> bool {
+    (576..=65_535).contains(&mtu)
+}
+
 /// The prefix length of a netmask, none if its bits are not contiguous.
 pub fn prefix_of_mask(mask: Ipv4Addr) -> Option<u8> {
     let bits = u32::from(mask);
