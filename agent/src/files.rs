@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use io::FILE_MODE;
 pub use io::{
-    make_dir, read, read_key, read_lossy, read_text, remove, remove_dir, rename, replace, sync,
-    unfinished, write_new,
+    if_any, make_dir, read, read_key, read_lossy, read_text, remove, remove_dir, rename, replace,
+    sync, unfinished, write_new,
 };
 
 /// How long whoever changes something waits for another one to end.

@@ -21,7 +21,7 @@ const NEW_MODE: u32 = 0o600;
 /// `Read`, `Write`; `Format` if the line does not read back.
 pub fn add(files: &Files, line: &str) -> Result<Option<PathBuf>, FilesError> {
     let path = real(&files.crypttab());
-    let before = content(&path)?;
+    let before = files::if_any(files::read(&path))?;
     let backup = match &before {
         Some(before) => {
             files::make_dir(&files.state())?;
@@ -38,7 +38,7 @@ pub fn add(files: &Files, line: &str) -> Result<Option<PathBuf>, FilesError> {
     after.extend(line.as_bytes());
     after.push(b'\n');
     replace(&path, &after)?;
-    let written = content(&path)?.unwrap_or_default();
+    let written = files::if_any(files::read(&path))?.unwrap_or_default();
     let wanted = crypttab::parse(line).pop();
     let last = crypttab::parse(&String::from_utf8_lossy(&written)).pop();
     if written == after && last.map(Result::ok) == wanted.map(Result::ok) {
@@ -57,7 +57,7 @@ pub fn add(files: &Files, line: &str) -> Result<Option<PathBuf>, FilesError> {
 /// `Read`, `Write`.
 pub fn remove(files: &Files, line: &str) -> Result<(), FilesError> {
     let path = real(&files.crypttab());
-    let Some(before) = content(&path)? else {
+    let Some(before) = files::if_any(files::read(&path))? else {
         return Ok(());
     };
     let mut lines: Vec<&[u8]> = before.split_inclusive(|byte| *byte == b'\n').collect();
@@ -72,13 +72,6 @@ pub fn remove(files: &Files, line: &str) -> Result<(), FilesError> {
 /// Where a link leads, so that it stays one.
 fn real(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
-}
-
-fn content(path: &Path) -> Result<Option<Vec<u8>>, FilesError> {
-    match files::read(path) {
-        Err(error) if error.is_missing() => Ok(None),
-        read => read.map(Some),
-    }
 }
 
 fn backup_path(files: &Files) -> PathBuf {

@@ -55,9 +55,9 @@ pub(super) fn is_needed(files: &Files, name: &str) -> bool {
 /// # Errors
 /// `Read`.
 fn resume_devices(files: &Files) -> Result<Vec<PathBuf>, FilesError> {
-    let read = |path: &Path| match files::read_lossy(path) {
-        Err(error) if error.is_missing() => Ok(String::new()),
-        read => read,
+    let read = |path: &Path| {
+        let text = files::if_any(files::read_lossy(path))?;
+        Ok::<_, FilesError>(text.unwrap_or_default())
     };
     let line = KernelCommandLine::parse(&read(&files.path("/proc/cmdline"))?);
     if line.values("noresume").next().is_some() {

@@ -12,7 +12,7 @@ mod error;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use latchkey_protocol::envelope::{Released, Token};
+use latchkey_protocol::envelope::Token;
 use latchkey_protocol::token::{ADDRESSES_LIMIT, Address};
 use latchkey_protocol::wire::{
     JoinAnswer, OpenedBy, RejoinAnswer, RejoinOutcome, RejoinRequest, VOLUMES_LIMIT, Version,
@@ -34,6 +34,7 @@ use crate::server::{CertificateTime, Join, KeyServer, block_on};
 use crate::unit_name;
 use crate::volume::binding;
 use crate::volume::crypttab::Key;
+use crate::volume::open::open_envelope;
 use crate::volume::opened_in::OpenedIn;
 use crate::volume::place::Place;
 pub use error::RejoinError;
@@ -432,13 +433,7 @@ fn prove(files: &Files, server: ServerId, known: &[&Known]) -> Result<usize, Rej
         let opened = shares::prove(&key_server, token.volume, envelope.generation)
             .map_err(|error| chain(&error))
             .and_then(|share| {
-                let released = Released {
-                    share: &share,
-                    volume: token.volume,
-                    generation: envelope.generation,
-                };
-                token
-                    .open(envelope, released)
+                open_envelope(token, envelope, share, envelope.generation)
                     .map_err(|error| chain(&error))
             });
         match opened {

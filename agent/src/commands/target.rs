@@ -419,10 +419,8 @@ fn check_name(files: &Files, name: &str) -> Result<(), TargetError> {
 }
 
 fn lines_of_crypttab(files: &Files) -> Result<Vec<Result<Entry, LineError>>, FilesError> {
-    match files::read_lossy(&files.crypttab()) {
-        Err(error) if error.is_missing() => Ok(Vec::new()),
-        read => Ok(crypttab::parse(&read?)),
-    }
+    let text = files::if_any(files::read_lossy(&files.crypttab()))?;
+    Ok(crypttab::parse(&text.unwrap_or_default()))
 }
 
 /// The entries of crypttab; lines that are none are warned of. Empty if there is no such file.

@@ -131,6 +131,17 @@ pub fn rename(from: &Path, to: &Path) -> Result<(), FilesError> {
         })
 }
 
+/// What was `read` of a file that need not exist.
+///
+/// # Errors
+/// Those of `read`, but for the file's absence.
+pub fn if_any<T>(read: Result<T, FilesError>) -> Result<Option<T>, FilesError> {
+    match read {
+        Err(error) if error.is_missing() => Ok(None),
+        read => read.map(Some),
+    }
+}
+
 /// Makes durable what another program wrote into a file.
 ///
 /// # Errors

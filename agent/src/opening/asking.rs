@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use latchkey_protocol::encoding::Bytes;
-use latchkey_protocol::envelope::{Envelope, Released, Token};
+use latchkey_protocol::envelope::{Envelope, Token};
 use latchkey_protocol::release::{Purpose, ReleaseContext};
 use latchkey_protocol::wire::{
     BootFacts, ReleaseRequest, Text, Verdict, Version, VolumeTicket, WantedVolume,
@@ -24,7 +24,7 @@ use crate::server::{KeyServer, Unreachable};
 use crate::unlock::shown::{Shown, shown};
 use crate::volume::binding;
 use crate::volume::crypttab::Entry;
-use crate::volume::open::{OpenError, open_automatically};
+use crate::volume::open::{OpenError, open_automatically, open_envelope};
 use crate::volume::place::Place;
 
 /// Until the device is looked for again, and whatever else this machine has to have first.
@@ -251,12 +251,7 @@ impl<'a> Asker<'a> {
                     Ok(share) => share,
                     Err(error) => return Answered::Wait(chain(&error), Some(LONG_PAUSE)),
                 };
-                let released = Released {
-                    share: &share,
-                    volume: volume.token.volume,
-                    generation,
-                };
-                let secret = match volume.token.open(envelope, released) {
+                let secret = match open_envelope(&volume.token, envelope, share, generation) {
                     Ok(secret) => secret,
                     Err(error) => return Answered::Wait(chain(&error), Some(LONG_PAUSE)),
                 };

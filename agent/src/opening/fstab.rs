@@ -96,10 +96,9 @@ pub fn unclear(files: &Files, name: &str) -> Result<Vec<String>, FilesError> {
 }
 
 fn lines(files: &Files) -> Result<Vec<Line>, FilesError> {
-    match files::read_lossy(&files.path("/etc/fstab")) {
-        Err(error) if error.is_missing() => Ok(Vec::new()),
-        read => Ok(read?.lines().filter_map(Line::parse).collect()),
-    }
+    let text = files::if_any(files::read_lossy(&files.path("/etc/fstab")))?;
+    let text = text.unwrap_or_default();
+    Ok(text.lines().filter_map(Line::parse).collect())
 }
 
 /// Those of `lines` for which `lies_on` holds, and those that need their mounts: mounts inside them, bind mounts and swap files

@@ -30,10 +30,7 @@ pub fn of_this_boot(
     let mut entries = if is_initramfs_tools {
         read(&files::read_lossy(&of_initramfs_tools)?, &mut tell)
     } else {
-        let text = match files::read_lossy(&files.crypttab()) {
-            Err(error) if error.is_missing() => String::new(),
-            read => read?,
-        };
+        let text = files::if_any(files::read_lossy(&files.crypttab()))?.unwrap_or_default();
         let of_image = KernelCommandLine::parse(&command_line_of_image(files));
         let has_key = |line: &KernelCommandLine| {
             ["rd.luks.key", "luks.key", "rd.luks.data", "luks.data"]

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use latchkey_protocol::envelope::{EnvelopeError, MachineSecret, Released, Token};
+use latchkey_protocol::envelope::{EnvelopeError, Token};
 use latchkey_protocol::{Generation, ServerId, Share};
 use latchkey_secret::{SecretBytes, udev_wait};
 
@@ -19,7 +19,7 @@ use crate::failure::chain;
 use crate::files::Files;
 use crate::flow::{Event, Header, Refusal, Tried, VolumeIndex};
 use crate::volume::crypttab::Entry;
-use crate::volume::open::{OpenError, open_automatically};
+use crate::volume::open::{OpenError, open_automatically, open_envelope};
 use crate::volume::place::Place;
 use crate::volume::plain::ContentError;
 use crate::volume::typed::{self, PassphraseError, TypedKey, check_typed};
@@ -244,7 +244,14 @@ impl Volumes {
         let Some((place, Some(token))) = &self.found[volume] else {
             return Err(Refusal::Gate("its token is gone".to_owned()));
         };
-        let secret = machine_secret(token, server, share, generation)?;
+        let envelope = token
+            .envelope_of(server)
+            .ok_or_else(|| Refusal::Share("no envelope of this key server".to_owned()))?;
+        let secret =
+            open_envelope(token, envelope, share, generation).map_err(|error| match error {
+                EnvelopeError::Changed => Refusal::Gate(error.to_string()),
+                _ => Refusal::Share(error.to_string()),
+            })?;
         match open_automatically(&self.entries[volume], place, token, &secret) {
             Ok(_) => Ok(()),
             Err(error @ OpenError::Secret(_)) => Err(Refusal::Share(chain(&error))),
@@ -295,29 +302,6 @@ impl Volumes {
         key.activate(&self.entries[volume])?;
         Ok(warning)
     }
-}
-
-/// What the share opens; the share ends here, long before the keyslot is open.
-fn machine_secret(
-    token: &Token,
-    server: ServerId,
-    share: Share,
-    generation: Generation,
-) -> Result<MachineSecret, Refusal> {
-    let envelope = token
-        .envelope_of(server)
-        .ok_or_else(|| Refusal::Share("no envelope of this key server".to_owned()))?;
-    let released = Released {
-        share: &share,
-        volume: token.volume,
-        generation,
-    };
-    let secret = token.open(envelope, released);
-    drop(share);
-    secret.map_err(|error| match error {
-        EnvelopeError::Changed => Refusal::Gate(error.to_string()),
-        _ => Refusal::Share(error.to_string()),
-    })
 }
 
 /// Why a volume that a passphrase opens was not mapped.

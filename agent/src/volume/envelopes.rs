@@ -33,10 +33,8 @@ pub fn path(files: &Files, name: &str) -> PathBuf {
 /// # Errors
 /// `Read`.
 pub fn read(files: &Files, name: &str) -> Result<Option<Result<Token, EnvelopeError>>, FilesError> {
-    match files::read(&path(files, name)) {
-        Err(error) if error.is_missing() => Ok(None),
-        read => Ok(Some(Token::parse(&read?))),
-    }
+    let text = files::if_any(files::read(&path(files, name)))?;
+    Ok(text.map(|text| Token::parse(&text)))
 }
 
 /// Writes the envelope file of `name`, readable by root alone: after a power cut there is the old or the new one.

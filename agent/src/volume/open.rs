@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 
 use latchkey_protocol::encoding::Bytes;
 use latchkey_protocol::envelope::{
-    Bound, BoundLuks1, BoundLuks2, BoundPlain, MachineSecret, Token,
+    Bound, BoundLuks1, BoundLuks2, BoundPlain, Envelope, EnvelopeError, MachineSecret, Released,
+    Token,
 };
+use latchkey_protocol::{Generation, Share};
 use latchkey_secret::{SecretBytes, SecretError, process, udev_wait};
 use libcryptsetup_rs::CryptDevice;
 use libcryptsetup_rs::consts::flags::CryptActivate;
@@ -116,6 +118,24 @@ pub enum OpenError {
         #[source]
         source: CryptError,
     },
+}
+
+/// The machine secret in `envelope` of `token`, which `share` of this generation opens; the share ends here.
+///
+/// # Errors
+/// As [`Token::open`].
+pub fn open_envelope(
+    token: &Token,
+    envelope: &Envelope,
+    share: Share,
+    generation: Generation,
+) -> Result<MachineSecret, EnvelopeError> {
+    let released = Released {
+        share: &share,
+        volume: token.volume,
+        generation,
+    };
+    token.open(envelope, released)
 }
 
 /// Opens the volume at `place` under the crypttab entry's name with the machine secret out of `token`'s envelope.
