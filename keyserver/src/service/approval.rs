@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
+use super::barred::{Barred, barred};
 use super::listing::{RequestListing, RequestedVolume};
 use super::locking::lock_in;
 use super::policies::{client_record, owner};
 use super::taking_back::open_rejoin;
-use super::witness::store_state;
 use super::{AdminError, Service};
 use crate::audit::{Event, Kind, printable};
 use crate::clock::UnixMillis;
 use crate::ledger::Work;
-use crate::policy::{self, Approval, StoreState};
+use crate::policy::{self, Approval};
 use crate::records::{Approved, OpenNumber, Session, SessionState, ShortId, Volume, key};
 use crate::sealed::RecordError;
 
@@ -195,22 +195,15 @@ fn never_released(
     session: &Session,
 ) -> Result<Option<&'static str>, AdminError> {
     let client = client_record(work, &session.client)?;
-    if client.revoked.is_some() || client.joined.is_none() {
-        return Ok(Some(
-            "the client was revoked\n'latchkeyd invite' lets its machine join with new keys",
-        ));
-    }
-    if client.locked.is_some() {
-        return Ok(Some(
-            "the client is locked out\nto let it boot again: latchkeyd readmit",
-        ));
-    }
-    Ok(match store_state(work)? {
-        StoreState::Newest => None,
-        StoreState::PutBack => Some(
-            "the key server's store was put back to an earlier state\nto accept that: latchkeyd accept-rollback",
-        ),
-    })
+    Ok(barred(work, &client)?.map(|why| match why {
+        Barred::Revoked => {
+            "the client was revoked\n'latchkeyd invite' lets its machine join with new keys"
+        }
+        Barred::LockedOut => "the client is locked out\nto let it boot again: latchkeyd readmit",
+        Barred::PutBack => {
+            "the key server's store was put back to an earlier state\nto accept that: latchkeyd accept-rollback"
+        }
+    }))
 }
 
 /// What the policies of a session's volumes want.

@@ -172,11 +172,15 @@ impl Lives {
         {
             of.ended = Some(now);
         }
-        let of = of.as_deref();
+        self.returns(of.as_deref(), now)
+    }
+
+    /// How long one that has no stream may be about to come back: its line was cut, or it was the key server that was away.
+    fn returns(&self, of: Option<&OfClient>, now: Duration) -> Option<Duration> {
         let ended = of.and_then(|of| of.ended);
         let until = ended.map(|ended| ended + self.silence());
-        let started = of.is_none_or(|of| of.streams == 0);
-        let until = until.max(started.then(|| self.began + self.grace()));
+        let never_came = of.is_none_or(|of| of.streams == 0);
+        let until = until.max(never_came.then(|| self.began + self.grace()));
         until?.checked_sub(now).filter(|left| !left.is_zero())
     }
 
@@ -242,14 +246,11 @@ impl Lives {
         let mut state = self.lock();
         let silence = self.silence();
         let since = |then: Duration| now.saturating_sub(then);
-        let started = self.starts(now);
+        let returns = self.returns(state.get(client), now).is_some();
         let Some(of) = state.get_mut(client) else {
-            return if started { Life::Waiting } else { Life::Gone };
+            return if returns { Life::Waiting } else { Life::Gone };
         };
         let open = of.stream.as_ref().map(|stream| stream.number);
-        // It could be about to come back: its line was cut, or it was the key server that was away.
-        let returns =
-            of.streams == 0 && started || of.ended.is_some_and(|ended| since(ended) < silence);
         let found = of
             .asked
             .iter_mut()

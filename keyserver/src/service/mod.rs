@@ -7,12 +7,14 @@
 pub mod administration;
 pub mod approval;
 mod asked;
+mod barred;
 pub mod explain;
 pub mod join;
 pub mod life;
 pub mod listing;
 pub mod locking;
 pub mod policies;
+mod rates;
 mod refusals;
 pub mod registration;
 pub mod rejoin;
@@ -39,7 +41,7 @@ use crate::sealed::{RecordError, SealedStore};
 
 pub use administration::Invitation;
 pub use join::{JoinError, JoinKeys};
-pub use refusals::ENTRIES_PER_HOUR;
+pub use rates::ENTRIES_PER_HOUR;
 
 /// How long an ended invitation is kept, so that its holder can be told what happened.
 const INVITE_KEPT: Duration = Duration::from_secs(30 * 86_400);
@@ -50,6 +52,7 @@ pub struct Service {
     server: ServerId,
     clock: Arc<dyn Clock>,
     refusals: refusals::Refusals,
+    rates: rates::Rates,
     entries_per_hour: u32,
     lives: life::Lives,
     heads: witness::Heads,
@@ -240,6 +243,7 @@ impl Service {
             lives: life::Lives::new(clock.passed()),
             clock,
             refusals: refusals::Refusals::default(),
+            rates: rates::Rates::default(),
             entries_per_hour: ENTRIES_PER_HOUR,
             heads: witness::Heads::default(),
             began: OnceLock::new(),

@@ -1,7 +1,7 @@
 //! Refusals of known clients: each kind is written to the audit at once, then counted for an hour, so that a machine
-//! that asks for a week fills no disk. And the limit on what one client may have written in an hour.
+//! that asks for a week fills no disk.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,20 +13,15 @@ use crate::audit::{Event, Kind};
 use crate::clock::UnixMillis;
 use crate::ledger::Work;
 use crate::policy::{Range, Reason};
-use crate::records::Role;
 use crate::sealed::RecordError;
 use crate::wait::wait;
 
-const WINDOW: Duration = Duration::from_secs(3600);
+pub(super) const WINDOW: Duration = Duration::from_secs(3600);
 /// Kinds of refusals that are remembered at once. What is beyond is counted together, but an alarm takes the place of the
 /// oldest kind that is none.
 const KINDS_LIMIT: usize = 4096;
 /// Counts that are written in one transaction.
 const HELD_AT_ONCE: usize = 256;
-/// Requests that one key of a client may have answered in an hour from one network, by default.
-pub const ENTRIES_PER_HOUR: u32 = 3600;
-/// Networks from which the requests of one key are counted apart; those from all others are counted together.
-const NETWORKS_LIMIT: usize = 64;
 /// Networks from which one kind of alarm of a client is written apart; those from all others are one kind together.
 const ALARM_NETWORKS_LIMIT: usize = 16;
 
@@ -48,21 +43,6 @@ pub(super) struct Refused {
 #[derive(Default)]
 pub(super) struct Refusals {
     windows: Mutex<Windows>,
-    entries: Mutex<HashMap<(ClientName, Counted), Networks>>,
-}
-
-/// When the count of each network began, and the count; of no network in particular: of all others.
-type Networks = BTreeMap<Option<Range>, (UnixMillis, u32)>;
-
-/// What a client's requests are counted by, each apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Counted {
-    /// Those of one of its keys.
-    Key(Role),
-    /// Those for data volumes to open: many that wait for a person keep no running machine from saying that it lives.
-    Openings(Role),
-    /// Those of machines without a key of its that ask to be taken back as it.
-    Rejoin,
 }
 
 /// What makes a kind of refusals.
@@ -162,61 +142,6 @@ impl Service {
         result: Result<T, ServiceError>,
     ) -> Result<T, ServiceError> {
         wait(self.noted_awaited(identity, peer, result))
-    }
-
-    /// Counts one request of a key against its limit. Each key has its own: whoever has a copy of the boot key may not keep
-    /// the running machine from saying that it lives. And so has each network: nor may he keep it from booting.
-    pub(super) fn admit(
-        &self,
-        identity: &Identity,
-        peer: IpAddr,
-        now: UnixMillis,
-    ) -> Result<(), ServiceError> {
-        self.admit_by(Counted::Key(identity.role()), identity, peer, now)
-    }
-
-    /// As [`Service::admit`], counted by `by`.
-    pub(super) fn admit_by(
-        &self,
-        by: Counted,
-        identity: &Identity,
-        peer: IpAddr,
-        now: UnixMillis,
-    ) -> Result<(), ServiceError> {
-        let network = Range::around(peer);
-        self.count(identity.client(), by, Some(network), now)
-            .map_err(|retry_after| ServiceError::TooMany { retry_after })
-    }
-
-    /// Counts one request against the limit of what it is counted by; else after how many seconds there is room again.
-    pub(super) fn count(
-        &self,
-        client: &ClientName,
-        by: Counted,
-        network: Option<Range>,
-        now: UnixMillis,
-    ) -> Result<(), u32> {
-        let lasts = |(began, _): &(UnixMillis, u32)| in_window(*began, now);
-        let mut entries = lock(&self.refusals.entries);
-        if entries.len() > KINDS_LIMIT {
-            entries.retain(|_, networks| networks.values().any(lasts));
-        }
-        let networks = entries.entry((client.clone(), by)).or_default();
-        if networks.len() >= NETWORKS_LIMIT {
-            networks.retain(|_, count| lasts(count));
-        }
-        let is_apart = networks.len() < NETWORKS_LIMIT || networks.contains_key(&network);
-        let network = network.filter(|_| is_apart);
-        let (began, count) = networks.entry(network).or_insert((now, 0));
-        if !in_window(*began, now) {
-            (*began, *count) = (now, 0);
-        }
-        if *count >= self.entries_per_hour {
-            let left = WINDOW.saturating_sub(now.since(*began)).as_secs();
-            return Err(u32::try_from(left).unwrap_or(u32::MAX).max(1));
-        }
-        *count += 1;
-        Ok(())
     }
 
     /// Writes the counts of hours that have passed. What could not be written is written the next time.
@@ -464,11 +389,11 @@ impl Reason {
 }
 
 /// Also false for a window that a fast clock began.
-fn in_window(began: UnixMillis, now: UnixMillis) -> bool {
+pub(super) fn in_window(began: UnixMillis, now: UnixMillis) -> bool {
     now.is_within(began, began.plus(WINDOW))
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A count that a panic left behind is still a count.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -10,13 +10,13 @@ use latchkey_protocol::ids::{ClientName, RequestId};
 use latchkey_protocol::wire::{RejoinRequest, VolumeTicket};
 
 use super::Service;
-use super::refusals::{Counted, Refused};
+use super::barred::{Barred, barred};
+use super::rates::Counted;
+use super::refusals::Refused;
 use super::waiting::{WAITING, free_number, random_failed};
-use super::witness::store_state;
 use crate::audit::{Event, Kind};
 use crate::clock::UnixMillis;
 use crate::ledger::Work;
-use crate::policy::StoreState;
 use crate::records::{
     BEGUN_LIMIT, Client, Code, KnownKey, OpenNumber, Rejoin, SessionState, ShortId, TicketState,
     Trace, UsedBy, Volume, VolumeState, key, recent,
@@ -282,18 +282,11 @@ pub(super) fn never_taken_back(
     work: &mut Work<'_>,
     client: &Client,
 ) -> Result<Option<&'static str>, RecordError> {
-    if client.revoked.is_some() || client.joined.is_none() {
-        return Ok(Some("asks to be taken back, but its client was revoked"));
-    }
-    if client.locked.is_some() {
-        return Ok(Some("asks to be taken back, but its client is locked out"));
-    }
-    Ok(match store_state(work)? {
-        StoreState::Newest => None,
-        StoreState::PutBack => {
-            Some("asks to be taken back, but the key server's store was put back")
-        }
-    })
+    Ok(barred(work, client)?.map(|why| match why {
+        Barred::Revoked => "asks to be taken back, but its client was revoked",
+        Barred::LockedOut => "asks to be taken back, but its client is locked out",
+        Barred::PutBack => "asks to be taken back, but the key server's store was put back",
+    }))
 }
 
 /// What the tickets say that the machine shows: the worst of them.

@@ -9,7 +9,8 @@ use latchkey_protocol::wire::{
 };
 
 use super::asked::{AskLife, Asked, Known, Look};
-use super::refusals::{Counted, Refused};
+use super::rates::Counted;
+use super::refusals::Refused;
 use super::{Identity, Refusal, Service, ServiceError, client_of};
 use crate::audit::{Event, Kind};
 use crate::ledger::Work;

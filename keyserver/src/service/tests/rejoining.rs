@@ -240,11 +240,25 @@ fn one_waits_for_each_client_and_few_may_begin_in_an_hour() {
     rig.service
         .deny_rejoin(&id, AfterDeny::Nothing, "root")
         .unwrap();
-    let many = asks(&rig, 40, HOME, &[volume], None);
-    assert!(matches!(many, Err(RejoinError::TooMany { .. })), "{many:?}");
+    are_too_many(&rig, volume);
     rig.pass(HOUR);
     rig.service.maintain().unwrap();
     waiting(asks(&rig, 40, HOME, &[volume], None));
+}
+
+/// Begins as many requests as there may be in an hour.
+fn use_up(rig: &Rig, volume: VolumeId) {
+    for number in 10..10 + u8::try_from(BEGUN_LIMIT).unwrap() {
+        let (id, _) = waiting(asks(rig, number, HOME, &[volume], None));
+        let denied = rig.service.deny_rejoin(&id, AfterDeny::Nothing, "root");
+        denied.unwrap();
+    }
+}
+
+#[track_caller]
+fn are_too_many(rig: &Rig, volume: VolumeId) {
+    let many = asks(rig, 40, HOME, &[volume], None);
+    assert!(matches!(many, Err(RejoinError::TooMany { .. })), "{many:?}");
 }
 
 #[test]
@@ -254,15 +268,10 @@ fn requests_that_a_clock_which_ran_ahead_stamped_count_for_an_hour() {
     let (_, volume, _) = rig.bound("web-1", 1);
     rig.pass(HOUR);
     rig.set_clock(YEAR);
-    for number in 10..10 + u8::try_from(BEGUN_LIMIT).unwrap() {
-        let (id, _) = waiting(asks(&rig, number, HOME, &[volume], None));
-        let denied = rig.service.deny_rejoin(&id, AfterDeny::Nothing, "root");
-        denied.unwrap();
-    }
+    use_up(&rig, volume);
     rig.set_clock(-YEAR);
     rig.service.maintain().unwrap();
-    let many = asks(&rig, 40, HOME, &[volume], None);
-    assert!(matches!(many, Err(RejoinError::TooMany { .. })), "{many:?}");
+    are_too_many(&rig, volume);
     rig.pass(HOUR);
     waiting(asks(&rig, 40, HOME, &[volume], None));
 }
@@ -272,16 +281,11 @@ fn a_server_that_starts_in_the_past_forgets_no_request() {
     const YEAR: i64 = 365 * 86_400;
     let rig = Rig::new();
     let (_, volume, _) = rig.bound("web-1", 1);
-    for number in 10..10 + u8::try_from(BEGUN_LIMIT).unwrap() {
-        let (id, _) = waiting(asks(&rig, number, HOME, &[volume], None));
-        let denied = rig.service.deny_rejoin(&id, AfterDeny::Nothing, "root");
-        denied.unwrap();
-    }
+    use_up(&rig, volume);
     rig.set_clock(-YEAR);
     rig.service.maintain().unwrap();
     rig.set_clock(YEAR);
-    let many = asks(&rig, 40, HOME, &[volume], None);
-    assert!(matches!(many, Err(RejoinError::TooMany { .. })), "{many:?}");
+    are_too_many(&rig, volume);
 }
 
 #[test]
