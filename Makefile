@@ -67,10 +67,10 @@ test-crash: native ## kill -9 of both programs at 200 points each (make unit doe
 test-policy: native ## what each preset gives to 100 copies of each kind and to 1,000 honest boots, as a table (half an hour)
 	LATCHKEY_COPIES=100 LATCHKEY_HONEST=1000 cargo test --locked --package latchkey --test presets -- --nocapture
 
-# The results of one commit add up: `make test-matrix FLAVOURS="debian13 debian12-dracut"` plays these two anew.
+# Results are kept with their commit: `make test-matrix FLAVOURS="debian13 debian12-dracut"` plays these two anew.
 FLAVOURS ?=
 
-test-matrix: deps native dist ## play the rows of docs/compatibility.md on FLAVOURS= (default: all), and write it when whole
+test-matrix: deps native dist ## play the rows of docs/compatibility.md on FLAVOURS= (default: all, an hour each)
 	cargo test --locked --package latchkey-tests --test boot -- --ignored --matrix $(addprefix --flavour ,$(FLAVOURS))
 
 test-stories: deps native dist ## play the boot scenarios that are too long for make test (half an hour)

@@ -26,6 +26,7 @@ pub mod memory;
 pub mod native;
 pub mod network;
 pub mod overlay;
+pub mod page;
 pub mod product;
 pub mod qmp;
 pub mod runner;

@@ -1,8 +1,8 @@
-//! What holds on which flavour: results of the runs of one product, kept in a file, and the table that users read.
+//! What holds on which flavour: the results of the rows, each with the product that it was seen on, and the page that tells
+//! of them.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,6 +10,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::flavour::Flavour;
+use crate::page::{self, NoPlace};
 use crate::tool::{self, ToolError};
 
 /// How a row ended on a flavour.
@@ -23,18 +24,33 @@ pub enum Cell {
     NotHere(String),
 }
 
-/// There is no table yet.
-#[derive(Debug, thiserror::Error)]
-#[error("no result of this product yet for\n{}", .0.join("\n"))]
-pub struct Incomplete(Vec<String>);
+/// What a result was seen on.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Seen {
+    /// The day, as `2026-01-02`.
+    pub date: String,
+    /// The commit of the product.
+    pub commit: String,
+}
 
-/// The results cannot be kept.
+impl Seen {
+    /// Today, and the product of this checkout.
+    ///
+    /// # Errors
+    /// If git does not say which commit this is.
+    pub fn now() -> Result<Self, ToolError> {
+        let date = tool::run(Command::new("date").args(["--utc", "+%Y-%m-%d"]))?;
+        Ok(Self {
+            date: String::from_utf8_lossy(&date).trim().to_owned(),
+            commit: commit()?,
+        })
+    }
+}
+
+/// The results cannot be read or kept.
 #[derive(Debug, thiserror::Error)]
 pub enum MatrixError {
-    /// git does not say which commit this is.
-    #[error(transparent)]
-    Tool(#[from] ToolError),
-    /// The file of results.
+    /// A file of results, or the page.
     #[error("failed to use '{}'", path.display())]
     File {
         /// The file.
@@ -43,185 +59,144 @@ pub enum MatrixError {
         #[source]
         source: io::Error,
     },
+    /// The file of results holds something else.
+    #[error("'{}' is no file of results", .0.display())]
+    Results(PathBuf),
+    /// The page has no place for the table.
+    #[error(transparent)]
+    Page(#[from] NoPlace),
 }
 
-/// All results of one commit.
+/// The results of all runs, and where they are told.
 #[derive(Debug)]
 pub struct Matrix {
-    path: PathBuf,
-    commit: String,
-    date: String,
-    cells: BTreeMap<(String, String), Cell>,
+    results: PathBuf,
+    page: PathBuf,
+    rows: Vec<String>,
 }
+
+/// By the names of the flavour and the row.
+type Cells = BTreeMap<(String, String), (Cell, Seen)>;
 
 impl Matrix {
-    /// The results of earlier runs from `path`, as far as they are of the present commit.
+    /// The file of results and the page that tells of them, whose table has these rows.
+    pub fn new(results: &Path, page: &Path, rows: &[&str]) -> Self {
+        Self {
+            results: results.to_owned(),
+            page: page.to_owned(),
+            rows: rows.iter().map(|row| (*row).to_owned()).collect(),
+        }
+    }
+
+    /// Replaces the result of a row on a flavour, in the file and on the page, for runs that go on side by side or are
+    /// ended before their time. Results of rows that are no more go.
     ///
     /// # Errors
-    /// `Tool` if git fails; a file that cannot be read counts as none.
-    pub fn open(path: &Path) -> Result<Self, MatrixError> {
-        let commit = commit()?;
-        let date = tool::run(Command::new("date").args(["--utc", "+%Y-%m-%d"]))?;
-        let kept = fs::read(path).ok();
-        let kept: Value = kept
-            .and_then(|text| serde_json::from_slice(&text).ok())
-            .unwrap_or_default();
-        Ok(Self {
-            path: path.to_owned(),
-            cells: if kept["commit"] == commit.as_str() {
-                cells(&kept["cells"])
-            } else {
-                BTreeMap::new()
-            },
-            commit,
-            date: String::from_utf8_lossy(&date).trim().to_owned(),
-        })
+    /// `File`, `Results`, `Page`.
+    pub fn record(
+        &self,
+        flavour: Flavour,
+        row: &str,
+        cell: Cell,
+        seen: &Seen,
+    ) -> Result<(), MatrixError> {
+        let _lock = self.lock()?;
+        let mut cells = self.cells()?;
+        cells.retain(|(_, known), _| self.rows.contains(known));
+        let key = (flavour.name().to_owned(), row.to_owned());
+        cells.insert(key, (cell, seen.clone()));
+        fs::write(&self.results, text(&cells)).map_err(at(&self.results))?;
+        self.write_page(&cells)
     }
 
-    /// Replaces the result of a row on a flavour.
-    pub fn set(&mut self, flavour: Flavour, row: &str, cell: Cell) {
-        self.cells
-            .insert((flavour.name().to_owned(), row.to_owned()), cell);
-    }
-
-    /// Keeps the results for later runs.
+    /// Makes the page tell what the results say, such as after somebody else's were merged.
     ///
     /// # Errors
-    /// `File` if they cannot be written.
-    pub fn save(&self) -> Result<(), MatrixError> {
-        let cells: Vec<Value> = self
-            .cells
-            .iter()
-            .map(|((flavour, row), cell)| {
-                let (outcome, more) = match cell {
-                    Cell::Yes(seconds) => ("yes", json!(seconds)),
-                    Cell::No(reason) => ("no", json!(reason)),
-                    Cell::NotHere(reason) => ("not-here", json!(reason)),
-                };
-                json!({ "flavour": flavour, "row": row, "outcome": outcome, "more": more })
-            })
-            .collect();
-        let results = json!({ "commit": self.commit, "date": self.date, "cells": cells });
-        fs::write(&self.path, format!("{results:#}\n")).map_err(|source| MatrixError::File {
-            path: self.path.clone(),
-            source,
-        })
+    /// `File`, `Results`, `Page`.
+    pub fn tell(&self) -> Result<(), MatrixError> {
+        let _lock = self.lock()?;
+        self.write_page(&self.cells()?)
     }
 
-    /// The table in Markdown, its rows in this order. It tells of one product, so it is whole or there is none.
+    fn lock(&self) -> Result<File, MatrixError> {
+        let page = File::open(&self.page).map_err(at(&self.page))?;
+        page.lock().map_err(at(&self.page))?;
+        Ok(page)
+    }
+
+    fn write_page(&self, cells: &Cells) -> Result<(), MatrixError> {
+        let page = fs::read_to_string(&self.page).map_err(at(&self.page))?;
+        fs::write(&self.page, self.told(&page, cells)?).map_err(at(&self.page))
+    }
+
+    /// Whether the page tells what the results say.
     ///
     /// # Errors
-    /// `Incomplete` names the rows that were not played yet, and where.
-    pub fn table(&self, rows: &[&str]) -> Result<String, Incomplete> {
-        let missing = self.missing(rows);
-        if !missing.is_empty() {
-            return Err(Incomplete(missing));
-        }
-        let mut notes = Notes::default();
-        let mut table = String::from("| |");
-        for flavour in Flavour::ALL {
-            let _ = write!(table, " {} |", flavour.title());
-        }
-        table += "\n|---|---|---|---|---|---|---|\n";
-        for row in rows {
-            let _ = write!(table, "| {row} |");
-            for flavour in Flavour::ALL {
-                if let Some(cell) = self.cell(flavour, row) {
-                    let _ = write!(table, " {} |", notes.text(cell));
-                }
-            }
-            table.push('\n');
-        }
-        let (date, commit) = (&self.date, &self.commit);
-        Ok(format!(
-            "{HEAD}Product of commit {commit}, {date}.\n\n{table}{}",
-            notes.list()
-        ))
+    /// `File`, `Results`, `Page`.
+    pub fn is_told(&self) -> Result<bool, MatrixError> {
+        let page = fs::read_to_string(&self.page).map_err(at(&self.page))?;
+        Ok(self.told(&page, &self.cells()?)? == page)
     }
 
-    /// One line for each row that has no result on some flavour.
-    fn missing(&self, rows: &[&str]) -> Vec<String> {
-        let missing = |row: &&str| {
-            let flavours: Vec<&str> = Flavour::ALL
-                .into_iter()
-                .filter(|flavour| self.cell(*flavour, row).is_none())
-                .map(Flavour::name)
-                .collect();
-            (!flavours.is_empty()).then(|| format!("'{row}' on {}", flavours.join(", ")))
+    /// The page with the table of these results.
+    fn told(&self, page: &str, cells: &Cells) -> Result<String, NoPlace> {
+        let cell = |flavour: Flavour, row: &str| {
+            let key = (flavour.name().to_owned(), row.to_owned());
+            cells.get(&key).map(|(cell, seen)| (cell, seen))
         };
-        rows.iter().filter_map(missing).collect()
+        page::put(page, &page::table(&self.rows, cell))
     }
 
-    fn cell(&self, flavour: Flavour, row: &str) -> Option<&Cell> {
-        self.cells.get(&(flavour.name().to_owned(), row.to_owned()))
-    }
-}
-
-const HEAD: &str = "# Compatibility
-
-Which machines latchkey was seen to work on, and what was seen. `make test-matrix` writes this page: it makes a virtual
-machine of each kind with an encrypted root, binds it, and boots it once or more for each row, by the machine's own
-kernel and initramfs. Seconds count from the start of the kernel on an emulated processor, several times slower than a
-real one; they are there to be compared with each other.
-
-";
-
-/// The footnotes of a table: each reason once, in the order in which they come.
-#[derive(Default)]
-struct Notes(Vec<String>);
-
-impl Notes {
-    fn text(&mut self, cell: &Cell) -> String {
-        match cell {
-            Cell::Yes(Some(seconds)) => format!("yes ({seconds} s)"),
-            Cell::Yes(None) => "yes".to_owned(),
-            Cell::No(reason) => format!("no: {}", one_line(reason)),
-            Cell::NotHere(reason) => self.dash(one_line(reason)),
-        }
-    }
-
-    fn dash(&mut self, note: String) -> String {
-        let number = self.0.iter().position(|known| *known == note);
-        let number = number.unwrap_or_else(|| {
-            self.0.push(note);
-            self.0.len() - 1
-        });
-        format!("- ({})", number + 1)
-    }
-
-    fn list(&self) -> String {
-        let mut list = String::new();
-        for (number, note) in (1..).zip(&self.0) {
-            let separator = if number == 1 { "\n" } else { "" };
-            let _ = writeln!(list, "{separator}{number}. {note}");
-        }
-        list
-    }
-}
-
-/// The first line of a reason, as a cell can hold it, without the words that lead over to a console's last lines.
-fn one_line(reason: &str) -> String {
-    let line = reason.lines().next().unwrap_or_default();
-    let line = line.split("; the last lines of").next().unwrap_or_default();
-    line.replace('|', "\\|")
-}
-
-fn cells(kept: &Value) -> BTreeMap<(String, String), Cell> {
-    let cell = |cell: &Value| {
-        let more = &cell["more"];
-        let reason = || more.as_str().unwrap_or_default().to_owned();
-        let outcome = match cell["outcome"].as_str()? {
-            "yes" => Cell::Yes(more.as_u64()),
-            "no" => Cell::No(reason()),
-            "not-here" => Cell::NotHere(reason()),
-            _ => return None,
+    fn cells(&self) -> Result<Cells, MatrixError> {
+        let kept = match fs::read(&self.results) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Cells::new()),
+            kept => kept.map_err(at(&self.results))?,
         };
-        let name = |field: &str| Some(cell[field].as_str()?.to_owned());
-        Some(((name("flavour")?, name("row")?), outcome))
+        let kept: Option<Value> = serde_json::from_slice(&kept).ok();
+        let kept = kept.as_ref().and_then(Value::as_array);
+        kept.and_then(|kept| kept.iter().map(read).collect())
+            .ok_or_else(|| MatrixError::Results(self.results.clone()))
+    }
+}
+
+fn at(path: &Path) -> impl Fn(io::Error) -> MatrixError {
+    move |source| MatrixError::File {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// A line for each result, so that their history can be read.
+fn text(cells: &Cells) -> String {
+    let line = |((flavour, row), (cell, seen)): (&(String, String), &(Cell, Seen))| {
+        let (outcome, more) = match cell {
+            Cell::Yes(seconds) => ("yes", json!(seconds)),
+            Cell::No(reason) => ("no", json!(reason)),
+            Cell::NotHere(reason) => ("not-here", json!(reason)),
+        };
+        json!({
+            "flavour": flavour, "row": row, "outcome": outcome, "more": more,
+            "commit": seen.commit, "date": seen.date,
+        })
+        .to_string()
     };
-    kept.as_array()
-        .map(|cells| cells.iter().filter_map(cell).collect())
-        .unwrap_or_default()
+    let lines: Vec<String> = cells.iter().map(line).collect();
+    format!("[\n{}\n]\n", lines.join(",\n"))
+}
+
+fn read(line: &Value) -> Option<((String, String), (Cell, Seen))> {
+    let word = |field: &str| Some(line[field].as_str()?.to_owned());
+    let cell = match line["outcome"].as_str()? {
+        "yes" => Cell::Yes(line["more"].as_u64()),
+        "no" => Cell::No(word("more")?),
+        "not-here" => Cell::NotHere(word("more")?),
+        _ => return None,
+    };
+    let seen = Seen {
+        date: word("date")?,
+        commit: word("commit")?,
+    };
+    Some(((word("flavour")?, word("row")?), (cell, seen)))
 }
 
 /// What is installed is made of these; other changes leave the results as they are.
@@ -259,83 +234,118 @@ fn commit() -> Result<String, ToolError> {
 }
 
 #[cfg(test)]
-impl Matrix {
-    /// Without any result.
-    pub(crate) fn empty(path: &Path) -> Self {
-        Self {
-            path: path.to_owned(),
-            commit: "0123".to_owned(),
-            date: "2026-01-02".to_owned(),
-            cells: BTreeMap::new(),
-        }
-    }
-}
-
-#[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn cells_say_what_was_found() {
-        let mut matrix = Matrix::empty(Path::new("unused"));
-        let [first, second, third, ..] = Flavour::ALL;
-        matrix.set(first, "opens", Cell::Yes(Some(12)));
-        matrix.set(
-            second,
-            "opens",
-            Cell::No("no | way; the last lines of 'log' are\nmore".to_owned()),
-        );
-        matrix.set(third, "opens", Cell::NotHere("Has no shell.".to_owned()));
-        for flavour in &Flavour::ALL[3..] {
-            matrix.set(*flavour, "opens", Cell::NotHere("No door.".to_owned()));
+    const PAGE: &str = "# Compatibility\n\n<!-- table -->\n<!-- end of table -->\n\nBy hand.\n";
+
+    fn seen(commit: &str) -> Seen {
+        Seen {
+            date: "2026-01-02".to_owned(),
+            commit: commit.to_owned(),
         }
-        let table = matrix.table(&["opens"]).unwrap();
-        assert!(
-            table.contains(
-                "| opens | yes (12 s) | no: no \\| way | - (1) | - (2) | - (2) | - (2) |\n"
-            ),
-            "{table}"
-        );
-        assert!(
-            table.ends_with("\n\n1. Has no shell.\n2. No door.\n"),
-            "{table}"
-        );
-        assert!(table.contains("commit 0123, 2026-01-02."), "{table}");
+    }
+
+    fn matrix(folder: &Path) -> Matrix {
+        let page = folder.join("page.md");
+        if !page.exists() {
+            fs::write(&page, PAGE).unwrap();
+        }
+        Matrix::new(&folder.join("results.json"), &page, &["opens", "asks"])
     }
 
     #[test]
-    fn a_table_with_a_hole_is_none_and_the_hole_is_named() {
-        let mut matrix = Matrix::empty(Path::new("unused"));
-        for flavour in Flavour::ALL {
-            matrix.set(flavour, "opens", Cell::No("why".to_owned()));
-            matrix.set(flavour, "asks", Cell::NotHere("why not".to_owned()));
-        }
-        assert!(matrix.table(&["opens", "asks"]).is_ok());
-        for (flavour, row) in [("debian13", "asks"), ("debian12", "asks")] {
-            matrix.cells.remove(&(flavour.to_owned(), row.to_owned()));
-        }
-        assert!(matrix.table(&["opens"]).is_ok(), "a row of no table");
-        let incomplete = matrix.table(&["opens", "asks"]).unwrap_err().to_string();
-        assert_eq!(
-            incomplete,
-            "no result of this product yet for\n'asks' on debian12, debian13"
-        );
-    }
-
-    #[test]
-    fn kept_results_come_back() {
+    fn results_of_several_runs_add_up_each_with_its_product() {
         let folder = tempfile::tempdir().unwrap();
-        let mut matrix = Matrix::empty(&folder.path().join("matrix.json"));
-        for (flavour, cell) in Flavour::ALL.into_iter().zip([
-            Cell::Yes(None),
-            Cell::Yes(Some(3)),
-            Cell::No("why".to_owned()),
-            Cell::NotHere("why not".to_owned()),
-        ]) {
-            matrix.set(flavour, "opens", cell);
+        let [first, second, third, ..] = Flavour::ALL;
+        let (matrix, beside) = (matrix(folder.path()), matrix(folder.path()));
+        let (older, newer) = (seen("0123"), seen("4567"));
+        for (matrix, flavour, row, cell, seen) in [
+            (&matrix, first, "opens", Cell::Yes(Some(3)), &older),
+            (&matrix, first, "asks", Cell::Yes(None), &older),
+            (&beside, second, "opens", Cell::No("why".to_owned()), &newer),
+            (
+                &matrix,
+                third,
+                "opens",
+                Cell::NotHere("why not".to_owned()),
+                &older,
+            ),
+            (&beside, first, "asks", Cell::No("later".to_owned()), &newer),
+        ] {
+            matrix.record(flavour, row, cell, seen).unwrap();
         }
-        matrix.save().unwrap();
-        let kept: Value = serde_json::from_slice(&fs::read(&matrix.path).unwrap()).unwrap();
-        assert_eq!(cells(&kept["cells"]), matrix.cells);
+        let told: Vec<(Cell, String)> = matrix
+            .cells()
+            .unwrap()
+            .into_values()
+            .map(|(cell, seen)| (cell, seen.commit))
+            .collect();
+        let expected = [
+            (Cell::No("later".to_owned()), "4567"),
+            (Cell::Yes(Some(3)), "0123"),
+            (Cell::No("why".to_owned()), "4567"),
+            (Cell::NotHere("why not".to_owned()), "0123"),
+        ];
+        assert_eq!(
+            told,
+            expected.map(|(cell, commit)| (cell, commit.to_owned()))
+        );
+        let page = fs::read_to_string(&matrix.page).unwrap();
+        assert!(page.contains("| opens | yes (3 s) | no: why |"), "{page}");
+        assert!(page.ends_with("\n\nBy hand.\n"), "{page}");
+    }
+
+    #[test]
+    fn a_page_that_says_something_else_than_the_results_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let matrix = matrix(folder.path());
+        matrix
+            .record(
+                Flavour::DEBIAN12,
+                "opens",
+                Cell::No("why".to_owned()),
+                &seen("0123"),
+            )
+            .unwrap();
+        assert!(matrix.is_told().unwrap());
+        let page = fs::read_to_string(&matrix.page).unwrap();
+        fs::write(&matrix.page, page.replace("no: why", "yes")).unwrap();
+        assert!(!matrix.is_told().unwrap());
+        matrix.tell().unwrap();
+        assert!(matrix.is_told().unwrap());
+    }
+
+    #[test]
+    fn the_result_of_a_row_that_is_no_more_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut matrix = matrix(folder.path());
+        matrix
+            .record(Flavour::DEBIAN12, "opens", Cell::Yes(None), &seen("0123"))
+            .unwrap();
+        matrix.rows.remove(0);
+        matrix
+            .record(Flavour::DEBIAN12, "asks", Cell::Yes(None), &seen("0123"))
+            .unwrap();
+        let rows: Vec<String> = matrix
+            .cells()
+            .unwrap()
+            .into_keys()
+            .map(|(_, row)| row)
+            .collect();
+        assert_eq!(rows, ["asks"]);
+    }
+
+    #[test]
+    fn what_is_no_file_of_results_is_not_written_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let matrix = matrix(folder.path());
+        for text in ["", "{}", "[1]", r#"[{"flavour":"debian12","row":"opens"}]"#] {
+            fs::write(&matrix.results, text).unwrap();
+            let refused = matrix.record(Flavour::DEBIAN12, "opens", Cell::Yes(None), &seen("0123"));
+            assert!(matches!(refused, Err(MatrixError::Results(_))), "{text}");
+            assert_eq!(fs::read_to_string(&matrix.results).unwrap(), text);
+            assert_eq!(fs::read_to_string(&matrix.page).unwrap(), PAGE);
+        }
     }
 }

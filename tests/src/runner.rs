@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::flavour::Flavour;
 use crate::layout::Layout;
-use crate::matrix::{Cell, Matrix};
+use crate::matrix::{Cell, Matrix, Seen};
 use crate::network;
 use crate::product::Product;
 use crate::stage::{Failure, Ground, NotHere, Outcome, Scenario, Stage, chain};
@@ -24,10 +24,12 @@ pub struct Program<'a> {
     pub longer: &'a [Scenario],
     /// The rows of the table of flavours.
     pub rows: &'a [Scenario],
-    /// Where logs and results go.
+    /// Where logs go.
     pub folder: &'a Path,
-    /// The table for users.
-    pub table: &'a Path,
+    /// The results of the rows.
+    pub results: &'a Path,
+    /// The page for users, with the table of them.
+    pub page: &'a Path,
 }
 
 impl Program<'_> {
@@ -63,7 +65,7 @@ impl Program<'_> {
                 "{} boot scenarios ignored; --ignored plays them",
                 wanted.len()
             );
-            return ExitCode::SUCCESS;
+            return self.check_page();
         }
         let played = if arguments.set == Set::Matrix {
             self.fill_matrix(&arguments, &wanted)
@@ -94,46 +96,53 @@ impl Program<'_> {
                 logs.push(flavour.name());
             }
             let ground = Ground::prepare(flavour, Layout::Root, &product)?;
-            for (_, cell) in play_all(wanted, arguments.jobs, &ground, &logs) {
+            play_all(wanted, arguments.jobs, &ground, &logs, |_, cell| {
                 tally.count(&cell);
-            }
+                Ok(())
+            })?;
         }
         Ok(tally)
     }
 
-    /// Plays the rows on every flavour that is named, and writes the table once each of its cells has a result; a machine
-    /// that cannot be bound fills its column with the reason.
+    /// Plays the rows on every flavour that is named, and keeps and tells each result at once; a machine that cannot be bound
+    /// fills its column with the reason.
     fn fill_matrix(&self, arguments: &Arguments, wanted: &[&Scenario]) -> Result<Tally, Failure> {
+        let (matrix, seen) = (self.matrix(), Seen::now()?);
+        matrix.tell()?;
         let (product, _folder) = product()?;
-        let mut matrix = Matrix::open(&self.folder.join("matrix.json"))?;
         let mut tally = Tally::default();
         for flavour in arguments.flavours_or(&Flavour::ALL) {
             println!("{flavour}:");
             let ground = Ground::prepare(flavour, Layout::Root, &product)?;
             let logs = self.folder.join("matrix").join(flavour.name());
-            for (row, cell) in play_all(wanted, arguments.jobs, &ground, &logs) {
+            play_all(wanted, arguments.jobs, &ground, &logs, |row, cell| {
                 tally.count(&cell);
-                matrix.set(flavour, row.name, cell);
-            }
-            // After each flavour, for a run that is ended before its time.
-            matrix.save()?;
+                Ok(matrix.record(flavour, row.name, cell, &seen)?)
+            })?;
         }
-        self.write_table(&matrix)?;
+        println!("the table is in {}", self.page.display());
         Ok(tally)
     }
 
-    /// A table of one product alone: what a part of it would leave out stands in the file already, and stays.
-    fn write_table(&self, matrix: &Matrix) -> io::Result<()> {
+    fn matrix(&self) -> Matrix {
         let rows: Vec<&str> = self.rows.iter().map(|row| row.name).collect();
-        let table = self.table.display();
-        match matrix.table(&rows) {
-            Ok(page) => {
-                fs::write(self.table, page)?;
-                println!("the table is in {table}");
+        Matrix::new(self.results, self.page, &rows)
+    }
+
+    /// Nobody may have written by hand what the rows did not show.
+    fn check_page(&self) -> ExitCode {
+        match self.matrix().is_told() {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => {
+                let (page, results) = (self.page.display(), self.results.display());
+                eprintln!("the table in {page} is not what {results} says");
+                ExitCode::FAILURE
             }
-            Err(incomplete) => println!("{incomplete}\n{table} stays as it is"),
+            Err(error) => {
+                eprintln!("the table cannot be compared: {}", chain(&error));
+                ExitCode::FAILURE
+            }
         }
-        Ok(())
     }
 }
 
@@ -260,23 +269,21 @@ impl Tally {
     }
 }
 
-/// Plays the scenarios, `jobs` at a time.
+/// Plays the scenarios, `jobs` at a time, and hands on each result as it comes.
+///
+/// # Errors
+/// The first of `ended`; nothing is begun after it.
 fn play_all<'a>(
     scenarios: &[&'a Scenario],
     jobs: usize,
     ground: &Ground,
     logs: &Path,
-) -> Vec<(&'a Scenario, Cell)> {
+    ended: impl FnMut(&'a Scenario, Cell) -> Result<(), Failure> + Send,
+) -> Result<(), Failure> {
     let queue: Mutex<VecDeque<&Scenario>> = Mutex::new(scenarios.iter().copied().collect());
-    let played = Mutex::new(Vec::new());
-    let next = || {
-        queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front()
-    };
+    let ended = Mutex::new(ended);
     let worker = || {
-        while let Some(scenario) = next() {
+        while let Some(scenario) = next(&queue) {
             let begin = Instant::now();
             let logs = logs.join(scenario.name);
             let cell = match set(&logs, ground) {
@@ -284,18 +291,30 @@ fn play_all<'a>(
                 Err(error) => Cell::No(error.to_string()),
             };
             report(scenario.name, begin.elapsed(), &cell, &logs);
-            played
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push((scenario, cell));
+            let mut ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(failure) = ended(scenario, cell) {
+                queue.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                return Err(failure);
+            }
         }
+        Ok(())
     };
     thread::scope(|scope| {
-        for _ in 0..jobs {
-            scope.spawn(worker);
-        }
-    });
-    played.into_inner().unwrap_or_else(PoisonError::into_inner)
+        let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(worker)).collect();
+        let ends = workers.into_iter().map(|worker| {
+            worker
+                .join()
+                .unwrap_or_else(|panic| Err(panic_text(&*panic).into()))
+        });
+        ends.fold(Ok(()), Result::and)
+    })
+}
+
+fn next<'a>(queue: &Mutex<VecDeque<&'a Scenario>>) -> Option<&'a Scenario> {
+    queue
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .pop_front()
 }
 
 fn set(logs: &Path, ground: &Ground) -> io::Result<Stage> {
@@ -389,33 +408,6 @@ mod tests {
             .map(|flavour| flavour.name())
             .collect();
         assert_eq!(names, ["debian13", "debian12"]);
-    }
-
-    #[test]
-    fn the_page_is_written_when_every_cell_has_a_result_and_not_before() {
-        let folder = tempfile::tempdir().unwrap();
-        let table = folder.path().join("compatibility.md");
-        fs::write(&table, "as it was seen").unwrap();
-        let program = Program {
-            scenarios: &[],
-            longer: &[],
-            rows: &["opens", "asks"].map(|name| Scenario {
-                name,
-                play: |_| Ok(()),
-            }),
-            folder: folder.path(),
-            table: &table,
-        };
-        let mut matrix = Matrix::empty(&folder.path().join("matrix.json"));
-        for flavour in Flavour::ALL {
-            program.write_table(&matrix).unwrap();
-            assert_eq!(fs::read_to_string(&table).unwrap(), "as it was seen");
-            matrix.set(flavour, "asks", Cell::No("why".to_owned()));
-            matrix.set(flavour, "opens", Cell::Yes(None));
-        }
-        program.write_table(&matrix).unwrap();
-        let page = fs::read_to_string(&table).unwrap();
-        assert!(page.contains("| asks | no: why |"), "{page}");
     }
 
     #[test]

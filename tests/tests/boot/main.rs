@@ -82,7 +82,8 @@ fn main() -> ExitCode {
         longer: &LONGER.concat(),
         rows: matrix::ROWS,
         folder: &Path::new(env!("CARGO_TARGET_TMPDIR")).join("boot"),
-        table: &Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("docs/compatibility.md"),
+        results: &Path::new(env!("CARGO_MANIFEST_DIR")).join("matrix.json"),
+        page: &Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("docs/compatibility.md"),
     };
     program.run()
 }
