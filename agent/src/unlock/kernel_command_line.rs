@@ -106,9 +106,17 @@ impl KernelCommandLine {
 
     /// What the words of that name say, in their order; `name` has `_` for `-`.
     pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Option<&'a str>> {
+        self.values_where(move |word| word == name)
+    }
+
+    /// What the words whose names are wanted say, in their order.
+    pub fn values_where<'a>(
+        &'a self,
+        is_wanted: impl Fn(&str) -> bool + 'a,
+    ) -> impl Iterator<Item = Option<&'a str>> {
         self.words
             .iter()
-            .filter(move |word| word.name == name)
+            .filter(move |word| is_wanted(&word.name))
             .map(|word| word.value.as_deref())
     }
 

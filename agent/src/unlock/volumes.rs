@@ -1,8 +1,8 @@
 //! Which volumes the initramfs opens, and under which names: what its native unlockers would do.
 //!
 //! initramfs-tools puts the lines of crypttab(5) that it needs into `/cryptroot/crypttab`, dracut into `/etc/crypttab`.
-//! With dracut the kernel command line can name volumes too (`rd.luks.uuid=`, `rd.luks.name=`), and then crypttab's other
-//! lines wait for the running system: systemd-cryptsetup-generator(8), dracut.cmdline(7).
+//! With dracut the kernel command line can name volumes too (`rd.luks.uuid=`, `rd.luks.name=`; with systemd without `rd.` as
+//! well), and then crypttab's other lines wait for the running system: systemd-cryptsetup-generator(8), dracut.cmdline(7).
 
 use std::fs;
 
@@ -161,7 +161,7 @@ impl Words<'_> {
         if !(self.kernel.is_on("rd.luks") && self.kernel.is_on("luks")) {
             return Vec::new();
         }
-        let crypttab = match self.kernel.is_on("rd.luks.crypttab") {
+        let mut crypttab = match self.reads_crypttab() {
             true => crypttab,
             false => Vec::new(),
         };
@@ -174,7 +174,14 @@ impl Words<'_> {
             true => is_written_as(line, word),
             false => is_of(line, word),
         };
-        let of_kernel = named(self.kernel);
+        let of_kernel = named(self.kernel, self.prefixes());
+        if self.with_systemd {
+            for line in &mut crypttab {
+                if let Some(options) = options_of_line(self.kernel, line) {
+                    line.options = options;
+                }
+            }
+        }
         let mut entries = crypttab.clone();
         if !of_kernel.is_empty() {
             entries.retain(|line| of_kernel.iter().any(|word| is_of_kernels(line, word)));
@@ -184,7 +191,7 @@ impl Words<'_> {
                 entries.push(word);
             }
         }
-        for word in named(self.image) {
+        for word in named(self.image, DRACUT) {
             if entries.iter().any(|entry| is_of(entry, &word)) {
                 continue;
             }
@@ -196,39 +203,71 @@ impl Words<'_> {
         }
         entries
     }
+
+    fn prefixes(&self) -> &'static [&'static str] {
+        if self.with_systemd { SYSTEMD } else { DRACUT }
+    }
+
+    fn reads_crypttab(&self) -> bool {
+        let mut names = self.prefixes().iter();
+        names.all(|prefix| self.kernel.is_on(&format!("{prefix}crypttab")))
+    }
+}
+
+/// How the words begin that dracut's scripts read.
+const DRACUT: &[&str] = &["rd.luks."];
+/// And those that systemd reads in the initramfs.
+const SYSTEMD: &[&str] = &["rd.luks.", "luks."];
+
+/// The values of the words `name` with one of these beginnings, in their order.
+fn values<'a>(
+    line: &'a KernelCommandLine,
+    prefixes: &'a [&str],
+    name: &'a str,
+) -> impl Iterator<Item = &'a str> {
+    let is_wanted = move |word: &str| {
+        let mut prefixes = prefixes.iter();
+        prefixes.any(|prefix| word.strip_prefix(prefix) == Some(name))
+    };
+    line.values_where(is_wanted).flatten()
 }
 
 /// Whether systemd-cryptsetup-generator(8) takes the line of crypttab for that of the volume which a word names by UUID.
 fn is_written_as(line: &Entry, word: &Entry) -> bool {
-    let Source::Uuid(uuid) = &word.source else {
-        return false;
-    };
-    let link = Source::Path(format!("/dev/disk/by-uuid/{uuid}").into());
-    line.source == word.source || line.source == link || line.name == format!("luks-{uuid}")
+    matches!(&word.source, Source::Uuid(uuid) if written_uuid(line) == Some(uuid))
+}
+
+/// The UUID by which systemd-cryptsetup-generator(8) knows a line of crypttab.
+fn written_uuid(line: &Entry) -> Option<&str> {
+    match &line.source {
+        Source::Uuid(uuid) => Some(uuid),
+        _ => line.name.strip_prefix("luks-"),
+    }
 }
 
 /// What `rd.luks.name=UUID=NAME` and `rd.luks.uuid=UUID` name. dracut takes the beginning of a UUID too; such a volume is
 /// left to it.
-fn named(line: &KernelCommandLine) -> Vec<Entry> {
+fn named(line: &KernelCommandLine, prefixes: &[&str]) -> Vec<Entry> {
     let mut entries: Vec<Entry> = Vec::new();
     let mut add = |uuid: &str, name: &str| {
         let source = Source::Uuid(uuid.to_lowercase());
         let is_whole = uuid.len() == 36;
         if is_whole && !name.is_empty() && entries.iter().all(|entry| entry.source != source) {
+            let (of_volume, for_all) = options_for(line, prefixes, uuid);
             entries.push(Entry {
                 name: name.to_owned(),
                 source,
                 key: Key::None,
-                options: Options::parse(&options_for(line, uuid)),
+                options: Options::parse(of_volume.or(for_all).unwrap_or_default()),
             });
         }
     };
-    for value in line.values("rd.luks.name").flatten() {
+    for value in values(line, prefixes, "name") {
         if let Some((uuid, name)) = value.split_once('=') {
             add(without_prefix(uuid), name);
         }
     }
-    for value in line.values("rd.luks.uuid").flatten() {
+    for value in values(line, prefixes, "uuid") {
         let uuid = without_prefix(value);
         add(uuid, &format!("luks-{uuid}"));
     }
@@ -239,17 +278,31 @@ fn without_prefix(uuid: &str) -> &str {
     uuid.strip_prefix("luks-").unwrap_or(uuid)
 }
 
-/// `rd.luks.options=UUID=OPTIONS` for this volume, else `rd.luks.options=OPTIONS` for all.
-fn options_for(line: &KernelCommandLine, uuid: &str) -> String {
-    let mut for_all = "";
-    for value in line.values("rd.luks.options").flatten() {
+/// `rd.luks.options=UUID=OPTIONS` for this volume, and `rd.luks.options=OPTIONS` for all; of several the last counts.
+fn options_for<'a>(
+    line: &'a KernelCommandLine,
+    prefixes: &'a [&str],
+    uuid: &str,
+) -> (Option<&'a str>, Option<&'a str>) {
+    let (mut of_volume, mut for_all) = (None, None);
+    for value in values(line, prefixes, "options") {
         match value.split_once('=') {
-            Some((of, options)) if without_prefix(of) == uuid => return options.to_owned(),
+            Some((of, options)) if without_prefix(of).eq_ignore_ascii_case(uuid) => {
+                of_volume = Some(options);
+            }
             Some((of, _)) if without_prefix(of).len() == 36 => {}
-            _ => for_all = value,
+            _ => for_all = Some(value),
         }
     }
-    for_all.to_owned()
+    (of_volume, for_all)
+}
+
+/// The options that a word gives a line of crypttab in the place of its own, as systemd-cryptsetup-generator(8) has it: only one
+/// that names the volume.
+fn options_of_line(kernel: &KernelCommandLine, line: &Entry) -> Option<Options> {
+    let uuid = written_uuid(line)?;
+    let (of_volume, _) = options_for(kernel, SYSTEMD, uuid);
+    of_volume.map(Options::parse)
 }
 
 #[cfg(test)]
@@ -363,11 +416,56 @@ mod tests {
 
     #[test]
     fn options_come_from_the_kernel_command_line_too() {
-        let line = |text: &str| named(&KernelCommandLine::parse(text)).remove(0).options;
+        let line = |text: &str| {
+            named(&KernelCommandLine::parse(text), DRACUT)
+                .remove(0)
+                .options
+        };
         let both = format!("rd.luks.options=discard rd.luks.options={A}=readonly rd.luks.uuid={A}");
         assert!(line(&both).read_only && !line(&both).discard);
         let all = format!("rd.luks.options=discard rd.luks.options={B}=readonly rd.luks.uuid={A}");
         assert!(line(&all).discard && !line(&all).read_only);
+    }
+
+    #[test]
+    fn under_systemd_the_words_of_both_systems_count() {
+        let crypttab = format!("a UUID={A} none luks,discard\nb UUID={B} none luks,discard\n");
+        let mut files = vec![("etc/crypttab", crypttab.as_str())];
+        let word = format!("luks.uuid={B}");
+        let none = format!("luks.crypttab=no luks.name={A}=c");
+        assert_eq!(boot(&files, &word), volumes(&[("a", A), ("b", B)]));
+        assert_eq!(boot(&files, &none), volumes(&[("a", A), ("b", B)]));
+        files.push(("run/systemd/system/any", ""));
+        assert_eq!(boot(&files, &word), volumes(&[("b", B)]));
+        assert_eq!(boot(&files, &none), volumes(&[("c", A)]));
+        let both = format!("{word} rd.luks.uuid=luks-{A}");
+        assert_eq!(boot(&files, &both), volumes(&[("a", A), ("b", B)]));
+    }
+
+    #[test]
+    fn under_systemd_a_word_that_names_the_volume_replaces_the_options_of_its_line() {
+        let other = format!("luks-{B} /dev/vdb none luks,discard");
+        let lines = crypttab::parse(&format!("a UUID={A} none luks,discard\n{other}\n"));
+        let kernel = format!(
+            "rd.luks.options=no-read-workqueue rd.luks.options={A}=discard luks.options=luks-{A}=readonly \
+             luks.options={B}=tries=1"
+        );
+        let kernel = KernelCommandLine::parse(&kernel);
+        let image = KernelCommandLine::parse("");
+        let options = |with_systemd: bool| -> Vec<(bool, bool)> {
+            let words = Words {
+                kernel: &kernel,
+                image: &image,
+                with_systemd,
+            };
+            let lines = lines.iter().flatten().cloned().collect();
+            let lines = words.volumes(lines, &None).into_iter();
+            lines
+                .map(|line| (line.options.discard, line.options.read_only))
+                .collect()
+        };
+        assert_eq!(options(false), [(true, false), (true, false)]);
+        assert_eq!(options(true), [(false, true), (false, false)]);
     }
 
     #[test]
