@@ -195,14 +195,18 @@ impl Luks<'_> {
     pub fn sheet<'a>(&self, key: &'a SecretBytes) -> Sheet<'a> {
         let name = quoted(self.name);
         let device = quoted(&self.device.display().to_string());
-        let by_uuid = format!("/dev/disk/by-uuid/{}", self.uuid);
+        // udev makes no links to what lies in a file.
+        let on_disk = match self.device.is_file() {
+            true => device.clone(),
+            false => format!("/dev/disk/by-uuid/{}", self.uuid),
+        };
         let mut facts = vec![
             ("Volume", format!("{}, UUID {}", self.kind, self.uuid)),
             ("Device", format!("{device} when this was made")),
             ("Keyslot", self.slot.to_string()),
         ];
         let open = match self.header {
-            None => format!("cryptsetup open {by_uuid} {name}"),
+            None => format!("cryptsetup open {on_disk} {name}"),
             Some(header) => {
                 let header = quoted(&header.display().to_string());
                 facts.push((
@@ -213,7 +217,7 @@ impl Luks<'_> {
             }
         };
         let on = match self.header {
-            None => by_uuid,
+            None => on_disk,
             Some(header) => quoted(&header.display().to_string()),
         };
         Sheet {

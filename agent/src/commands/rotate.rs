@@ -53,6 +53,7 @@ pub struct Arguments {
 pub fn run(files: &Files, arguments: &Arguments) -> Result<(), RotateError> {
     let _lock = files.lock()?;
     let target = Target::find(files, &arguments.device, None)?;
+    target.check_only(files)?;
     if Journal::load(files, &target)?.is_some() {
         return Err(RotateError::Interrupted(target.device));
     }

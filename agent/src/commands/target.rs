@@ -255,6 +255,20 @@ impl Target {
         }
     }
 
+    /// Refuses a LUKS volume that is there twice: a disk and its copy have the same binding, and what the key servers forget of
+    /// the one opens the other no more. A line of crypttab that names this device by something else tells them apart.
+    ///
+    /// # Errors
+    /// `Source` if another device has its UUID.
+    pub fn check_only(&self, files: &Files) -> Result<(), TargetError> {
+        let is_told_apart = |entry: &Entry| !matches!(entry.source, Source::Uuid(_));
+        let is_known_by_uuid = matches!(self.kind, Kind::Luks2 | Kind::Luks1);
+        if is_known_by_uuid && !self.entries.iter().any(is_told_apart) {
+            Source::Uuid(self.uuid.clone()).resolve_below(files.root())?;
+        }
+        Ok(())
+    }
+
     /// Whether its line in crypttab leaves it to the running system.
     pub fn is_for_running_system(&self, files: &Files) -> bool {
         let mut entries = self.entries.iter();

@@ -88,6 +88,7 @@ pub enum UnbindError {
 pub fn run(files: &Files, arguments: &Arguments) -> Result<(), UnbindError> {
     let _lock = files.lock()?;
     let target = Target::find(files, &arguments.device, None)?;
+    target.check_only(files)?;
     let servers = reachable_or_not(files)?;
     let interrupted = Journal::load(files, &target)?;
     let found = binding::find(files, &target.name, &target.place)?;
@@ -168,7 +169,10 @@ fn check_others(target: &Target, found: &[Found]) -> Result<(), UnbindError> {
                 .any(|t| keyslot_of_file(target, t) == Some(slot))
     };
     let keyslots = keyslots::list(header)?;
-    if keyslots.iter().any(|one| !one.ours && !bound(one.slot)) {
+    if keyslots
+        .iter()
+        .any(|one| one.opens && !one.ours && !bound(one.slot))
+    {
         Ok(())
     } else {
         Err(UnbindError::NoOther(target.device.clone()))
@@ -227,8 +231,14 @@ fn journal_of(target: &Target, found: Found) -> Result<Journal, UnbindError> {
             }
         }
     }
-    // Neither is authenticated: whatever it names, a keyslot that does not look like ours stays.
+    // Neither is authenticated: whatever it names, a keyslot that does not look like ours stays. A recovery key's is as cheap.
     if let Some(header) = target.place.luks_header() {
+        let known = keyslots::list(header)?;
+        let is_typed = |slot| {
+            let mut known = known.iter();
+            target.kind != Kind::Luks1 && known.any(|one| one.slot == slot && one.typed)
+        };
+        slots.retain(|slot| !is_typed(*slot));
         for slot in slots {
             let traces = keyslots::traces(header, slot)?;
             if traces.as_ref().is_some_and(|traces| traces.cheapest) {

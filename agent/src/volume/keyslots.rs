@@ -47,6 +47,9 @@ pub struct Keyslot {
     pub memory_kib: u64,
     /// Whether a typed passphrase is tried on it.
     pub typed: bool,
+    /// Whether the volume key is in it with which the data is encrypted: not in one that is bound to no data, or for a
+    /// reencryption.
+    pub opens: bool,
     /// Whether a latchkey token names it and no typed passphrase is tried on it, as on every keyslot that latchkey
     /// made: a forged token must not cost anybody a passphrase.
     pub ours: bool,
@@ -97,7 +100,7 @@ pub enum KeyslotError {
     },
     /// Without it nobody could open the volume any more.
     #[error(
-        "keyslot {slot} is the only one of '{device}'; left as it is\nadd a passphrase with 'cryptsetup luksAddKey' first"
+        "keyslot {slot} is the only one that opens '{device}'; left as it is\nadd a passphrase with 'cryptsetup luksAddKey' first"
     )]
     LastKeyslot {
         /// The device.
@@ -181,19 +184,22 @@ pub fn list(device: &Path) -> Result<Vec<Keyslot>, KeyslotError> {
                 kdf: "pbkdf2".to_owned(),
                 memory_kib: 0,
                 typed: true,
+                opens: true,
                 ours: false,
             };
             return Ok(header.facts().active().map(keyslot).collect());
         }
     };
     let named = named_by_tokens(header.json());
+    let of_data = named_by_data(header.json());
     let mut keyslots: Vec<Keyslot> = header.json()["keyslots"]
         .as_object()
         .into_iter()
         .flatten()
         .filter_map(|(slot, keyslot)| {
             let slot = slot.parse().ok()?;
-            let typed = keyslot["type"] == "luks2" && keyslot["priority"] != 0;
+            let is_luks2 = keyslot["type"] == "luks2";
+            let typed = is_luks2 && keyslot["priority"] != 0;
             Some(Keyslot {
                 slot,
                 kdf: keyslot["kdf"]["type"]
@@ -202,6 +208,7 @@ pub fn list(device: &Path) -> Result<Vec<Keyslot>, KeyslotError> {
                     .to_owned(),
                 memory_kib: keyslot["kdf"]["memory"].as_u64().unwrap_or(0),
                 typed,
+                opens: is_luks2 && of_data.contains(&slot),
                 ours: !typed && named.contains(&slot),
             })
         })
@@ -322,13 +329,7 @@ pub fn add_keyslot_by_key(
     if let Err(error) = ignored {
         // A keyslot of ours that others would try is not what was promised.
         let source = error.into();
-        let removed = context.keyslot_handle().destroy(slot);
-        if let Err(error) = removed {
-            log::warn!(
-                "keyslot {slot} of '{}' could not be removed again: {error}",
-                device.display()
-            );
-        }
+        remove_again(&mut context, device, slot);
         return Err(KeyslotError::Crypt {
             device: device.to_owned(),
             slot,
@@ -342,7 +343,7 @@ pub fn add_keyslot_by_key(
 /// key derivation, and a small machine can afford it.
 ///
 /// # Errors
-/// As [`add_keyslot_by_key`]; `WrongSecret` if the new keyslot does not open with the key.
+/// As [`add_keyslot_by_key`]; the new keyslot that does not open with the key is gone again.
 pub fn add_recovery_keyslot(
     device: &Path,
     slot: u32,
@@ -352,13 +353,26 @@ pub fn add_recovery_keyslot(
     let (mut context, _) = add(device, slot, volume_key, key)?;
     let opened = open::volume_key(&mut context, slot, key.expose_secret());
     process::wipe_stack();
-    match opened {
-        Ok(_) => Ok(()),
-        Err(KeyError::Secret(error)) => Err(error.into()),
-        Err(KeyError::Crypt(_)) => Err(KeyslotError::WrongSecret {
-            device: device.to_owned(),
-            slot,
-        }),
+    opened.map(drop).map_err(|error| {
+        // The caller takes the sheet back, and a keyslot without one opens nothing for anybody.
+        remove_again(&mut context, device, slot);
+        match error {
+            KeyError::Secret(error) => error.into(),
+            KeyError::Crypt(source) => KeyslotError::Crypt {
+                device: device.to_owned(),
+                slot,
+                source,
+            },
+        }
+    })
+}
+
+fn remove_again(context: &mut CryptDevice, device: &Path, slot: u32) {
+    if let Err(error) = context.keyslot_handle().destroy(slot) {
+        log::warn!(
+            "keyslot {slot} of '{}' could not be removed again: {error}",
+            device.display()
+        );
     }
 }
 
@@ -414,7 +428,7 @@ pub fn destroy_keyslot(
             slot,
         });
     }
-    if keyslots.len() == 1 {
+    if !keyslots.iter().any(|one| one.slot != slot && one.opens) {
         return Err(KeyslotError::LastKeyslot {
             device: device.to_owned(),
             slot,
@@ -530,6 +544,23 @@ fn named_by_tokens(json: &Value) -> Vec<u32> {
         .flatten()
         .filter(|(_, token)| token["type"] == latchkey_protocol::envelope::TOKEN_TYPE)
         .filter_map(|(_, token)| token["keyslots"].as_array())
+        .flatten()
+        .filter_map(|slot| slot.as_str()?.parse().ok())
+        .collect()
+}
+
+/// Keyslots that hold the volume key of a segment (LUKS2 On-Disk Format Specification, 3.3): the digest says so.
+fn named_by_data(json: &Value) -> Vec<u32> {
+    json["digests"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(_, digest)| {
+            digest["segments"]
+                .as_array()
+                .is_some_and(|all| !all.is_empty())
+        })
+        .filter_map(|(_, digest)| digest["keyslots"].as_array())
         .flatten()
         .filter_map(|slot| slot.as_str()?.parse().ok())
         .collect()

@@ -58,7 +58,7 @@ pub enum PassphraseError {
     },
     /// Only the native unlocker can open it, because it must first go on with the reencryption.
     #[error(
-        "'{0}' is being reencrypted, or its header needs a newer cryptsetup\nopen it with the prompt of cryptsetup, which follows"
+        "'{0}' is being reencrypted, or its header needs a newer cryptsetup: only cryptsetup itself can open it"
     )]
     Reencryption(PathBuf),
     /// A plain volume of a raw volume key.

@@ -164,6 +164,66 @@ fn the_last_keyslot_stays() {
 }
 
 #[test]
+fn a_keyslot_that_opens_no_data_is_no_persons() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let volume = Volume::luks2();
+    machine.bind(&volume).succeeded();
+    let add = [
+        "luksAddKey",
+        "--batch-mode",
+        "--unbound",
+        "--key-size=512",
+        "--pbkdf=pbkdf2",
+    ];
+    let add = [
+        &add[..],
+        &[
+            "--pbkdf-force-iterations=1000",
+            "--key-file=-",
+            volume.path(),
+        ],
+    ]
+    .concat();
+    run(Command::new("cryptsetup").args(add), "of no data").succeeded();
+    let kill = ["luksKillSlot", "--batch-mode", volume.path(), "0"];
+    run(Command::new("cryptsetup").args(kill), "").succeeded();
+    machine
+        .unbind(&volume)
+        .failed_saying(&["no keyslot but latchkey's", "luksAddKey"]);
+    assert_eq!((volume.count("keyslots"), volume.count("tokens")), (2, 1));
+}
+
+/// Both have the binding: what the key server forgets of the one, it forgets of the other.
+#[test]
+fn a_volume_whose_copy_is_attached_is_neither_unbound_nor_rotated() {
+    let server = Server::start();
+    let machine = Machine::joined(&[&server]);
+    let (volume, copy) = (Volume::luks2(), Volume::plain());
+    machine.plug_in(&volume);
+    machine.bind(&volume).succeeded();
+    std::fs::write(copy.path(), volume.bytes()).unwrap();
+    machine.is_there_twice();
+    let before = server.live_volumes();
+    for one in [&volume, &copy] {
+        let texts = ["is on more than one device: /dev/vda3, /dev/vdb3"];
+        machine.unbind(one).failed_saying(&texts);
+        machine
+            .latchkey(&["rotate", one.path(), "--no-initramfs"], "")
+            .failed_saying(&texts);
+        assert_eq!((one.count("keyslots"), one.count("tokens")), (2, 1));
+    }
+    assert_eq!(server.live_volumes(), before);
+    // A line that names the device itself tells them apart.
+    let line = format!("root_crypt {} none luks,initramfs\n", volume.path());
+    std::fs::write(machine.path("etc/crypttab"), line).unwrap();
+    machine
+        .unbind(&copy)
+        .failed_saying(&["is on more than one device"]);
+    machine.unbind(&volume).succeeded();
+}
+
+#[test]
 fn what_was_written_over_a_header_is_not_written_over_again() {
     let server = Server::start();
     let volume = Volume::luks2();

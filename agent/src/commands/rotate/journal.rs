@@ -166,7 +166,8 @@ impl Rotation {
         keyslot.is_some_and(|keyslot| keyslot.salt.is_none())
     }
 
-    /// Takes all that is old away, the keyslot once every key server has agreed. Can be repeated.
+    /// Takes all that is old away, the keyslot once every key server has agreed; last the header from before, which nobody
+    /// needs then: where a machine rotates each night, they would fill its disk. Can be repeated.
     ///
     /// # Errors
     /// `Keyslot`, `End`, `Files`; the journal is still there.
@@ -184,6 +185,9 @@ impl Rotation {
         }
         agreed?;
         self.drop_old_keyslot(target)?;
+        if let Some(backup) = &self.backup {
+            files::remove(backup)?;
+        }
         Ok(files::remove(&path(files, &self.uuid))?)
     }
 
