@@ -178,6 +178,11 @@ impl Files {
         self.path("/run/latchkey")
     }
 
+    /// `/run/latchkey/moved-on-ID`: in this boot the tickets were moved on; of which epoch of the key server's audit.
+    pub fn moved_on(&self, id: &ServerId) -> PathBuf {
+        self.runtime().join(format!("moved-on-{}", id.short()))
+    }
+
     /// `/run/latchkey/report.json`: the report of this boot.
     pub fn report(&self) -> PathBuf {
         self.runtime().join("report.json")

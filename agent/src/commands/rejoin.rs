@@ -125,6 +125,8 @@ pub fn run(files: &Files, arguments: &Arguments) -> Result<(), RejoinError> {
     };
     store(&unfinished, &answer, &ca, &settings)?;
     replace_dir(files, server)?;
+    // The key server forgot the tickets: the service is to write new ones, though it did in this boot already.
+    files::remove(&files.moved_on(&server))?;
     log::info!(
         "key server {} took this machine back as '{}'",
         server.short(),

@@ -26,6 +26,7 @@ use crate::volume::binding;
 use crate::volume::crypttab::Entry;
 use crate::volume::open::{OpenError, open_automatically, open_envelope};
 use crate::volume::place::Place;
+use crate::volume::plain::ContentError;
 
 /// Until the device is looked for again, and whatever else this machine has to have first.
 const DEVICE_PAUSE: Duration = Duration::from_secs(1);
@@ -259,8 +260,14 @@ impl<'a> Asker<'a> {
                 match open_automatically(self.entry, place, token, &secret) {
                     Ok(_) => Answered::Open(format!("open: key server {} released it", id.short())),
                     Err(OpenError::AlreadyOpen(_)) => Answered::Open("open".to_owned()),
-                    // Whoever has the name may give it back.
-                    Err(error @ OpenError::NameTaken { .. }) => Answered::Wait(chain(&error), None),
+                    // Whoever has the name may give it back, and the disk may be read the next time.
+                    Err(
+                        error @ (OpenError::NameTaken { .. }
+                        | OpenError::Content {
+                            source: ContentError::Crypt(_) | ContentError::Read(_),
+                            ..
+                        }),
+                    ) => Answered::Wait(chain(&error), None),
                     Err(error) => Answered::Wait(chain(&error), Some(LONG_PAUSE)),
                 }
             }

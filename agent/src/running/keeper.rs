@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use latchkey_protocol::ServerId;
-use latchkey_protocol::encoding::Bytes;
+use latchkey_protocol::encoding::{Bytes, hex};
 use latchkey_protocol::wire::{HeartbeatAnswer, LifeAnswer, LifeLine, Version};
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
@@ -48,8 +48,8 @@ pub struct Keeper {
     due: Notify,
     /// Whether one was taken since the last stream ended.
     heard: Cell<bool>,
-    /// Whether the tickets were looked after: headers are not read again, so that disks may sleep.
-    settled: Cell<bool>,
+    /// Under which epoch of the audit the tickets were looked after: headers are not read again, so that disks may sleep.
+    settled: RefCell<Option<String>>,
     answers: Answers,
 }
 
@@ -76,7 +76,7 @@ impl Keeper {
             life_every: Cell::new(BEAT),
             due: Notify::new(),
             heard: Cell::new(false),
-            settled: Cell::new(false),
+            settled: RefCell::new(None),
             answers: Answers::default(),
         }
     }
@@ -246,32 +246,31 @@ impl Keeper {
         head.and(moved).and(renewed).and(reported)
     }
 
-    /// Once in each boot, and when a volume has none yet; `bind` starts the service anew.
+    /// Once in each boot, when a volume has none yet, and when the store was put back: it may not know what the headers hold.
+    /// `bind` starts the service anew.
     async fn move_tickets_on(&self) -> Result<(), String> {
-        if self.settled.get() {
-            return Ok(());
-        }
         let id = self.id();
-        let mark = self
-            .files
-            .runtime()
-            .join(format!("moved-on-{}", id.short()));
-        let missing = tickets::is_missing(&self.files, id).map_err(|error| chain(&error))?;
-        if mark.exists() && !missing {
-            self.settled.set(true);
+        let epoch = head::load(&self.files, &id).map(|kept| hex(&kept.head.epoch.0));
+        let epoch = epoch.unwrap_or_default();
+        if self.settled.borrow().as_ref() == Some(&epoch) {
             return Ok(());
         }
-        let moved = tickets::move_on(&self.files, &self.server(), None).await;
-        let moved = moved.map_err(|error| chain(&error))?;
-        log::info!(
-            "key server {}: tickets moved on in {} volumes",
-            id.short(),
-            moved.volumes
-        );
-        self.settled.set(true);
-        files::make_dir(&self.files.runtime())
-            .and_then(|()| files::replace(&mark, b""))
-            .map_err(|error| chain(&error))
+        let mark = self.files.moved_on(&id);
+        let is_moved = fs::read(&mark).is_ok_and(|under| under == epoch.as_bytes());
+        if !is_moved || tickets::is_missing(&self.files, id).map_err(|error| chain(&error))? {
+            let moved = tickets::move_on(&self.files, &self.server(), None).await;
+            let moved = moved.map_err(|error| chain(&error))?;
+            log::info!(
+                "key server {}: tickets moved on in {} volumes",
+                id.short(),
+                moved.volumes
+            );
+            files::make_dir(&self.files.runtime())
+                .and_then(|()| files::replace(&mark, epoch.as_bytes()))
+                .map_err(|error| chain(&error))?;
+        }
+        self.settled.replace(Some(epoch));
+        Ok(())
     }
 
     async fn renew(&self) -> Result<(), String> {

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
+use std::num::NonZeroI32;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -18,6 +19,8 @@ use libcryptsetup_rs::consts::flags::CryptActivate;
 use libcryptsetup_rs::consts::vals::EncryptionFormat;
 use libcryptsetup_rs::{CryptDevice, CryptParamsPlain, CryptParamsPlainRef, Either};
 use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use zeroize::Zeroizing;
 
 use super::context::{self, CryptError};
@@ -30,7 +33,7 @@ use super::signature;
 /// The word for "no hash" of cryptsetup(8).
 pub const NO_HASH: &str = "plain";
 const SECTOR: u64 = 512;
-/// What the names of the mappings that are looked through begin with.
+/// What the names of the mappings that are looked through begin with; the id of the process follows.
 const LOOK: &str = "latchkey-look-";
 /// How often such a mapping is tried to be closed, and how long to wait in between.
 const CLOSE_TRIES: u32 = 20;
@@ -301,7 +304,7 @@ pub(crate) fn content(
     let mut random = [0; 4];
     getrandom::fill(&mut random)
         .map_err(|error| ContentError::Read(io::Error::other(error.to_string())))?;
-    let name = format!("{LOOK}{}", hex(&random));
+    let name = format!("{LOOK}{}-{}", std::process::id(), hex(&random));
     let flags = CryptActivate::READONLY | CryptActivate::PRIVATE | CryptActivate::SHARED;
     let mapped = context.activate_handle().activate_by_volume_key(
         Some(&name),
@@ -317,13 +320,26 @@ pub(crate) fn content(
     found.ok_or(ContentError::Unknown)
 }
 
-/// Closes what a look left that was killed: it holds the volume key, and the device.
+/// Closes what a look left that was killed: it holds the volume key, and the device. Not what a process looks through that
+/// lives: in the running system each volume has its own.
 pub(crate) fn close_left_over() {
     for name in mapping::named_by_us(Path::new("/"), LOOK) {
+        if is_in_use(&name) {
+            continue;
+        }
         if let Err(error) = close(&name) {
             log::warn!("failed to close '{name}', which an earlier look left: {error}");
         }
     }
+}
+
+/// Whether the process that made the mapping of this name lives.
+fn is_in_use(name: &str) -> bool {
+    let of_process = name
+        .strip_prefix(LOOK)
+        .and_then(|rest| rest.split_once('-'));
+    let id = of_process.and_then(|(id, _)| id.parse::<NonZeroI32>().ok());
+    id.is_some_and(|id| kill(Pid::from_raw(id.get()), None) != Err(Errno::ESRCH))
 }
 
 /// Takes the mapping of a look down; somebody, such as udev, may hold it open for a moment.

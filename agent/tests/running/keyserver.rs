@@ -181,4 +181,16 @@ fn a_key_server_that_was_put_back_hears_of_it_from_the_first_machine() {
     service.ends();
     assert_eq!(fs::read(&head).unwrap(), newest, "it is shown again");
     is_denied(&world.boot(world.ticket()));
+
+    // The store that is accepted does not know the ticket of this boot. The machine runs on, and gets another one.
+    world
+        .server
+        .admin(&["accept-rollback", "--reason", "a test"])
+        .succeeded();
+    let stale = world.ticket();
+    let mut service = crate::Service::of(&world.machine);
+    service.says("tickets moved on in 1 volumes");
+    service.ends();
+    assert_ne!(world.ticket(), stale);
+    is_released(&world.boot(world.ticket()));
 }
