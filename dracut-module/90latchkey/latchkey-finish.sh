@@ -11,3 +11,7 @@ if ! latchkey_finish "$NEWROOT"; then
 	die "latchkey: root does not lie on the volume that was opened. 'latchkey=off' on the kernel command line boots without latchkey."
 fi
 latchkey_wipe
+# So that the shutdown closes the root again: the native prompt asks for it, which found the volume open.
+if [ -e "$latchkey_run/agent.pid" ] && command -v need_shutdown >/dev/null; then
+	need_shutdown
+fi

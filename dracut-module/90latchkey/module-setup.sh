@@ -76,15 +76,28 @@ install() {
 }
 
 # crypttab's lines with systemd's word for the initramfs. dracut 059 knows its own word `force` alone, and leaves out what is no
-# open LUKS device. An image for any machine has no crypttab.
+# open LUKS device. An image for any machine has no crypttab. As in dracut's own lines a tag becomes udev's link: of that the
+# boot makes the unit's name, and lifts systemd's limit for the device.
 latchkey_add_volumes() {
     local table="${dracutsysrootdir-}/etc/crypttab" name device key options
     [[ $hostonly && -f $table ]] || return 0
     while read -r name device key options _ || [[ $name ]]; do # a comment may follow
         [[ $name && $name != \#* && ,$options, == *,x-initrd.attach,* ]] || continue
         awk -v name="$name" '$1 == name { found = 1 } END { exit !found }' "$initdir/etc/crypttab" 2>/dev/null ||
-            echo "$name $device $key $options" >>"$initdir/etc/crypttab"
+            echo "$name $(latchkey_link "$device") $key $options" >>"$initdir/etc/crypttab"
     done <"$table"
+}
+
+# latchkey_link(field): udev's link for a tag whose value stands in it as written; anything else as it is.
+latchkey_link() {
+    local value="${1#*=}"
+    value="${value#\"}"
+    value="${value%\"}"
+    case "$1" in
+    UUID=*) echo "/dev/disk/by-uuid/${value,,}" ;;
+    PARTUUID=*) echo "/dev/disk/by-partuuid/${value,,}" ;;
+    *) echo "$1" ;;
+    esac
 }
 
 # An image for any machine has no crypttab; then the kernel command line must name the volumes, for dracut as for us.
@@ -119,7 +132,8 @@ latchkey_install_scripts() {
     # The prompt that runs beside the agent's other work, and answers Plymouth too.
     inst_simple "$latchkey_askpass" || latchkey_stop
     inst_hook pre-trigger 90 "$moddir/latchkey-start.sh"
-    inst_hook initqueue/settled 00 "$moddir/latchkey-wait.sh"
+    # After what starts NetworkManager or ConnMan, whose network the agent may be waiting for; before cryptroot-ask.
+    inst_hook initqueue/settled 99z "$moddir/latchkey-wait.sh"
     inst_simple "$moddir/latchkey-resume.sh" /lib/latchkey-resume.sh || latchkey_stop
     inst_hook initqueue/finished 00 "$moddir/latchkey-resume.sh"
     inst_hook pre-pivot 99 "$moddir/latchkey-finish.sh"

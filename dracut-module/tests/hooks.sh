@@ -20,8 +20,10 @@ main()
 		a_place_that_cannot_be_written_ends_no_shell
 		the_question_before_a_resume_is_asked_again
 		a_device_that_the_boot_does_without_is_not_wanted
+		the_shutdown_is_to_close_what_the_agent_opened
 	done
 	an_image_gets_the_modules_that_volumes_need
+	lines_of_crypttab_name_the_devices_as_dracuts_own_do
 	[ "$failures" -eq 0 ] || { echo "$failures failed"; exit 1; }
 	echo "dracut hooks: all passed"
 }
@@ -44,6 +46,40 @@ an_image_gets_the_modules_that_volumes_need()
 		expect "$(echo "$found" | sed -n "s/^: dm_/dm_/p")" "$needed"
 		expect "$(echo "$found" | sed -n "1s/ .*//p; \$s/ .*//p" | tr "\n" " ")" ": strict: "
 	done
+}
+
+# dracut's set_systemd_timeout_for_dev makes a unit's name of what stands there.
+lines_of_crypttab_name_the_devices_as_dracuts_own_do()
+{
+	initramfs
+	cat >"$root/etc/crypttab" <<-END
+		# name device
+		a UUID=8A3d none luks,x-initrd.attach
+		b PARTUUID="59454B4c-02" none x-initrd.attach,plain # a comment
+		c /dev/vdb none luks,x-initrd.attach
+		d LABEL=data none luks,x-initrd.attach
+		e /dev/vdc none luks
+		f /dev/vdd none luks,x-initrd.attach
+	END
+	mkdir -p "$root/image/etc"
+	echo "f /dev/disk/by-uuid/1 none luks" >"$root/image/etc/crypttab"
+	bash -euc '. "$1"; hostonly=yes initdir="$2/image" dracutsysrootdir="$2"; latchkey_add_volumes' \
+		bash "$here/90latchkey/module-setup.sh" "$root"
+	expect "$(cut -d" " -f1,2 "$root/image/etc/crypttab" | tr "\n" " ")" \
+		"f /dev/disk/by-uuid/1 a /dev/disk/by-uuid/8a3d b /dev/disk/by-partuuid/59454b4c-02 c /dev/vdb d LABEL=data "
+}
+
+the_shutdown_is_to_close_what_the_agent_opened()
+{
+	initramfs
+	# shellcheck disable=SC2016 # the hook runs it
+	echo 'need_shutdown() { echo asked; }' >>"$root/lib/latchkey-lib.sh"
+	hook finish
+	expect "$output" "lives on"
+	hook start
+	hook finish
+	expect "$output" "asked
+lives on"
 }
 
 every_hook_is_passed_over_where_a_part_is_lost()

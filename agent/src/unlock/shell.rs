@@ -1,8 +1,9 @@
 //! The I/O around the flow: turns what happens into events, and actions into what happens.
 
-use std::fs;
-use std::io;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use latchkey_protocol::RequestId;
@@ -77,6 +78,8 @@ struct PromptState {
 
 enum Message {
     Worker(Event),
+    /// The device of a volume answers.
+    Reached(VolumeIndex),
     Linked,
     Answered(Answered),
     Prompt(u64, PromptResult),
@@ -294,7 +297,11 @@ impl Shell {
                     }
                     let found = Message::Worker(Event::Found(index));
                     let _ = self.sender.send(found);
-                    self.worker.queue(Job::Probe(index, path.clone()));
+                    let sender = self.sender.clone();
+                    let devices = [Some(&*path), entry.options.header_device()];
+                    reach(devices.into_iter().flatten(), move || {
+                        let _ = sender.send(Message::Reached(index));
+                    });
                     *device = Device::Present(path);
                     seen.push(real);
                 }
@@ -316,6 +323,12 @@ impl Shell {
             Message::Worker(event) => {
                 note_opening(&self.runtime, &self.entries, &event);
                 Some(event)
+            }
+            Message::Reached(volume) => {
+                if let Device::Present(path) = &self.devices[volume] {
+                    self.worker.queue(Job::Probe(volume, path.clone()));
+                }
+                None
             }
             Message::Linked => {
                 for volume in std::mem::take(&mut self.unlinked) {
@@ -501,6 +514,25 @@ impl Shell {
     }
 }
 
+/// Reads the beginning of each device, in a thread of its own, and then calls `reached`, whether it could be read or not. A disk
+/// that swallows what it is asked must not keep the thread that opens the others.
+fn reach<'a>(devices: impl Iterator<Item = &'a Path>, reached: impl Fn() + Clone + Send + 'static) {
+    let devices: Vec<PathBuf> = devices.map(Path::to_owned).collect();
+    let then = reached.clone();
+    let read = move || {
+        for device in devices {
+            let mut beginning = [0; 4096];
+            let _ = File::open(device).and_then(|mut device| device.read(&mut beginning));
+        }
+        then();
+    };
+    let thread = Builder::new().name("device".to_owned()).spawn(read);
+    if let Err(error) = thread {
+        log::warn!("no thread to reach a device: {error}");
+        reached();
+    }
+}
+
 async fn next(network: &mut NetworkState) -> Option<NetworkEvent> {
     match network {
         NetworkState::Running(_, events) => events.recv().await,
@@ -523,5 +555,38 @@ fn note_opening(runtime: &Runtime, entries: &[Entry], event: &Event) {
     };
     if let Err(error) = noted {
         log::error!("{}", chain(&error));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
+    use super::*;
+
+    /// A pipe that nobody writes to: whoever opens it waits.
+    #[test]
+    fn a_device_that_does_not_answer_holds_nobody_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let (silent, file) = (folder.path().join("silent"), folder.path().join("file"));
+        mkfifo(&silent, Mode::S_IRUSR).unwrap();
+        fs::write(&file, "header").unwrap();
+        let absent = folder.path().join("absent");
+        let (reached, told) = channel();
+        for (number, device) in [&silent, &file, &absent].into_iter().enumerate() {
+            let reached = reached.clone();
+            reach([&**device].into_iter(), move || {
+                let _ = reached.send(number);
+            });
+        }
+        let limit = Duration::from_secs(60);
+        let mut found = [(); 2].map(|()| told.recv_timeout(limit).unwrap());
+        found.sort();
+        assert_eq!(found, [1, 2]);
+        drop(fs::OpenOptions::new().write(true).open(&silent).unwrap());
+        assert_eq!(told.recv_timeout(limit), Ok(0), "it answers late");
     }
 }

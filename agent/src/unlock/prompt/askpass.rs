@@ -239,11 +239,15 @@ fn send_empty_line() {
     }
 }
 
-/// Whether the boot framework prompts, for a volume that is left to it.
+/// Whether the boot framework prompts, for a volume that is left to it: Debian's scripts by the same program, dracut's by
+/// cryptsetup itself. Two programs at one terminal would each get a part of what is typed.
 fn somebody_else_asks() -> bool {
     let we = process::id().try_into().ok();
-    let prompts = running(Path::new(ASKPASS));
-    prompts.into_iter().any(|pid| parent_of(pid) != we)
+    let mut prompts = [ASKPASS, CRYPTSETUP].into_iter();
+    prompts.any(|program| {
+        let running = running(Path::new(program));
+        running.into_iter().any(|pid| parent_of(pid) != we)
+    })
 }
 
 /// The processes that run `program`.
