@@ -76,27 +76,31 @@ install() {
 }
 
 # crypttab's lines with systemd's word for the initramfs. dracut 059 knows its own word `force` alone, and leaves out what is no
-# open LUKS device. An image for any machine has no crypttab. As in dracut's own lines a tag becomes udev's link: of that the
-# boot makes the unit's name, and lifts systemd's limit for the device.
+# open LUKS device. An image for any machine has no crypttab.
 latchkey_add_volumes() {
     local table="${dracutsysrootdir-}/etc/crypttab" name device key options
     [[ $hostonly && -f $table ]] || return 0
     while read -r name device key options _ || [[ $name ]]; do # a comment may follow
         [[ $name && $name != \#* && ,$options, == *,x-initrd.attach,* ]] || continue
         awk -v name="$name" '$1 == name { found = 1 } END { exit !found }' "$initdir/etc/crypttab" 2>/dev/null ||
-            echo "$name $(latchkey_link "$device") $key $options" >>"$initdir/etc/crypttab"
+            echo "$name $(latchkey_device "$name" "$device" "$options") $key $options" >>"$initdir/etc/crypttab"
     done <"$table"
 }
 
-# latchkey_link(field): udev's link for a tag whose value stands in it as written; anything else as it is.
-latchkey_link() {
-    local value="${1#*=}"
+# latchkey_device(name, device, options): as in dracut's own lines, udev's link in the place of a tag: of that the boot makes the
+# name of a unit, and lifts systemd's limit for the device. Of a volume that the agent waits for; any other's limit stays.
+latchkey_device() {
+    local value="${2#*=}"
     value="${value#\"}"
     value="${value%\"}"
-    case "$1" in
+    if [[ ,$3, == *,nofail,* ]] || ! awk -v name="$1" '$2 == name { found = 1 } END { exit !found }' "$initdir/etc/latchkey/bound" 2>/dev/null; then
+        echo "$2"
+        return
+    fi
+    case "$2" in
     UUID=*) echo "/dev/disk/by-uuid/${value,,}" ;;
     PARTUUID=*) echo "/dev/disk/by-partuuid/${value,,}" ;;
-    *) echo "$1" ;;
+    *) echo "$2" ;;
     esac
 }
 
@@ -132,8 +136,13 @@ latchkey_install_scripts() {
     # The prompt that runs beside the agent's other work, and answers Plymouth too.
     inst_simple "$latchkey_askpass" || latchkey_stop
     inst_hook pre-trigger 90 "$moddir/latchkey-start.sh"
-    # After what starts NetworkManager or ConnMan, whose network the agent may be waiting for; before cryptroot-ask.
-    inst_hook initqueue/settled 99z "$moddir/latchkey-wait.sh"
+    # Before all else, but after what starts NetworkManager or ConnMan (99-nm-run, 99-cm-run), whose network the agent may be
+    # waiting for; and before cryptroot-ask.
+    local priority=00
+    if dracut_module_included network-manager || dracut_module_included connman; then
+        priority=99z
+    fi
+    inst_hook initqueue/settled "$priority" "$moddir/latchkey-wait.sh"
     inst_simple "$moddir/latchkey-resume.sh" /lib/latchkey-resume.sh || latchkey_stop
     inst_hook initqueue/finished 00 "$moddir/latchkey-resume.sh"
     inst_hook pre-pivot 99 "$moddir/latchkey-finish.sh"

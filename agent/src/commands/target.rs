@@ -21,7 +21,7 @@ use crate::volume::header::HeaderError;
 use crate::volume::mapping;
 use crate::volume::opened_in::OpenedIn;
 use crate::volume::place::{HeaderPlace, Kind, Place};
-use crate::volume::source::Source;
+use crate::volume::source::{Source, SourceError};
 use crate::volume::stack;
 
 /// What stands for the UUID of a header that is not made yet.
@@ -264,7 +264,16 @@ impl Target {
         let is_told_apart = |entry: &Entry| !matches!(entry.source, Source::Uuid(_));
         let is_known_by_uuid = matches!(self.kind, Kind::Luks2 | Kind::Luks1);
         if is_known_by_uuid && !self.entries.iter().any(is_told_apart) {
-            Source::Uuid(self.uuid.clone()).resolve_below(files.root())?;
+            let wanted = Source::Uuid(self.uuid.clone());
+            let link = wanted.resolve_below(files.root())?;
+            // udev knows the one, and the other lies in a file.
+            if let Some(link) = link.filter(|link| !is_link_to(link, &self.device, files)) {
+                return Err(SourceError::Ambiguous {
+                    wanted: wanted.to_string(),
+                    devices: vec![link, self.device.clone()],
+                }
+                .into());
+            }
         }
         Ok(())
     }
@@ -394,8 +403,12 @@ fn is_meant(entry: &Entry, device: &Path, luks_uuid: Option<&str>, files: &Files
     let Ok(Some(link)) = entry.source.resolve_below(files.root()) else {
         return false;
     };
+    is_link_to(&link, device, files)
+}
+
+fn is_link_to(link: &Path, device: &Path, files: &Files) -> bool {
     let same = |path: &Path| path.canonicalize().is_ok_and(|path| path == device);
-    same(&link) || same(&files.root().join(link.strip_prefix("/").unwrap_or(&link)))
+    same(link) || same(&files.root().join(link.strip_prefix("/").unwrap_or(link)))
 }
 
 /// Refuses options for a new line where the device has `entries`, unless they are those of one.

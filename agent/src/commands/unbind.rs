@@ -160,13 +160,10 @@ fn check_others(target: &Target, found: &[Found]) -> Result<(), UnbindError> {
     let Some(header) = target.place.luks_header() else {
         return Ok(());
     };
-    // A LUKS1 header does not say which keyslot is ours.
+    // A LUKS1 header does not say which keyslot is ours, and somebody may have given ours in a LUKS2 header another priority.
     let bound = |slot: u32| {
-        let tokens = found.iter().filter_map(|found| found.token.as_ref().ok());
-        target.kind == Kind::Luks1
-            && tokens
-                .into_iter()
-                .any(|t| keyslot_of_file(target, t) == Some(slot))
+        let mut tokens = found.iter().filter_map(|found| found.token.as_ref().ok());
+        tokens.any(|token| keyslot_of_file(target, token) == Some(slot))
     };
     let keyslots = keyslots::list(header)?;
     if keyslots
@@ -238,7 +235,12 @@ fn journal_of(target: &Target, found: Found) -> Result<Journal, UnbindError> {
             let mut known = known.iter();
             target.kind != Kind::Luks1 && known.any(|one| one.slot == slot && one.typed)
         };
-        slots.retain(|slot| !is_typed(*slot));
+        slots.retain(|slot| {
+            if is_typed(*slot) {
+                log::warn!("keyslot {slot} is not known to be one of latchkey, and stays");
+            }
+            !is_typed(*slot)
+        });
         for slot in slots {
             let traces = keyslots::traces(header, slot)?;
             if traces.as_ref().is_some_and(|traces| traces.cheapest) {

@@ -126,7 +126,7 @@ impl KernelCommandLine {
     }
 }
 
-fn is_no(value: &str) -> bool {
+pub(super) fn is_no(value: &str) -> bool {
     ["0", "no", "off", "false"].contains(&value)
 }
 

@@ -6,7 +6,7 @@
 
 use std::fs;
 
-use super::kernel_command_line::KernelCommandLine;
+use super::kernel_command_line::{self, KernelCommandLine};
 use crate::failure::chain;
 use crate::files::{self, Files, FilesError};
 use crate::volume::crypttab::{self, Entry, Format, Key, Options};
@@ -184,7 +184,12 @@ impl Words<'_> {
         }
         let mut entries = crypttab.clone();
         if !of_kernel.is_empty() {
-            entries.retain(|line| of_kernel.iter().any(|word| is_of_kernels(line, word)));
+            // To systemd a volume of which the kernel's words name the options is named.
+            let has_options =
+                |line: &Entry| self.with_systemd && options_of_line(self.kernel, line).is_some();
+            entries.retain(|line| {
+                has_options(line) || of_kernel.iter().any(|word| is_of_kernels(line, word))
+            });
         }
         for word in of_kernel {
             if !crypttab.iter().any(|line| is_of_kernels(line, &word)) {
@@ -209,8 +214,8 @@ impl Words<'_> {
     }
 
     fn reads_crypttab(&self) -> bool {
-        let mut names = self.prefixes().iter();
-        names.all(|prefix| self.kernel.is_on(&format!("{prefix}crypttab")))
+        let last = values(self.kernel, self.prefixes(), "crypttab").last();
+        !last.is_some_and(kernel_command_line::is_no)
     }
 }
 
@@ -278,7 +283,8 @@ fn without_prefix(uuid: &str) -> &str {
     uuid.strip_prefix("luks-").unwrap_or(uuid)
 }
 
-/// `rd.luks.options=UUID=OPTIONS` for this volume, and `rd.luks.options=OPTIONS` for all; of several the last counts.
+/// `rd.luks.options=UUID=OPTIONS` for this volume, and `rd.luks.options=OPTIONS` for all; of several the last counts. What is
+/// no UUID, such as `luks-UUID`, makes them options for all.
 fn options_for<'a>(
     line: &'a KernelCommandLine,
     prefixes: &'a [&str],
@@ -287,10 +293,8 @@ fn options_for<'a>(
     let (mut of_volume, mut for_all) = (None, None);
     for value in values(line, prefixes, "options") {
         match value.split_once('=') {
-            Some((of, options)) if without_prefix(of).eq_ignore_ascii_case(uuid) => {
-                of_volume = Some(options);
-            }
-            Some((of, _)) if without_prefix(of).len() == 36 => {}
+            Some((of, options)) if of.eq_ignore_ascii_case(uuid) => of_volume = Some(options),
+            Some((of, _)) if of.chars().all(|c| c.is_ascii_hexdigit() || c == '-') => {}
             _ => for_all = Some(value),
         }
     }
@@ -438,6 +442,14 @@ mod tests {
         files.push(("run/systemd/system/any", ""));
         assert_eq!(boot(&files, &word), volumes(&[("b", B)]));
         assert_eq!(boot(&files, &none), volumes(&[("c", A)]));
+        let again = format!("{none} rd.luks.crypttab=yes");
+        assert_eq!(
+            boot(&files, &again),
+            volumes(&[("a", A)]),
+            "the last counts"
+        );
+        let options = format!("{word} luks.options={A}=readonly");
+        assert_eq!(boot(&files, &options), volumes(&[("a", A), ("b", B)]));
         let both = format!("{word} rd.luks.uuid=luks-{A}");
         assert_eq!(boot(&files, &both), volumes(&[("a", A), ("b", B)]));
     }
@@ -447,8 +459,8 @@ mod tests {
         let other = format!("luks-{B} /dev/vdb none luks,discard");
         let lines = crypttab::parse(&format!("a UUID={A} none luks,discard\n{other}\n"));
         let kernel = format!(
-            "rd.luks.options=no-read-workqueue rd.luks.options={A}=discard luks.options=luks-{A}=readonly \
-             luks.options={B}=tries=1"
+            "rd.luks.options=no-read-workqueue rd.luks.options={A}=discard luks.options={A}=readonly \
+             luks.options={B}=tries=1 luks.options=luks-{B}=discard"
         );
         let kernel = KernelCommandLine::parse(&kernel);
         let image = KernelCommandLine::parse("");

@@ -333,13 +333,14 @@ pub(crate) fn close_left_over() {
     }
 }
 
-/// Whether the process that made the mapping of this name lives.
+/// Whether another process, which lives, made the mapping of this name. Of our own there is one at a time.
 fn is_in_use(name: &str) -> bool {
     let of_process = name
         .strip_prefix(LOOK)
         .and_then(|rest| rest.split_once('-'));
     let id = of_process.and_then(|(id, _)| id.parse::<NonZeroI32>().ok());
-    id.is_some_and(|id| kill(Pid::from_raw(id.get()), None) != Err(Errno::ESRCH))
+    let id = id.map(|id| Pid::from_raw(id.get()));
+    id.is_some_and(|id| id != Pid::this() && kill(id, None) != Err(Errno::ESRCH))
 }
 
 /// Takes the mapping of a look down; somebody, such as udev, may hold it open for a moment.

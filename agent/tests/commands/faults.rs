@@ -203,8 +203,11 @@ fn a_volume_whose_copy_is_attached_is_neither_unbound_nor_rotated() {
     machine.plug_in(&volume);
     machine.bind(&volume).succeeded();
     std::fs::write(copy.path(), volume.bytes()).unwrap();
-    machine.is_there_twice();
     let before = server.live_volumes();
+    machine
+        .unbind(&copy)
+        .failed_saying(&["is on more than one device", copy.path()]);
+    machine.is_there_twice();
     for one in [&volume, &copy] {
         let texts = ["is on more than one device: /dev/vda3, /dev/vdb3"];
         machine.unbind(one).failed_saying(&texts);
