@@ -5,6 +5,7 @@
 
 mod askpass;
 mod password_agents;
+mod splash;
 
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};

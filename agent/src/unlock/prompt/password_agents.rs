@@ -14,7 +14,7 @@ use tokio::net::UnixDatagram;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use super::{FAILURE_PAUSE, Failures, PASSPHRASE_LIMIT, PromptResult, Question};
+use super::{FAILURE_PAUSE, Failures, PASSPHRASE_LIMIT, PromptResult, Question, splash};
 use crate::failure::printable;
 use crate::flow::PromptLoss;
 
@@ -81,7 +81,10 @@ impl Query {
         let failures = failures.clone();
         let task = tokio::spawn(async move {
             let answered = match asked {
-                Ok(socket) => receive(&socket).await,
+                Ok(socket) => tokio::select! {
+                    answered = receive(&socket) => answered,
+                    never = splash::replace_dead() => match never {},
+                },
                 Err(error) => Err(error),
             };
             if answered.is_ok() {
