@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::channel::{Channel, ChannelError, Output};
 use crate::console::{Console, ConsoleError, Sighting};
 use crate::qmp::{Qmp, QmpError};
-use crate::spec::{CHANNEL, CONSOLE, CONTROL};
+use crate::spec::{CHANNEL, CONSOLE, CONTROL, LATE_DATA};
 use crate::tool::ToolError;
 
 pub use crate::overlay::{BootFiles, Disk};
@@ -216,7 +216,19 @@ impl Machine {
     /// # Errors
     /// `Qmp` if QEMU refuses.
     pub fn plug_disk(&mut self) -> Result<(), MachineError> {
-        let device = json!({ "driver": "virtio-blk-pci", "drive": "disk", "addr": "0x4" });
+        self.plug(json!({ "drive": "disk", "addr": "0x4" }))
+    }
+
+    /// Plugs the data disk in that [`Spec::late_data_disk`] left out.
+    ///
+    /// # Errors
+    /// `Qmp` if QEMU refuses.
+    pub fn plug_data_disk(&mut self) -> Result<(), MachineError> {
+        self.plug(json!({ "drive": LATE_DATA, "serial": "data0" }))
+    }
+
+    fn plug(&mut self, mut device: Value) -> Result<(), MachineError> {
+        device["driver"] = "virtio-blk-pci".into();
         self.qmp.execute("device_add", device)?;
         Ok(())
     }

@@ -158,6 +158,15 @@ impl Spec {
         self
     }
 
+    /// Adds a raw disk, `data0` for the guest, that is left out until
+    /// [`plug_data_disk`](crate::machine::Machine::plug_data_disk).
+    #[must_use]
+    pub fn late_data_disk(self, image: &Path) -> Self {
+        let file = image.display();
+        let drive = format!("file={file},format=raw,if=none,id={LATE_DATA},cache=unsafe");
+        self.qemu(&["-drive", &drive])
+    }
+
     /// Hands QEMU further arguments.
     #[must_use]
     pub fn qemu(mut self, arguments: &[&str]) -> Self {
@@ -278,5 +287,6 @@ const KERNEL_LINE: &str = "ro console=ttyS0 printk.time=1";
 pub(crate) const CONSOLE: &str = "console";
 pub(crate) const CHANNEL: &str = "channel";
 pub(crate) const CONTROL: &str = "control";
+pub(crate) const LATE_DATA: &str = "late-data";
 const FIRST_PAYLOAD_SLOT: usize = 0x8;
 const FIRST_DATA_SLOT: usize = 0x10;

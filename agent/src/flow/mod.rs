@@ -28,7 +28,7 @@ pub use events::{
 use volume::{State, Volume};
 
 /// How much longer the boot takes for volumes that it does not need, once the others are open.
-const OPTIONAL_LIMIT: Duration = Duration::from_secs(10);
+pub const OPTIONAL_LIMIT: Duration = Duration::from_secs(10);
 
 /// The state machine.
 #[derive(Debug)]

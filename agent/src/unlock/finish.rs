@@ -5,10 +5,15 @@
 
 use std::path::Path;
 
+use latchkey_secret::process;
+
 use super::cleanup;
+use super::ending;
+use super::optional;
 use super::runtime::Runtime;
 use crate::failure::chain;
 use crate::files::Files;
+use crate::flow::OPTIONAL_LIMIT;
 use crate::volume::above;
 use crate::volume::mapping;
 use crate::volume::stack::{self, StackError};
@@ -18,27 +23,23 @@ use crate::volume::stack::{self, StackError};
 #[error("root does not lie on the volumes that were opened alone, and '{0}' could not be closed")]
 pub struct RootError(String);
 
-/// Cleans up; then closes what was opened automatically and may not be handed to the root at `mount_point`.
+/// Lets the agent do its part for the volumes that the boot does not need, and cleans up; then closes what was opened
+/// automatically and may not be handed to the root at `mount_point`.
 ///
 /// # Errors
 /// A mapping that should be closed is in use.
 pub fn run(files: &Files, mount_point: &Path) -> Result<(), RootError> {
-    cleanup::run(files);
     let runtime = Runtime::of(files);
-    let begun = mapping::standing(runtime.begun_automatically());
-    if begun.is_empty() {
-        return Ok(());
+    // A root that is not to have what is open already gets no more.
+    if all_foreign(&runtime, mount_point).is_empty() {
+        wait_for_optional(files, &runtime);
     }
-    let opened = runtime.opened_automatically();
-    let foreign = foreign(Path::new("/"), mount_point, &begun, &opened).unwrap_or_else(|error| {
-        log::error!("failed to see where root lies: {}", chain(&error));
-        begun.iter().map(String::as_str).collect()
-    });
+    cleanup::run(files);
+    let foreign = all_foreign(&runtime, mount_point);
     if !foreign.is_empty() {
         let names = foreign.join("', '");
         log::error!("root is not to have '{names}', which was opened automatically: closing");
     }
-    let foreign = foreign.into_iter().map(str::to_owned).collect();
     for name in mapping::close_all(foreign) {
         let is_below_root = stack::lies_partly_on(Path::new("/"), mount_point, &name);
         if is_below_root.unwrap_or(true) || !take_away(&name) {
@@ -46,6 +47,17 @@ pub fn run(files: &Files, mount_point: &Path) -> Result<(), RootError> {
         }
     }
     Ok(())
+}
+
+/// Where nothing else holds the boot back until the agent ends: systemd, and dracut's scripts, go on as soon as root is there.
+fn wait_for_optional(files: &Files, runtime: &Runtime) {
+    let is_open = |name: &String| mapping::name_is_taken(name);
+    if !optional::names(files).iter().all(is_open)
+        && let Some(agent) = runtime.agent()
+        && let Ok(Some(handle)) = process::pidfd(agent.as_raw())
+    {
+        ending::is_gone(&handle, OPTIONAL_LIMIT);
+    }
 }
 
 /// Closes what something else than root uses, most likely LVM: whoever has root need not stay out for that. Whether it is
@@ -65,6 +77,22 @@ fn take_away(name: &str) -> bool {
         Err(error) => {
             log::error!("failed to close '{name}': {}", chain(&error));
             false
+        }
+    }
+}
+
+/// Of the mappings that stand, by name; all that were begun automatically where it cannot be seen.
+fn all_foreign(runtime: &Runtime, mount_point: &Path) -> Vec<String> {
+    let begun = mapping::standing(runtime.begun_automatically());
+    if begun.is_empty() {
+        return begun;
+    }
+    let opened = runtime.opened_automatically();
+    match foreign(Path::new("/"), mount_point, &begun, &opened) {
+        Ok(foreign) => foreign.into_iter().map(str::to_owned).collect(),
+        Err(error) => {
+            log::error!("failed to see where root lies: {}", chain(&error));
+            begun
         }
     }
 }

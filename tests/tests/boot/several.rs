@@ -19,7 +19,7 @@ pub const SCENARIOS: &[Scenario] = &[
         play: eight,
     },
     Scenario {
-        name: "D2 a data volume with nofail opens in the initramfs, and holds up no boot when its disk is gone",
+        name: "D2 a data volume with nofail opens in the initramfs, also when its disk comes after root; it holds up no boot when it is gone",
         play: gone,
     },
 ];
@@ -104,6 +104,16 @@ fn gone(stage: &Stage) -> Outcome {
     let mut machine = Machine::start(&stage.machine(&disk, "gone"))?;
     opened(&mut machine, ROOT)?;
     stage.note(machine.up()?);
+    machine.power_off()?;
+
+    // Root is there, and may wait ten seconds for the other.
+    let late = stage.machine(&disk, "late").late_data_disk(&data[0]);
+    let mut machine = Machine::start(&late)?;
+    opened(&mut machine, ROOT)?;
+    machine.plug_data_disk()?;
+    opened(&mut machine, "data")?;
+    machine.up()?;
+    holds(&mut machine, "data")?;
     machine.power_off()?;
     Ok(())
 }
