@@ -14,6 +14,7 @@ mod maps;
 mod memory;
 mod packet;
 pub mod process;
+pub mod terminal;
 pub mod udev;
 pub mod udev_wait;
 pub mod wiping_free;

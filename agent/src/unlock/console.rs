@@ -19,6 +19,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::prompt::Way;
 use super::service_manager;
+use super::splash;
 use crate::logging;
 
 /// Most lines that a report keeps; a night of retries must not grow without end.
@@ -77,8 +78,9 @@ impl Console {
                 }
             }
             #[cfg(test)]
-            Output::Nowhere => {}
+            Output::Nowhere => return self.note(line),
         }
+        splash::show(&text);
         self.note(line);
     }
 

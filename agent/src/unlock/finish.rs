@@ -4,6 +4,7 @@
 //! disk could have put another root in its place.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use latchkey_secret::process;
 
@@ -18,6 +19,9 @@ use crate::volume::above;
 use crate::volume::mapping;
 use crate::volume::stack::{self, StackError};
 
+/// Between two looks at what is open by now.
+const WAIT_PAUSE: Duration = Duration::from_millis(100);
+
 /// The boot must not go on.
 #[derive(Debug, thiserror::Error)]
 #[error("root does not lie on the volumes that were opened alone, and '{0}' could not be closed")]
@@ -30,16 +34,22 @@ pub struct RootError(String);
 /// A mapping that should be closed is in use.
 pub fn run(files: &Files, mount_point: &Path) -> Result<(), RootError> {
     let runtime = Runtime::of(files);
-    // A root that is not to have what is open already gets no more.
-    if all_foreign(&runtime, mount_point).is_empty() {
-        wait_for_optional(files, &runtime);
-    }
+    wait_for_optional(files, &runtime, mount_point);
     cleanup::run(files);
-    let foreign = all_foreign(&runtime, mount_point);
+    let begun = mapping::standing(runtime.begun_automatically());
+    if begun.is_empty() {
+        return Ok(());
+    }
+    let opened = runtime.opened_automatically();
+    let foreign = foreign(Path::new("/"), mount_point, &begun, &opened).unwrap_or_else(|error| {
+        log::error!("failed to see where root lies: {}", chain(&error));
+        begun.iter().map(String::as_str).collect()
+    });
     if !foreign.is_empty() {
         let names = foreign.join("', '");
         log::error!("root is not to have '{names}', which was opened automatically: closing");
     }
+    let foreign = foreign.into_iter().map(str::to_owned).collect();
     for name in mapping::close_all(foreign) {
         let is_below_root = stack::lies_partly_on(Path::new("/"), mount_point, &name);
         if is_below_root.unwrap_or(true) || !take_away(&name) {
@@ -49,14 +59,30 @@ pub fn run(files: &Files, mount_point: &Path) -> Result<(), RootError> {
     Ok(())
 }
 
-/// Where nothing else holds the boot back until the agent ends: systemd, and dracut's scripts, go on as soon as root is there.
-fn wait_for_optional(files: &Files, runtime: &Runtime) {
-    let is_open = |name: &String| mapping::name_is_taken(name);
-    if !optional::names(files).iter().all(is_open)
-        && let Some(agent) = runtime.agent()
+/// Gives the agent ten seconds for what it still has and the boot does not need: systemd and dracut's scripts go on as soon as
+/// root is there. Only for a root that keeps what opens meanwhile.
+fn wait_for_optional(files: &Files, runtime: &Runtime, mount_point: &Path) {
+    let left = || {
+        let mut names = optional::names(files);
+        names.retain(|name| runtime.holds(name) && !mapping::name_is_taken(name));
+        names
+    };
+    let names = left();
+    let opened = runtime.opened_automatically();
+    let opened: Vec<_> = opened.iter().map(String::as_str).collect();
+    let has_them = || stack::lies_on(Path::new("/"), mount_point, &opened).unwrap_or(false);
+    if names.is_empty() || !has_them() {
+        return;
+    }
+    if let Some(agent) = runtime.agent()
         && let Ok(Some(handle)) = process::pidfd(agent.as_raw())
     {
-        ending::is_gone(&handle, OPTIONAL_LIMIT);
+        log::info!("root is there: giving '{}' ten seconds", names.join("', '"));
+        let begin = Instant::now();
+        while !ending::is_gone(&handle, WAIT_PAUSE)
+            && begin.elapsed() < OPTIONAL_LIMIT
+            && !left().is_empty()
+        {}
     }
 }
 
@@ -77,22 +103,6 @@ fn take_away(name: &str) -> bool {
         Err(error) => {
             log::error!("failed to close '{name}': {}", chain(&error));
             false
-        }
-    }
-}
-
-/// Of the mappings that stand, by name; all that were begun automatically where it cannot be seen.
-fn all_foreign(runtime: &Runtime, mount_point: &Path) -> Vec<String> {
-    let begun = mapping::standing(runtime.begun_automatically());
-    if begun.is_empty() {
-        return begun;
-    }
-    let opened = runtime.opened_automatically();
-    match foreign(Path::new("/"), mount_point, &begun, &opened) {
-        Ok(foreign) => foreign.into_iter().map(str::to_owned).collect(),
-        Err(error) => {
-            log::error!("failed to see where root lies: {}", chain(&error));
-            begun
         }
     }
 }

@@ -27,6 +27,7 @@ mod look;
 mod optional;
 mod shell;
 pub(crate) mod shown;
+mod splash;
 
 use std::time::Duration;
 

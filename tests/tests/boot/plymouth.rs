@@ -56,13 +56,16 @@ pub fn splash(stage: &Stage) -> Outcome {
 pub fn killed(stage: &Stage) -> Outcome {
     let stage_with = stage.with_packages("plymouth", PACKAGES)?;
     let disk = stage_with.bound_disk()?;
-    let script = format!("{WATCH}{KILL}");
-    let mut machine = Machine::start(&spec(&stage_with, &disk, "boot", &script)?)?;
-    machine.expect(KILLING, LIMIT)?;
-    stage.note(machine.answer(stage.prompt(), PASSPHRASE)?);
-    machine.up()?;
-    opened(&mut machine, "was opened by a typed passphrase")?;
-    machine.power_off()?;
+    // One that crashes takes its pid file away.
+    for signal in ["SEGV", "KILL"] {
+        let script = format!("{WATCH}signal={signal}{KILL}");
+        let mut machine = Machine::start(&spec(&stage_with, &disk, signal, &script)?)?;
+        machine.expect(KILLING, LIMIT)?;
+        stage.note(machine.answer(stage.prompt(), PASSPHRASE)?);
+        machine.up()?;
+        opened(&mut machine, "was opened by a typed passphrase")?;
+        machine.power_off()?;
+    }
     Ok(())
 }
 
@@ -127,10 +130,12 @@ const WATCH: &str = r#"(
 ) </dev/null >/dev/null 2>&1 &
 "#;
 
-const KILL: &str = r#"(
+/// Behind `signal=NAME`.
+const KILL: &str = r#"
+(
     until [ -s /run/plymouth/pid ] && [ -s /run/latchkey/agent.pid ]; do sleep 1; done
     sleep 20
     echo 'RIG: killing the splash screen' >/dev/console
-    kill -KILL "$(cat /run/plymouth/pid)"
+    kill -$signal "$(cat /run/plymouth/pid)"
 ) </dev/null >/dev/null 2>&1 &
 "#;

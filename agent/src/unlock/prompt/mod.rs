@@ -4,8 +4,8 @@
 //! `askpass` does.
 
 mod askpass;
+mod dead_splash;
 mod password_agents;
-mod splash;
 
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};

@@ -14,7 +14,7 @@ use tokio::net::UnixDatagram;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use super::{FAILURE_PAUSE, Failures, PASSPHRASE_LIMIT, PromptResult, Question, splash};
+use super::{FAILURE_PAUSE, Failures, PASSPHRASE_LIMIT, PromptResult, Question, dead_splash};
 use crate::failure::printable;
 use crate::flow::PromptLoss;
 
@@ -83,7 +83,7 @@ impl Query {
             let answered = match asked {
                 Ok(socket) => tokio::select! {
                     answered = receive(&socket) => answered,
-                    never = splash::replace_dead() => match never {},
+                    never = dead_splash::replace() => match never {},
                 },
                 Err(error) => Err(error),
             };
