@@ -13,8 +13,11 @@ latchkey_askpass=/lib/cryptsetup/askpass
 
 # called by dracut
 check() {
-    # A crash kernel unlocks nothing: kexec-tools and kdump build its image for one mount, or with kdumpbase.
+    # A crash kernel unlocks nothing: its image is built with kdumpbase, or by hand under the name that kdump-tools looks for.
+    # (In the ordinary image the agent sees /proc/vmcore and does nothing.)
     # shellcheck disable=SC2154 # dracut's
+    [[ ${outfile##*/} == *kdump* || $outfile == */kdump/* ]] && return 1
+    # shellcheck disable=SC2154 # dracut's: it looks for what single mounts need
     [[ $mount_needs ]] && return 1
     # shellcheck disable=SC2154 # dracut's
     [[ " $add_dracutmodules $force_add_dracutmodules " == *" kdumpbase "* ]] && return 1
@@ -93,7 +96,7 @@ latchkey_device() {
     local value="${2#*=}"
     value="${value#\"}"
     value="${value%\"}"
-    if [[ ,$3, == *,nofail,* ]] || ! awk -v name="$1" '$2 == name { found = 1 } END { exit !found }' "$initdir/etc/latchkey/bound" 2>/dev/null; then
+    if [[ ,$3, == *,nofail,* ]] || ! awk -v name="$1" '!/^\?/ && $2 == name { found = 1 } END { exit !found }' "$initdir/etc/latchkey/bound" 2>/dev/null; then
         echo "$2"
         return
     fi
@@ -107,6 +110,9 @@ latchkey_device() {
 # An image for any machine has no crypttab; then the kernel command line must name the volumes, for dracut as for us.
 latchkey_expect_volumes() {
     [[ -s $initdir/etc/crypttab ]] && return
+    # What dracut copies after all modules may be it.
+    # shellcheck disable=SC2154 # dracut's
+    [[ " $install_items $install_optional_items " == *" /etc/crypttab "* ]] && return
     grep -qsw -e rd.luks.uuid -e rd.luks.name /proc/cmdline "$initdir"/etc/cmdline.d/*.conf && return
     dwarning "latchkey: this image names no volume to open: set hostonly=yes, or rd.luks.uuid= on the kernel command line"
 }

@@ -62,14 +62,15 @@ lines_of_crypttab_name_the_devices_as_dracuts_own_do()
 		f /dev/vdd none luks,x-initrd.attach
 		n UUID=3d4e none luks,nofail,x-initrd.attach
 		o UUID=5f60 none luks,x-initrd.attach
+		q PARTUUID=6a7b-01 none luks,x-initrd.attach
 	END
 	mkdir -p "$root/image/etc/latchkey"
-	printf '8a3d a\n1b2c b\n3d4e n\n' >"$root/image/etc/latchkey/bound"
+	printf '8a3d a\n1b2c b\n3d4e n\n?6a7b q\n' >"$root/image/etc/latchkey/bound"
 	echo "f /dev/disk/by-uuid/1 none luks" >"$root/image/etc/crypttab"
 	bash -euc '. "$1"; hostonly=yes initdir="$2/image" dracutsysrootdir="$2"; latchkey_add_volumes' \
 		bash "$here/90latchkey/module-setup.sh" "$root"
 	expect "$(cut -d" " -f1,2 "$root/image/etc/crypttab" | tr "\n" " ")" \
-		"f /dev/disk/by-uuid/1 a /dev/disk/by-uuid/8a3d b /dev/disk/by-partuuid/59454b4c-02 c /dev/vdb d LABEL=data n UUID=3d4e o UUID=5f60 "
+		"f /dev/disk/by-uuid/1 a /dev/disk/by-uuid/8a3d b /dev/disk/by-partuuid/59454b4c-02 c /dev/vdb d LABEL=data n UUID=3d4e o UUID=5f60 q PARTUUID=6a7b-01 "
 }
 
 the_shutdown_is_to_close_what_the_agent_opened()

@@ -35,6 +35,7 @@ main()
 		a_foreign_root_stops_the_boot
 		a_finish_that_is_killed_stops_no_boot_that_a_person_opened
 		a_hibernated_machine_resumes_without_credentials
+		a_system_that_hibernated_into_a_file_resumes_without_credentials
 	done
 	[ "$failures" -eq 0 ] || { echo "$failures failed"; exit 1; }
 	echo "boot scripts: all passed"
@@ -292,6 +293,26 @@ a_hibernated_machine_resumes_without_credentials()
 		resume=/dev/x run local-premount
 		case "$kind" in
 		swap) expect "$(calls)" "unlock wait:--device-timeout:5" ;;
+		*) expect "$(calls)" "unlock wait:--device-timeout:5 cleanup" ;;
+		esac
+	done
+}
+
+# The file system's type says nothing of a swap file in it.
+a_system_that_hibernated_into_a_file_resumes_without_credentials()
+{
+	for mark in "" S1SUSPEND; do
+		initramfs
+		agent unlock 'while [ ! -e ended ]; do sleep 0.1; done'
+		agent wait 'exit 1'
+		agent cleanup 'touch ended'
+		echo ext4 >"$root/fstype"
+		head -c 12278 /dev/zero >"$root/device"
+		printf '%s' "${mark:-SWAPSPACE}2" >>"$root/device"
+		run local-top
+		resume="$root/device" resume_offset=2 run local-premount
+		case "$mark" in
+		"") expect "$(calls)" "unlock wait:--device-timeout:5" ;;
 		*) expect "$(calls)" "unlock wait:--device-timeout:5 cleanup" ;;
 		esac
 	done

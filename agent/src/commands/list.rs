@@ -24,6 +24,7 @@ use crate::volume::keyslots;
 use crate::volume::opened_in::OpenedIn;
 use crate::volume::place::{HeaderPlace, Kind};
 use crate::volume::plain::Settings;
+use crate::volume::source::Source;
 
 /// How a listing is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,10 +129,12 @@ pub fn run(files: &Files, format: Format) -> Result<(), ListError> {
     print(&volumes, format).map_err(ListError::Write)
 }
 
-/// Prints the UUIDs and names of the bound volumes, a line for each: for the image.
+/// Prints the UUIDs and names of the bound volumes, a line for each: for the image. One whose device is not there is printed
+/// too, with `?` before its UUID.
 ///
 /// # Errors
-/// A variant of [`ListError`]; `Unknown` if a volume that would be opened at the prompt could not be looked at.
+/// A variant of [`ListError`]; `Unknown` if a volume that would be opened at the prompt could not be looked at, and crypttab does
+/// not give its UUID.
 pub fn run_bound(files: &Files) -> Result<(), ListError> {
     let mut out = io::stdout().lock();
     for entry in read_crypttab(files)? {
@@ -144,7 +147,13 @@ pub fn run_bound(files: &Files) -> Result<(), ListError> {
                 writeln!(out, "{uuid} {}", entry.name).map_err(ListError::Write)?;
             }
             (Binding::NotBound, _) => {}
-            _ => return Err(ListError::Unknown(entry.name)),
+            _ if !entry.options.unsupported().is_empty() => {} // not opened by latchkey either
+            _ => match &entry.source {
+                Source::Uuid(uuid) => {
+                    writeln!(out, "?{uuid} {}", entry.name).map_err(ListError::Write)?;
+                }
+                _ => return Err(ListError::Unknown(entry.name)),
+            },
         }
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! `latchkey status`: who this machine is at each key server, whether each address answers, what policies hold, and
 //! whether the initramfs is up to date.
 
+use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -17,6 +18,7 @@ use crate::failure::{chain, printable};
 use crate::files::{Files, FilesError, Role, ServerFiles};
 use crate::server::{ClientError, KeyServer, block_on, certificate};
 use crate::unit_name;
+use crate::unlock::kernel_command_line::KernelCommandLine;
 use crate::volume::opened_in::OpenedIn;
 
 /// Everything that `latchkey status` tells.
@@ -135,6 +137,7 @@ fn gather(files: &Files) -> Result<Status, StatusError> {
             Err(error) => status.broken_servers.push(error),
         }
     }
+    let word = forbidding_word(files);
     for volume in &mut status.volumes {
         let problems: Vec<String> = status
             .servers
@@ -142,8 +145,28 @@ fn gather(files: &Files) -> Result<Status, StatusError> {
             .filter_map(|server| server.problem_with(volume))
             .collect();
         volume.problems.extend(problems);
+        if let Some(word) = &word
+            && matches!(volume.binding, Binding::Bound { .. })
+            && volume.opened_in == OpenedIn::Initramfs
+        {
+            volume.problems.push(format!(
+                "this boot's kernel command line has '{word}': a boot with that opens nothing by itself"
+            ));
+        }
     }
     Ok(status)
+}
+
+/// The word of this boot with which the agent opens nothing automatically. Most boots have the words of the last.
+fn forbidding_word(files: &Files) -> Option<String> {
+    const INIT: &str = "/sbin/init";
+    let text = fs::read_to_string(files.path("/proc/cmdline")).ok()?;
+    let line = KernelCommandLine::parse(&text);
+    let program = |path: &str| fs::canonicalize(files.path(path)).ok();
+    // As the image is built: another name of the same program is no other.
+    let named = line.values("init").flatten().last();
+    let usual = named.filter(|path| program(path).is_some_and(|it| Some(it) == program(INIT)));
+    line.asks_for_shell(usual.unwrap_or(INIT))
 }
 
 /// Asks every address, not just until one answers.

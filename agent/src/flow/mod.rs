@@ -319,12 +319,14 @@ impl Flow {
             }
             Tried::Wrong => {
                 self.wrong += 1;
+                self.status.clear(); // what is said now would stand between it and the next prompt
                 actions.push(Action::Say(
                     "no keyslot opens with this passphrase".to_owned(),
                 ));
             }
             Tried::Failed(why) => {
                 self.wrong += 1;
+                self.status.clear();
                 actions.push(Action::Say(why));
             }
         }
@@ -473,13 +475,17 @@ impl Flow {
     }
 
     fn tell_device_state(&mut self, now: Duration, actions: &mut Vec<Action>) {
-        let busy = self
-            .volumes
-            .iter()
-            .any(|volume| volume.is_locked() || volume.is_opening() || volume.is_being_read(now));
+        // The framework may have to bring the device of one that the boot needs: no other holds that up.
+        let needed_is_missing = self.needed().any(Volume::is_missing);
+        let counts = |volume: &&Volume| !volume.optional || !needed_is_missing;
+        let busy =
+            self.volumes.iter().filter(counts).any(|volume| {
+                volume.is_locked() || volume.is_opening() || volume.is_being_read(now)
+            });
         let waiting = !busy && self.volumes.iter().any(Volume::is_missing);
         if waiting != self.waiting_for_devices {
             self.waiting_for_devices = waiting;
+            self.status.clear(); // it is the devices now, or was until now
             actions.push(Action::WaitForDevices(waiting));
         }
     }

@@ -30,6 +30,8 @@ pub struct Boot {
     pub command_line: KernelCommandLine,
     /// The same, as the kernel gave it.
     pub command_line_text: String,
+    /// Whether another kernel crashed, and this one came to write the dump.
+    pub is_of_crash_kernel: bool,
     /// The image, or why it says nothing.
     pub image: Result<Image, String>,
 }
@@ -43,7 +45,14 @@ impl Boot {
             command_line: KernelCommandLine::parse(&command_line_text),
             image: read_image(&files.path("/etc/latchkey/image.toml")),
             command_line_text,
+            is_of_crash_kernel: files.path("/proc/vmcore").exists(),
         }
+    }
+
+    /// Whether the agent is to do nothing: `latchkey=off`, and a crash kernel (Documentation/admin-guide/kdump), which comes to
+    /// write a dump and may have the image of the ordinary boot.
+    pub fn is_switched_off(&self) -> bool {
+        self.command_line.is_switched_off() || self.is_of_crash_kernel
     }
 
     /// Why nothing may be opened automatically in this boot, if so.
@@ -110,6 +119,16 @@ mod tests {
         assert_eq!(boot.forbids_automatic(), None);
         assert_eq!(boot.facts().image_built, 1_800_000_000);
         assert_eq!(boot.facts().image, None, "an older image has none");
+    }
+
+    #[test]
+    fn a_crash_kernel_opens_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let files = Files::under(root.path());
+        assert!(!Boot::read(&files).is_switched_off());
+        std::fs::create_dir(root.path().join("proc")).unwrap();
+        std::fs::write(root.path().join("proc/vmcore"), "").unwrap();
+        assert!(Boot::read(&files).is_switched_off());
     }
 
     #[test]

@@ -63,6 +63,14 @@ impl Console {
         }
     }
 
+    /// Tells people, the log and the report what is being waited for, and systemd, whose `systemctl status` shows it.
+    pub fn say_status(&mut self, line: &str) {
+        if self.output == Output::Systemd {
+            service_manager::status(line);
+        }
+        self.say(line);
+    }
+
     /// Tells people, the log and the report.
     pub fn say(&mut self, line: &str) {
         let text = format!("latchkey: {line}");
@@ -72,7 +80,6 @@ impl Console {
                 None => show(&text, &mut std::io::stderr().lock(), self.prompt_stands),
             },
             Output::Systemd => {
-                service_manager::status(line);
                 for mut console in consoles() {
                     show(&text, &mut console, self.prompt_stands);
                 }

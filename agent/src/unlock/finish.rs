@@ -10,7 +10,6 @@ use latchkey_secret::process;
 
 use super::cleanup;
 use super::ending;
-use super::optional;
 use super::runtime::Runtime;
 use crate::failure::chain;
 use crate::files::Files;
@@ -34,7 +33,7 @@ pub struct RootError(String);
 /// A mapping that should be closed is in use.
 pub fn run(files: &Files, mount_point: &Path) -> Result<(), RootError> {
     let runtime = Runtime::of(files);
-    wait_for_optional(files, &runtime, mount_point);
+    wait_for_others(&runtime, mount_point);
     cleanup::run(files);
     let begun = mapping::standing(runtime.begun_automatically());
     if begun.is_empty() {
@@ -59,12 +58,12 @@ pub fn run(files: &Files, mount_point: &Path) -> Result<(), RootError> {
     Ok(())
 }
 
-/// Gives the agent ten seconds for what it still has and the boot does not need: systemd and dracut's scripts go on as soon as
-/// root is there. Only for a root that keeps what opens meanwhile.
-fn wait_for_optional(files: &Files, runtime: &Runtime, mount_point: &Path) {
+/// Gives the agent ten seconds for what it still has: systemd and dracut's scripts go on as soon as root is there, without what
+/// has `nofail` or `_netdev`. Only for a root that keeps what opens meanwhile.
+fn wait_for_others(runtime: &Runtime, mount_point: &Path) {
     let left = || {
-        let mut names = optional::names(files);
-        names.retain(|name| runtime.holds(name) && !mapping::name_is_taken(name));
+        let mut names = runtime.held();
+        names.retain(|name| !mapping::name_is_taken(name));
         names
     };
     let names = left();

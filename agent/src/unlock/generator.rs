@@ -40,7 +40,7 @@ pub enum GeneratorError {
 /// Every variant of [`GeneratorError`].
 pub fn run(files: &Files, folder: &Path) -> Result<(), GeneratorError> {
     let boot = Boot::read(files);
-    if boot.command_line.is_switched_off() {
+    if boot.is_switched_off() {
         return Ok(());
     }
     let mut entries = volumes::of_this_boot(files, &boot.command_line, |_| {})?;
@@ -69,9 +69,13 @@ mod tests {
     const B: &str = "9b3d7d0e-0d5b-4f3c-9d52-1e1fa2a1c0df";
 
     fn gates(bound: Option<&str>, command_line: &str) -> Vec<String> {
-        let root = tempfile::tempdir().unwrap();
         let crypttab = format!("root-1 UUID={A} none luks\ndata UUID={B} none luks\n");
-        let mut contents = vec![("etc/crypttab", &*crypttab), ("proc/cmdline", command_line)];
+        gates_of(&crypttab, bound, command_line)
+    }
+
+    fn gates_of(crypttab: &str, bound: Option<&str>, command_line: &str) -> Vec<String> {
+        let root = tempfile::tempdir().unwrap();
+        let mut contents = vec![("etc/crypttab", crypttab), ("proc/cmdline", command_line)];
         contents.extend(bound.map(|bound| ("etc/latchkey/bound", bound)));
         for (path, content) in contents {
             let path = root.path().join(path);
@@ -103,5 +107,15 @@ mod tests {
         assert_eq!(gates(Some(&format!("{A}\n")), "quiet"), [ROOT]);
         assert_eq!(gates(Some(""), "quiet"), [""; 0]);
         assert_eq!(gates(None, "quiet latchkey=off"), [""; 0]);
+        // At its build nobody could look at this one.
+        assert_eq!(gates(Some(&format!("?{A} root-1\n")), "quiet"), [ROOT]);
+    }
+
+    #[test]
+    fn a_volume_that_is_named_by_its_path_gets_a_gate_if_its_name_is_bound() {
+        let crypttab = "root-1 /dev/vda2 none luks\ndata PARTUUID=1-1 none luks\n";
+        assert_eq!(gates_of(crypttab, None, ""), [DATA, ROOT]);
+        let bound = format!("{A} root-1\n");
+        assert_eq!(gates_of(crypttab, Some(&bound), ""), [ROOT]);
     }
 }

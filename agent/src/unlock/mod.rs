@@ -85,7 +85,7 @@ pub fn run(files: &Files, settings: &Settings) -> Result<Outcome, UnlockError> {
     if boot.command_line.wants_debug() {
         logging::debug_boot();
     }
-    if boot.command_line.is_switched_off() {
+    if boot.is_switched_off() {
         service_manager::ready(); // nothing to wait for
         credentials::wipe_files(files);
         return Ok(Outcome::NativePrompt);

@@ -19,6 +19,7 @@ use super::credentials::Credentials;
 use super::look::is_taken;
 use super::prompt::{Companion, Failures, Prompt, PromptResult, Question, Way};
 use super::runtime::Runtime;
+use super::service_manager;
 use super::session::Session;
 use super::volumes;
 use super::worker::{Job, Told, Worker};
@@ -427,8 +428,12 @@ impl Shell {
                 Action::Activate(volume) => self.worker.queue(Job::Activate(volume)),
                 Action::ForgetTyped => self.worker.queue(Job::Forget),
                 Action::Wipe => self.wipe().await,
-                Action::Say(line) | Action::Status(line) => self.console.say(&printable(&line)),
+                Action::Say(line) => self.console.say(&printable(&line)),
+                Action::Status(line) => self.console.say_status(&printable(&line)),
                 Action::WaitForDevices(waiting) => {
+                    if waiting {
+                        service_manager::status(&self.missing());
+                    }
                     if let Err(error) = self.runtime.set_waiting_for_devices(waiting) {
                         log::warn!("{}", chain(&error));
                     }
@@ -494,6 +499,14 @@ impl Shell {
         if let Some(prompt) = self.prompt.shown.take() {
             self.prompt.companion = prompt.end().await;
         }
+    }
+
+    /// What `systemctl status` says while devices are waited for.
+    fn missing(&self) -> String {
+        let devices = self.entries.iter().zip(&self.devices);
+        let missing = devices.filter(|(_, device)| matches!(device, Device::Missing));
+        let names: Vec<_> = missing.map(|(entry, _)| entry.name.as_str()).collect();
+        format!("waiting for the disk of '{}'", names.join("', '"))
     }
 
     /// Drops everything secret but a typed passphrase's volume keys, and takes the network down.

@@ -91,14 +91,15 @@ fn read(text: &str, tell: &mut impl FnMut(&str)) -> Vec<Entry> {
 }
 
 /// Keeps the volumes that have a gate where systemd runs the initramfs: those whose UUID is among the bound ones that the
-/// image was built with. Where a volume is named otherwise, or the image does not say, its header will tell.
+/// image was built with, or whose name where crypttab names the device otherwise. Where the image does not say, the header will
+/// tell.
 pub fn retain_gated(files: &Files, entries: &mut Vec<Entry>) {
     let Some(Names(bound)) = Names::read(files) else {
         return;
     };
     entries.retain(|entry| match &entry.source {
         Source::Uuid(uuid) => bound.iter().any(|(bound, _)| bound == uuid),
-        _ => true,
+        _ => bound.iter().any(|(_, bound)| *bound == entry.name),
     });
 }
 
@@ -111,6 +112,7 @@ impl Names {
         let text = fs::read_to_string(files.path("/etc/latchkey/bound")).ok()?;
         let pair = |line: &str| {
             let (uuid, name) = line.trim().split_once(' ').unwrap_or((line.trim(), ""));
+            let uuid = uuid.trim_start_matches('?'); // nobody could look: it may be bound
             (uuid.to_owned(), name.to_owned())
         };
         Some(Self(text.lines().map(pair).collect()))
@@ -206,7 +208,26 @@ impl Words<'_> {
                 None => entries.push(word),
             }
         }
+        if !self.with_systemd {
+            for entry in &mut entries {
+                entry.options.discard |= self.allow_discards(entry);
+            }
+        }
         entries
+    }
+
+    /// `rd.luks.allow-discards`, for all or by UUID, which dracut's scripts know and systemd does not.
+    fn allow_discards(&self, entry: &Entry) -> bool {
+        let is_of = |value: Option<&str>| {
+            value.is_none_or(|value| {
+                ["1", "yes", "on", "true"].contains(&value)
+                    || matches!(&entry.source, Source::Uuid(uuid) if without_prefix(value).eq_ignore_ascii_case(uuid))
+            })
+        };
+        let name = "rd.luks.allow_discards";
+        [self.image, self.kernel]
+            .iter()
+            .any(|line| line.values(name).any(is_of))
     }
 
     fn prefixes(&self) -> &'static [&'static str] {
@@ -317,6 +338,13 @@ mod tests {
     const B: &str = "9b3d7d0e-0d5b-4f3c-9d52-1e1fa2a1c0df";
 
     fn boot(files: &[(&str, &str)], kernel: &str) -> Vec<(String, String)> {
+        entries(files, kernel)
+            .into_iter()
+            .map(|entry| (entry.name, entry.source.to_string()))
+            .collect()
+    }
+
+    fn entries(files: &[(&str, &str)], kernel: &str) -> Vec<Entry> {
         let root = tempfile::tempdir().unwrap();
         for (path, content) in files {
             let path = root.path().join(path);
@@ -324,11 +352,7 @@ mod tests {
             fs::write(path, content).unwrap();
         }
         let kernel = KernelCommandLine::parse(kernel);
-        let entries = of_this_boot(&Files::under(root.path()), &kernel, |_| {}).unwrap();
-        entries
-            .into_iter()
-            .map(|entry| (entry.name, entry.source.to_string()))
-            .collect()
+        of_this_boot(&Files::under(root.path()), &kernel, |_| {}).unwrap()
     }
 
     fn volumes(expected: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -429,6 +453,23 @@ mod tests {
         assert!(line(&both).read_only && !line(&both).discard);
         let all = format!("rd.luks.options=discard rd.luks.options={B}=readonly rd.luks.uuid={A}");
         assert!(line(&all).discard && !line(&all).read_only);
+    }
+
+    #[test]
+    fn discards_are_allowed_by_the_word_of_dracuts_scripts() {
+        let crypttab = format!("a UUID={A} none luks\nb UUID={B} none luks\n");
+        let mut files = vec![("etc/crypttab", crypttab.as_str())];
+        let discards = |files: &[(&str, &str)], word: &str| -> Vec<bool> {
+            let entries = entries(files, word).into_iter();
+            entries.map(|entry| entry.options.discard).collect()
+        };
+        assert_eq!(discards(&files, ""), [false, false]);
+        assert_eq!(discards(&files, "rd.luks.allow-discards"), [true, true]);
+        assert_eq!(discards(&files, "rd.luks.allow-discards=0"), [false, false]);
+        let one = format!("rd.luks.allow-discards=luks-{B}");
+        assert_eq!(discards(&files, &one), [false, true]);
+        files.push(("run/systemd/system/any", ""));
+        assert_eq!(discards(&files, &one), [false, false]);
     }
 
     #[test]

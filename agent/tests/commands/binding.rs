@@ -53,6 +53,21 @@ fn a_bound_volume_is_shown_everywhere_and_unbinding_restores_it() {
             .out
             .contains("root_crypt")
     );
+    std::fs::create_dir_all(machine.path("proc")).unwrap();
+    let words = machine.path("proc/cmdline");
+    std::fs::write(
+        &words,
+        "root=/dev/mapper/root_crypt systemd.unit=multi-user.target\n",
+    )
+    .unwrap();
+    let said = machine.latchkey(&["status"], "");
+    assert_eq!(said.code, 3);
+    assert!(
+        said.out.contains("has 'systemd.unit=multi-user.target'"),
+        "{}",
+        said.out
+    );
+    std::fs::remove_file(&words).unwrap();
 
     machine
         .bind(&volume)

@@ -124,6 +124,39 @@ fn with_optional() -> Rig {
 }
 
 #[test]
+fn after_a_wrong_passphrase_the_reason_stands_above_the_next_prompt() {
+    let mut rig = Rig::new(plan(1, 1));
+    let line = Action::Status("asking the key server".to_owned());
+    rig.event(Event::NetworkUp);
+    assert!(rig.event(Event::Device(0, bound(1))).contains(&line));
+    rig.event(Event::Typed);
+    let actions = rig.event(Event::Tried(Tried::Wrong));
+    let at = |wanted: &dyn Fn(&Action) -> bool| actions.iter().position(wanted).unwrap();
+    let said = at(&|action| matches!(action, Action::Say(_)));
+    let reason = at(&|action| *action == line);
+    let prompt = at(&|action| matches!(action, Action::Prompt(..)));
+    assert!(said < reason && reason < prompt, "{actions:?}");
+}
+
+#[test]
+fn a_locked_volume_that_the_boot_does_not_need_keeps_no_other_disk_from_coming() {
+    let mut plan = plan(2, 1);
+    plan.volumes[0].optional = true;
+    let mut rig = Rig::new(plan);
+    let actions = rig.event(Event::Device(0, bound(1)));
+    assert!(rig.prompt);
+    assert!(
+        !actions.contains(&Action::WaitForDevices(false)),
+        "the framework brings the other"
+    );
+    let actions = rig.event(Event::Device(1, bound(1)));
+    assert!(
+        actions.contains(&Action::WaitForDevices(false)),
+        "{actions:?}"
+    );
+}
+
+#[test]
 fn a_volume_that_the_boot_does_not_need_holds_it_up_for_ten_seconds_at_most() {
     for appears in [true, false] {
         let mut rig = with_optional();

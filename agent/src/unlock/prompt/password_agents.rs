@@ -18,6 +18,8 @@ use super::{FAILURE_PAUSE, Failures, PASSPHRASE_LIMIT, PromptResult, Question, d
 use crate::failure::printable;
 use crate::flow::PromptLoss;
 
+/// Columns of a text that leave some to type in, of 80.
+const TEXT_LIMIT: usize = 50;
 const FOLDER: &str = "/run/systemd/ask-password";
 /// In the name of every file of ours, so that those of a killed agent are found.
 const MARK: &str = "latchkey-";
@@ -29,12 +31,16 @@ pub struct Query {
     task: JoinHandle<()>,
 }
 
-/// The text that people see, systemd-cryptsetup's own.
+/// The text that people see, systemd-cryptsetup's own; a shorter one for a long name. The agents add some 30 columns: a prompt
+/// that goes over two lines would get what the agent says above it in between.
 fn text(question: &Question) -> String {
-    format!(
-        "Please enter passphrase for disk {}:",
-        printable(&question.name)
-    )
+    let name = printable(&question.name);
+    let text = format!("Please enter passphrase for disk {name}:");
+    if text.chars().count() <= TEXT_LIMIT {
+        text
+    } else {
+        format!("Unlock {name}:")
+    }
 }
 
 /// Takes questions away whose agent was killed.
@@ -242,6 +248,20 @@ mod tests {
         drop(query);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         result
+    }
+
+    #[test]
+    fn the_question_and_what_the_agents_add_fit_into_a_line() {
+        let mut question = question();
+        assert_eq!(
+            text(&question),
+            "Please enter passphrase for disk vda2_crypt:"
+        );
+        question.name = "luks-8a3d7d0e-0d5b-4f3c-9d52-1e1fa2a1c0de".to_owned();
+        assert_eq!(
+            text(&question),
+            "Unlock luks-8a3d7d0e-0d5b-4f3c-9d52-1e1fa2a1c0de:"
+        );
     }
 
     #[tokio::test(start_paused = true)]
