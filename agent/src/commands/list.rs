@@ -112,9 +112,6 @@ pub enum ListError {
     /// crypttab or a key server's files.
     #[error(transparent)]
     Files(#[from] FilesError),
-    /// A header that cannot be read.
-    #[error("whether '{0}' is bound cannot be seen")]
-    Unknown(String),
     /// stdout.
     #[error("failed to write the listing")]
     Write(#[source] io::Error),
@@ -130,11 +127,10 @@ pub fn run(files: &Files, format: Format) -> Result<(), ListError> {
 }
 
 /// Prints the UUIDs and names of the bound volumes, a line for each: for the image. One whose device is not there is printed
-/// too, with `?` before its UUID.
+/// too, with `?` before its UUID, or for it where crypttab does not give that.
 ///
 /// # Errors
-/// A variant of [`ListError`]; `Unknown` if a volume that would be opened at the prompt could not be looked at, and crypttab does
-/// not give its UUID.
+/// A variant of [`ListError`].
 pub fn run_bound(files: &Files) -> Result<(), ListError> {
     let mut out = io::stdout().lock();
     for entry in read_crypttab(files)? {
@@ -148,12 +144,13 @@ pub fn run_bound(files: &Files) -> Result<(), ListError> {
             }
             (Binding::NotBound, _) => {}
             _ if !entry.options.unsupported().is_empty() => {} // not opened by latchkey either
-            _ => match &entry.source {
-                Source::Uuid(uuid) => {
-                    writeln!(out, "?{uuid} {}", entry.name).map_err(ListError::Write)?;
-                }
-                _ => return Err(ListError::Unknown(entry.name)),
-            },
+            _ => {
+                let uuid = match &entry.source {
+                    Source::Uuid(uuid) => uuid,
+                    _ => "",
+                };
+                writeln!(out, "?{uuid} {}", entry.name).map_err(ListError::Write)?;
+            }
         }
     }
     Ok(())

@@ -475,9 +475,11 @@ impl Flow {
     }
 
     fn tell_device_state(&mut self, now: Duration, actions: &mut Vec<Action>) {
-        // The framework may have to bring the device of one that the boot needs: no other holds that up.
-        let needed_is_missing = self.needed().any(Volume::is_missing);
-        let counts = |volume: &&Volume| !volume.optional || !needed_is_missing;
+        // The framework may have to bring the device of one that the boot needs: no other holds that up. But for a volume that was
+        // left to it, it would prompt beside us.
+        let is_brought = self.needed().any(Volume::is_missing)
+            && !self.needed().any(|volume| volume.state == State::NotBound);
+        let counts = |volume: &&Volume| !volume.optional || !is_brought;
         let busy =
             self.volumes.iter().filter(counts).any(|volume| {
                 volume.is_locked() || volume.is_opening() || volume.is_being_read(now)
@@ -485,7 +487,9 @@ impl Flow {
         let waiting = !busy && self.volumes.iter().any(Volume::is_missing);
         if waiting != self.waiting_for_devices {
             self.waiting_for_devices = waiting;
-            self.status.clear(); // it is the devices now, or was until now
+            if !self.volumes.iter().any(Volume::is_locked) {
+                self.status.clear(); // it is the devices now
+            }
             actions.push(Action::WaitForDevices(waiting));
         }
     }

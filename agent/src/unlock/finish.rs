@@ -10,6 +10,7 @@ use latchkey_secret::process;
 
 use super::cleanup;
 use super::ending;
+use super::optional;
 use super::runtime::Runtime;
 use crate::failure::chain;
 use crate::files::Files;
@@ -33,7 +34,7 @@ pub struct RootError(String);
 /// A mapping that should be closed is in use.
 pub fn run(files: &Files, mount_point: &Path) -> Result<(), RootError> {
     let runtime = Runtime::of(files);
-    wait_for_others(&runtime, mount_point);
+    wait_for_others(files, &runtime, mount_point);
     cleanup::run(files);
     let begun = mapping::standing(runtime.begun_automatically());
     if begun.is_empty() {
@@ -60,10 +61,16 @@ pub fn run(files: &Files, mount_point: &Path) -> Result<(), RootError> {
 
 /// Gives the agent ten seconds for what it still has: systemd and dracut's scripts go on as soon as root is there, without what
 /// has `nofail` or `_netdev`. Only for a root that keeps what opens meanwhile.
-fn wait_for_others(runtime: &Runtime, mount_point: &Path) {
+/// A disk that is missing is waited for only where the image says that the boot does without the volume: the boot framework has
+/// given the others up.
+fn wait_for_others(files: &Files, runtime: &Runtime, mount_point: &Path) {
+    let optional = optional::names(files);
     let left = || {
         let mut names = runtime.held();
-        names.retain(|name| !mapping::name_is_taken(name));
+        let only_optional = runtime.is_waiting_for_devices();
+        names.retain(|name| {
+            !mapping::name_is_taken(name) && (!only_optional || optional.contains(name))
+        });
         names
     };
     let names = left();

@@ -431,8 +431,8 @@ impl Shell {
                 Action::Say(line) => self.console.say(&printable(&line)),
                 Action::Status(line) => self.console.say_status(&printable(&line)),
                 Action::WaitForDevices(waiting) => {
-                    if waiting {
-                        service_manager::status(&self.missing());
+                    if waiting && let Some(line) = self.missing() {
+                        service_manager::status(&printable(&line));
                     }
                     if let Err(error) = self.runtime.set_waiting_for_devices(waiting) {
                         log::warn!("{}", chain(&error));
@@ -502,11 +502,11 @@ impl Shell {
     }
 
     /// What `systemctl status` says while devices are waited for.
-    fn missing(&self) -> String {
+    fn missing(&self) -> Option<String> {
         let devices = self.entries.iter().zip(&self.devices);
         let missing = devices.filter(|(_, device)| matches!(device, Device::Missing));
         let names: Vec<_> = missing.map(|(entry, _)| entry.name.as_str()).collect();
-        format!("waiting for the disk of '{}'", names.join("', '"))
+        (!names.is_empty()).then(|| format!("waiting for the disk of '{}'", names.join("', '")))
     }
 
     /// Drops everything secret but a typed passphrase's volume keys, and takes the network down.

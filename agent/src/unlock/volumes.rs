@@ -216,18 +216,23 @@ impl Words<'_> {
         entries
     }
 
-    /// `rd.luks.allow-discards`, for all or by UUID, which dracut's scripts know and systemd does not.
+    /// `rd.luks.allow-discards`, for all LUKS volumes or by UUID, which dracut's scripts know and systemd does not. Of what is said
+    /// for all the last counts.
     fn allow_discards(&self, entry: &Entry) -> bool {
-        let is_of = |value: Option<&str>| {
-            value.is_none_or(|value| {
-                ["1", "yes", "on", "true"].contains(&value)
-                    || matches!(&entry.source, Source::Uuid(uuid) if without_prefix(value).eq_ignore_ascii_case(uuid))
-            })
-        };
-        let name = "rd.luks.allow_discards";
-        [self.image, self.kernel]
-            .iter()
-            .any(|line| line.values(name).any(is_of))
+        let (mut for_all, mut for_it) = (false, false);
+        for line in [self.image, self.kernel] {
+            for value in line.values("rd.luks.allow_discards") {
+                match value {
+                    None | Some("1" | "yes" | "on" | "true") => for_all = true,
+                    Some(value) if kernel_command_line::is_no(value) => for_all = false,
+                    Some(value) => {
+                        for_it |= matches!(&entry.source, Source::Uuid(uuid)
+                            if without_prefix(value).eq_ignore_ascii_case(uuid));
+                    }
+                }
+            }
+        }
+        entry.options.format != Format::Plain && (for_all || for_it)
     }
 
     fn prefixes(&self) -> &'static [&'static str] {
@@ -465,7 +470,8 @@ mod tests {
         };
         assert_eq!(discards(&files, ""), [false, false]);
         assert_eq!(discards(&files, "rd.luks.allow-discards"), [true, true]);
-        assert_eq!(discards(&files, "rd.luks.allow-discards=0"), [false, false]);
+        let taken_back = "rd.luks.allow-discards rd.luks.allow-discards=0";
+        assert_eq!(discards(&files, taken_back), [false, false]);
         let one = format!("rd.luks.allow-discards=luks-{B}");
         assert_eq!(discards(&files, &one), [false, true]);
         files.push(("run/systemd/system/any", ""));

@@ -435,7 +435,8 @@ pub(crate) fn activate(
     let has_integrity = has_integrity(context);
     let mut make = || {
         let mut handle = context.activate_handle();
-        handle.activate_by_volume_key(Some(name), Some(key.expose_secret()), flags(&entry.options))
+        let flags = flags(&entry.options, has_integrity);
+        handle.activate_by_volume_key(Some(name), Some(key.expose_secret()), flags)
     };
     let begin = Instant::now();
     let error = loop {
@@ -467,9 +468,11 @@ pub(crate) fn activate(
     })
 }
 
-fn flags(options: &Options) -> CryptActivate {
+/// With integrity there are no discards, and libcryptsetup would refuse to be asked for them.
+fn flags(options: &Options, has_integrity: bool) -> CryptActivate {
+    let discard = options.discard && !has_integrity;
     [
-        (options.discard, CryptActivate::ALLOW_DISCARDS),
+        (discard, CryptActivate::ALLOW_DISCARDS),
         (options.read_only, CryptActivate::READONLY),
         (options.no_read_workqueue, CryptActivate::NO_READ_WORKQUEUE),
         (

@@ -39,15 +39,19 @@ fn a_luks1_volume_is_bound_by_an_envelope_file() {
     let bound = machine.latchkey(&["bound-volumes"], "").succeeded().out;
     assert_eq!(bound, format!("{UUID} root_crypt\n"));
     machine.bind(&volume).failed_saying(&["is bound already"]);
-    // Nobody can look at these now: the image says so of the one, and of the other that latchkey has nothing to do with it.
+    // Nobody can look at these now. The image says so, but of the one with which latchkey has nothing to do.
     let table = machine.path("etc/crypttab");
     let before = std::fs::read_to_string(&table).unwrap();
     let absent = "8a3d7d0e-0d5b-4f3c-9d52-1e1fa2a1c0de";
-    let more =
-        format!("{before}absent UUID={absent} none luks,noauto\nother /dev/absent none tcrypt\n");
+    let more = format!(
+        "{before}absent UUID={absent} none luks,noauto\npath /dev/absent none luks\nother /dev/absent none tcrypt\n"
+    );
     std::fs::write(&table, more).unwrap();
     let bound = machine.latchkey(&["bound-volumes"], "").succeeded().out;
-    assert_eq!(bound, format!("{UUID} root_crypt\n?{absent} absent\n"));
+    assert_eq!(
+        bound,
+        format!("{UUID} root_crypt\n?{absent} absent\n? path\n")
+    );
     std::fs::write(&table, before).unwrap();
 
     machine.unbind(&volume).succeeded();

@@ -157,6 +157,20 @@ fn a_locked_volume_that_the_boot_does_not_need_keeps_no_other_disk_from_coming()
 }
 
 #[test]
+fn the_framework_does_not_prompt_beside_the_agent_for_what_was_left_to_it() {
+    let mut plan = plan(3, 1);
+    plan.volumes[0].optional = true;
+    let mut rig = Rig::new(plan);
+    rig.event(Event::Device(1, Header::NotBound));
+    let actions = rig.event(Event::Device(0, bound(1)));
+    assert!(rig.prompt);
+    assert!(
+        actions.contains(&Action::WaitForDevices(false)),
+        "{actions:?}"
+    );
+}
+
+#[test]
 fn a_volume_that_the_boot_does_not_need_holds_it_up_for_ten_seconds_at_most() {
     for appears in [true, false] {
         let mut rig = with_optional();

@@ -18,6 +18,8 @@ use tokio::time::sleep;
 const FOLDER: &str = "/run/plymouth";
 const CONSOLE_AGENT: &str = "systemd-ask-password-console.path";
 const PAUSE: Duration = Duration::from_secs(2);
+/// To start the console agent, for each splash screen.
+const TRIES: u32 = 5;
 
 #[derive(Debug, PartialEq, Eq)]
 enum Splash {
@@ -34,15 +36,17 @@ pub async fn replace() -> Infallible {
     if !Path::new("/etc/initrd-release").exists() {
         pending::<()>().await;
     }
-    let mut replaced = false;
+    let mut tries = TRIES;
     loop {
         sleep(PAUSE).await;
         match look(Path::new(FOLDER), Path::new("/proc")) {
-            Splash::Never => {}
-            Splash::Living => replaced = false,
-            Splash::Gone if replaced => {}
-            // Without effect where the console asks already, and where a splash screen is just being started.
-            Splash::Gone => replaced = start_console_agent().await,
+            Splash::Living => tries = TRIES,
+            Splash::Gone if tries > 0 => {
+                // Without effect where the console asks already, and where a splash screen is just being started.
+                let started = start_console_agent().await;
+                tries = if started { 0 } else { tries - 1 };
+            }
+            Splash::Gone | Splash::Never => {}
         }
     }
 }
