@@ -36,6 +36,14 @@ pub const SCENARIOS: &[Scenario] = &[
         play: no_root_to_mount,
     },
     Scenario {
+        name: "E2 rd.shell=0 and a root that opens and cannot be mounted: no shell, and no open volume",
+        play: no_shell,
+    },
+    Scenario {
+        name: "E2 SYSTEMD_SULOGIN_FORCE= on the kernel line leaves only the prompt",
+        play: forced_shell_word,
+    },
+    Scenario {
         name: "T15 break= on the kernel line leaves only the prompt",
         play: break_word,
     },
@@ -116,17 +124,7 @@ fn no_root_to_mount(stage: &Stage) -> Outcome {
     if stage.flavour().framework == Framework::DracutSystemd {
         return Err(NotHere("systemd waits without end for a device with a file system on it, and nobody gets a shell.").into());
     }
-    let disk = StolenDisk::copy_of(&stage.bound_disk()?, stage.folder())?;
-    disk.destroy_content()?;
-    let mut server = stage.key_server()?;
-    server.start(PORT)?;
-    let spec = stage
-        .bound_machine(&disk.put_back(), "boot")
-        // dracut's limit, which is three minutes.
-        .kernel_line("rd.retry=30");
-    let mut machine = Machine::start(&spec)?;
-    machine.expect(OPENED, LIMIT)?;
-    machine.expect_beside("is closed before anybody gets a shell", GIVES_UP)?;
+    let (_server, mut machine) = without_content(stage, "")?;
     machine.expect_beside(stage.flavour().emergency(), GIVES_UP)?;
     machine
         .console
@@ -135,8 +133,48 @@ fn no_root_to_mount(stage: &Stage) -> Outcome {
     Ok(())
 }
 
+/// What dracut does then is its own affair: it stops the boot, and nobody gets to the disk.
+fn no_shell(stage: &Stage) -> Outcome {
+    if stage.flavour().framework != Framework::DracutScript {
+        return Err(NotHere("`rd.shell=` is a word of dracut, which under systemd waits without end for such a root.").into());
+    }
+    let (_server, mut machine) = without_content(stage, "rd.shell=0")?;
+    machine.expect_beside("Boot has failed", GIVES_UP)?;
+    ensure(
+        machine.console.count(stage.flavour().emergency()) == 0,
+        || "there is a shell".to_owned(),
+    )
+}
+
+/// A machine whose root opens by itself and holds no file system, at the moment when it was closed again.
+fn without_content(stage: &Stage, words: &str) -> Result<(KeyServer, Machine), Failure> {
+    let disk = StolenDisk::copy_of(&stage.bound_disk()?, stage.folder())?;
+    disk.destroy_content()?;
+    let mut server = stage.key_server()?;
+    server.start(PORT)?;
+    let spec = stage
+        .bound_machine(&disk.put_back(), "boot")
+        // dracut's limit, which is three minutes.
+        .kernel_line(&format!("rd.retry=30 {words}"));
+    let mut machine = Machine::start(&spec)?;
+    machine.expect(OPENED, LIMIT)?;
+    machine.expect_beside("is closed before anybody gets a shell", GIVES_UP)?;
+    Ok((server, machine))
+}
+
 /// How long a framework may take to give up on a busy host.
 const GIVES_UP: Duration = Duration::from_secs(600);
+
+/// With it anybody at the console gets the emergency shell of systemd without a password.
+fn forced_shell_word(stage: &Stage) -> Outcome {
+    let word = "SYSTEMD_SULOGIN_FORCE=1";
+    let (mut server, mut machine) = with_words(stage, word, &format!("'{word}'"))?;
+    machine.answer_now(PASSPHRASE)?;
+    machine.expect(TYPED, LIMIT)?;
+    machine.up()?;
+    machine.power_off()?;
+    Ok(server.stop()?)
+}
 
 fn break_word(stage: &Stage) -> Outcome {
     let (mut server, mut machine) = with_words(stage, "break=bottom", "'break=bottom'")?;
