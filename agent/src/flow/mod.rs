@@ -318,18 +318,16 @@ impl Flow {
                 actions.push(Action::ForgetTyped);
             }
             Tried::Wrong => {
-                self.wrong += 1;
-                self.status.clear(); // what is said now would stand between it and the next prompt
-                actions.push(Action::Say(
-                    "no keyslot opens with this passphrase".to_owned(),
-                ));
+                self.typed_in_vain("no keyslot opens with this passphrase".to_owned(), actions);
             }
-            Tried::Failed(why) => {
-                self.wrong += 1;
-                self.status.clear();
-                actions.push(Action::Say(why));
-            }
+            Tried::Failed(why) => self.typed_in_vain(why, actions),
         }
+    }
+
+    fn typed_in_vain(&mut self, why: String, actions: &mut Vec<Action>) {
+        self.wrong += 1;
+        self.status.clear(); // this line would stand between it and the next prompt
+        actions.push(Action::Say(why));
     }
 
     /// Everything that follows from the state as it now is.

@@ -13,6 +13,7 @@ use std::path::Path;
 
 use latchkey_protocol::RequestId;
 use latchkey_protocol::wire::{BootReport, Text, Version};
+use latchkey_secret::terminal;
 use nix::libc::{O_NOCTTY, O_NONBLOCK};
 use nix::sys::termios::{LocalFlags, tcgetattr};
 use nix::time::{ClockId, clock_gettime};
@@ -26,6 +27,8 @@ use crate::logging;
 const LINES_LIMIT: usize = 200;
 /// Columns of a terminal that does not say how many it has, as on a serial line.
 const COLUMNS: usize = 80;
+/// The virtual terminal that is in front.
+const FRONT: &str = "tty0";
 
 /// The console, the log and the report.
 #[derive(Debug)]
@@ -87,7 +90,9 @@ impl Console {
             #[cfg(test)]
             Output::Nowhere => return self.note(line),
         }
-        splash::show(&text);
+        if open_console(FRONT).is_some_and(terminal::is_drawn_on) {
+            splash::show(&text);
+        }
         self.note(line);
     }
 

@@ -28,6 +28,7 @@ mod optional;
 mod shell;
 pub(crate) mod shown;
 mod splash;
+mod volume_words;
 
 use std::time::Duration;
 

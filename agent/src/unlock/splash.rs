@@ -4,30 +4,19 @@
 //! shows text shows the console too. Its protocol is that of `plymouth message` (ply-boot-protocol.h): a letter, 2, the length and
 //! the argument with its zero byte; the answer is not waited for.
 
-use std::fs::OpenOptions;
 use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
 
-use latchkey_secret::terminal;
-use nix::libc::{O_NOCTTY, O_NONBLOCK};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
 /// An abstract socket (unix(7)).
 const SOCKET: &[u8] = b"/org/freedesktop/plymouthd";
-/// The virtual terminal that is in front.
-const FRONT: &str = "/dev/tty0";
 /// The length is one byte and counts the zero.
 const LIMIT: usize = 254;
 
-/// Shows a line if a splash screen is drawn.
+/// Shows a line, if there is a Plymouth.
 pub fn show(line: &str) {
-    let mut options = OpenOptions::new();
-    options.read(true).custom_flags(O_NOCTTY | O_NONBLOCK);
-    if !options.open(FRONT).is_ok_and(terminal::is_drawn_on) {
-        return;
-    }
     if let Err(error) = send(SOCKET, line) {
         log::debug!("the splash screen does not show what is said: {error}");
     }

@@ -11,8 +11,10 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::process::Command;
+use latchkey_secret::process;
 use tokio::time::sleep;
+
+use crate::unlock::ending;
 
 /// Plymouth makes it, and leaves it.
 const FOLDER: &str = "/run/plymouth";
@@ -39,7 +41,7 @@ pub async fn replace() -> Infallible {
     let mut tries = TRIES;
     loop {
         sleep(PAUSE).await;
-        match look(Path::new(FOLDER), Path::new("/proc")) {
+        match look(Path::new(FOLDER)) {
             Splash::Living => tries = TRIES,
             Splash::Gone if tries > 0 => {
                 // Without effect where the console asks already, and where a splash screen is just being started.
@@ -52,7 +54,7 @@ pub async fn replace() -> Infallible {
 }
 
 /// Removes the pid file of a process that is no more.
-fn look(folder: &Path, proc: &Path) -> Splash {
+fn look(folder: &Path) -> Splash {
     let pid_file = folder.join("pid");
     let text = match fs::read_to_string(&pid_file) {
         Ok(text) => text,
@@ -61,13 +63,16 @@ fn look(folder: &Path, proc: &Path) -> Splash {
         Err(_) => return Splash::Never,
     };
     // Empty while it starts.
-    let Ok(pid) = text.trim().parse::<u32>() else {
+    let Ok(pid) = text.trim().parse() else {
         return Splash::Living;
     };
-    match fs::read_to_string(proc.join(format!("{pid}/stat"))) {
-        Ok(stat) if !is_over(&stat) => return Splash::Living,
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Splash::Living,
-        _ => {}
+    let has_ended = match process::pidfd(pid) {
+        Ok(None) => true,
+        Ok(Some(handle)) => ending::is_gone(&handle, Duration::ZERO),
+        Err(_) => false,
+    };
+    if !has_ended {
+        return Splash::Living;
     }
     match fs::remove_file(&pid_file) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -78,16 +83,9 @@ fn look(folder: &Path, proc: &Path) -> Splash {
     }
 }
 
-/// Whether a process has ended that nobody has waited for yet; the state follows the name, which may have brackets in it
-/// (proc_pid_stat(5)).
-fn is_over(stat: &str) -> bool {
-    stat.rsplit_once(')')
-        .is_some_and(|(_, rest)| matches!(rest.trim_start().as_bytes().first(), Some(b'Z' | b'X')))
-}
-
 /// Whether that was done. Never in the place of a job that is under way.
 async fn start_console_agent() -> bool {
-    let started = Command::new("systemctl")
+    let started = tokio::process::Command::new("systemctl")
         .args(["start", "--no-block", "--job-mode=fail", CONSOLE_AGENT])
         .status()
         .await;
@@ -104,43 +102,40 @@ async fn start_console_agent() -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
-    /// What is seen of a pid file with `text`, where process 7 has this `stat`; whether the file is there afterwards.
-    fn seen(text: &str, stat: Option<&str>) -> (Splash, bool) {
+    /// What is seen of a pid file with `text`; whether the file is there afterwards.
+    fn seen(text: &str) -> (Splash, bool) {
         let folder = tempfile::tempdir().unwrap();
-        let (pid_file, proc) = (folder.path().join("pid"), folder.path().join("proc"));
+        let pid_file = folder.path().join("pid");
         fs::write(&pid_file, text).unwrap();
-        fs::create_dir_all(proc.join("7")).unwrap();
-        if let Some(stat) = stat {
-            fs::write(proc.join("7/stat"), stat).unwrap();
-        }
-        (look(folder.path(), &proc), pid_file.exists())
+        (look(folder.path()), pid_file.exists())
     }
 
     #[test]
     fn the_pid_file_of_a_killed_splash_screen_goes_and_that_of_a_living_one_stays() {
-        assert_eq!(seen("7\n", None), (Splash::Gone, false));
+        let mut splash = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = splash.id().to_string();
+        assert_eq!(seen(&format!("{pid}\n")), (Splash::Living, true));
+        assert_eq!(seen(""), (Splash::Living, true));
+        splash.kill().unwrap();
+        let handle = process::pidfd(splash.id().cast_signed()).unwrap().unwrap();
+        assert!(ending::is_gone(&handle, Duration::from_secs(60)));
         assert_eq!(
-            seen("7", Some("7 (plymouthd) Z 1 7")),
-            (Splash::Gone, false)
+            seen(&pid),
+            (Splash::Gone, false),
+            "nobody has waited for it"
         );
-        assert_eq!(
-            seen("7\n", Some("7 (plymouthd) S 1 7")),
-            (Splash::Living, true)
-        );
-        assert_eq!(
-            seen("7\n", Some("7 (a ) Z b) S 1 7")),
-            (Splash::Living, true)
-        );
-        assert_eq!(seen("", None), (Splash::Living, true));
+        splash.wait().unwrap();
+        assert_eq!(seen(&format!("{pid}\n")), (Splash::Gone, false));
     }
 
     #[test]
     fn one_that_crashed_or_quit_has_left_its_folder() {
         let folder = tempfile::tempdir().unwrap();
-        let proc = Path::new("/proc");
-        assert_eq!(look(folder.path(), proc), Splash::Gone);
-        assert_eq!(look(&folder.path().join("absent"), proc), Splash::Never);
+        assert_eq!(look(folder.path()), Splash::Gone);
+        assert_eq!(look(&folder.path().join("absent")), Splash::Never);
     }
 }
