@@ -162,9 +162,7 @@ impl Spec {
     /// [`plug_data_disk`](crate::machine::Machine::plug_data_disk).
     #[must_use]
     pub fn late_data_disk(self, image: &Path) -> Self {
-        let file = image.display();
-        let drive = format!("file={file},format=raw,if=none,id={LATE_DATA},cache=unsafe");
-        self.qemu(&["-drive", &drive])
+        self.qemu(&["-drive", &raw_drive(image, LATE_DATA)])
     }
 
     /// Hands QEMU further arguments.
@@ -215,9 +213,7 @@ impl Spec {
             ]);
         }
         for (number, disk) in self.data_disks.iter().enumerate() {
-            let file = disk.display();
-            let drive = format!("file={file},format=raw,if=none,id=data{number},cache=unsafe");
-            qemu.args(["-drive", &drive]);
+            qemu.args(["-drive", &raw_drive(disk, &format!("data{number}"))]);
             let slot = FIRST_DATA_SLOT + number;
             qemu.args([
                 "-device",
@@ -265,6 +261,11 @@ impl Spec {
         qemu.args(&self.more);
         qemu
     }
+}
+
+fn raw_drive(image: &Path, id: &str) -> String {
+    let file = image.display();
+    format!("file={file},format=raw,if=none,id={id},cache=unsafe")
 }
 
 /// All that QEMU can emulate but five levels of page tables, and but fast `rep stosb`: the kernel would clear its pages

@@ -191,10 +191,7 @@ impl Stage {
     /// # Errors
     /// [`NotHere`] with the reason.
     pub fn needs_initramfs_tools(&self, reason: &'static str) -> Outcome {
-        match self.flavour().framework {
-            Framework::InitramfsTools => Ok(()),
-            Framework::DracutSystemd | Framework::DracutScript => Err(NotHere(reason).into()),
-        }
+        self.needs(&[Framework::InitramfsTools], reason)
     }
 
     /// Ends a scenario about something that initramfs-tools does not do.
@@ -202,9 +199,17 @@ impl Stage {
     /// # Errors
     /// [`NotHere`] with the reason.
     pub fn needs_dracut(&self, reason: &'static str) -> Outcome {
-        match self.flavour().framework {
-            Framework::InitramfsTools => Err(NotHere(reason).into()),
-            Framework::DracutSystemd | Framework::DracutScript => Ok(()),
+        self.needs(&[Framework::DracutSystemd, Framework::DracutScript], reason)
+    }
+
+    /// Ends a scenario about something that these frameworks alone do.
+    ///
+    /// # Errors
+    /// [`NotHere`] with the reason.
+    pub fn needs(&self, frameworks: &[Framework], reason: &'static str) -> Outcome {
+        match frameworks.contains(&self.flavour().framework) {
+            true => Ok(()),
+            false => Err(NotHere(reason).into()),
         }
     }
 

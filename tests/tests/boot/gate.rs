@@ -10,7 +10,7 @@ use latchkey_tests::guest::PASSPHRASE;
 use latchkey_tests::keyserver::KeyServer;
 use latchkey_tests::machine::Machine;
 use latchkey_tests::memory::{self, Search};
-use latchkey_tests::stage::{Failure, NotHere, Outcome, Scenario, Stage, ensure};
+use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
 
 use crate::secrets::{self, VOLUME_KEY};
 
@@ -121,9 +121,10 @@ fn plain_file_system(stage: &Stage) -> Outcome {
 
 /// The header is the bound one, so the volume opens. What it holds is noise, and the framework gives a shell for that.
 fn no_root_to_mount(stage: &Stage) -> Outcome {
-    if stage.flavour().framework == Framework::DracutSystemd {
-        return Err(NotHere("systemd waits without end for a device with a file system on it, and nobody gets a shell.").into());
-    }
+    stage.needs(
+        &[Framework::InitramfsTools, Framework::DracutScript],
+        "systemd waits without end for a device with a file system on it, and nobody gets a shell.",
+    )?;
     let (_server, mut machine) = without_content(stage, "")?;
     machine.expect_beside(stage.flavour().emergency(), GIVES_UP)?;
     machine
@@ -135,9 +136,10 @@ fn no_root_to_mount(stage: &Stage) -> Outcome {
 
 /// What dracut does then is its own affair: it stops the boot, and nobody gets to the disk.
 fn no_shell(stage: &Stage) -> Outcome {
-    if stage.flavour().framework != Framework::DracutScript {
-        return Err(NotHere("`rd.shell=` is a word of dracut, which under systemd waits without end for such a root.").into());
-    }
+    stage.needs(
+        &[Framework::DracutScript],
+        "`rd.shell=` is a word of dracut, which under systemd waits without end for such a root.",
+    )?;
     let (_server, mut machine) = without_content(stage, "rd.shell=0")?;
     machine.expect_beside("Boot has failed", GIVES_UP)?;
     ensure(

@@ -3,12 +3,13 @@
 use latchkey_tests::bound::PORT;
 use latchkey_tests::flavour::Framework;
 use latchkey_tests::machine::Machine;
-use latchkey_tests::stage::{NotHere, Outcome, Stage, ensure};
+use latchkey_tests::stage::{Outcome, Stage, ensure};
 
 pub fn tells(stage: &Stage) -> Outcome {
-    if stage.flavour().framework != Framework::DracutSystemd {
-        return Err(NotHere("There is no systemd in this initramfs.").into());
-    }
+    stage.needs(
+        &[Framework::DracutSystemd],
+        "There is no systemd in this initramfs.",
+    )?;
     let mut server = stage.key_server()?;
     server.start(PORT)?;
     let spec = stage.bound_machine(&stage.bound_disk()?, "boot").systemd();

@@ -1,4 +1,4 @@
-//! The rows of `docs/compatibility.md`: facts that are tried on every flavour. A row is a scenario under the name that
+//! The rows of `docs/compatibility.md`, and row E1 of the faults: facts that are tried on every flavour. A row is a scenario under the name that
 //! users read; [`NotHere`](latchkey_tests::stage::NotHere) is what it says where it means nothing.
 
 use latchkey_tests::guest::PASSPHRASE;

@@ -7,7 +7,7 @@ use latchkey_tests::flavour::Framework;
 use latchkey_tests::guest::PASSPHRASE;
 use latchkey_tests::initramfs::{script_after_agent, script_at_start};
 use latchkey_tests::machine::Machine;
-use latchkey_tests::stage::{Failure, NotHere, Outcome, Scenario, Stage, ensure};
+use latchkey_tests::stage::{Failure, Outcome, Scenario, Stage, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -60,9 +60,10 @@ pub fn asked_once(stage: &Stage) -> Outcome {
 /// A machine in which somebody asks before the agent does, and somebody counts the questions of both.
 fn asked_by_another(stage: &Stage) -> Result<Machine, Failure> {
     let framework = stage.flavour().framework;
-    if framework != Framework::DracutSystemd {
-        return Err(NotHere("There are no password agents in this initramfs.").into());
-    }
+    stage.needs(
+        &[Framework::DracutSystemd],
+        "There are no password agents in this initramfs.",
+    )?;
     let start = format!(
         r#"(
     answer=$(systemd-ask-password --no-tty --timeout=0 '{OTHER}')

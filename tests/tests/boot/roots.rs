@@ -7,7 +7,7 @@ use latchkey_tests::flavour::Framework;
 use latchkey_tests::guest::{DEVICE, MAPPING, PASSPHRASE};
 use latchkey_tests::layout::Layout;
 use latchkey_tests::machine::{Machine, Spec};
-use latchkey_tests::stage::{NotHere, Outcome, Scenario, Stage, ensure};
+use latchkey_tests::stage::{Outcome, Scenario, Stage, ensure};
 
 use crate::data_disks::{LUKS2, images, with_disks};
 
@@ -211,11 +211,8 @@ fn by_passphrase(stage: &Stage, spec: &Spec) -> Outcome {
 }
 
 fn needs_crypttab(stage: &Stage) -> Outcome {
-    match stage.flavour().framework {
-        Framework::InitramfsTools | Framework::DracutSystemd => Ok(()),
-        Framework::DracutScript => Err(NotHere(
-            "dracut's scripts open what has a LUKS header on it: such a machine does not boot without latchkey.",
-        )
-        .into()),
-    }
+    stage.needs(
+        &[Framework::InitramfsTools, Framework::DracutSystemd],
+        "dracut's scripts open what has a LUKS header on it: such a machine does not boot without latchkey.",
+    )
 }
